@@ -1,0 +1,1 @@
+"""Headrace, from click to lift: a large-scale machine-learning system in Python."""

@@ -1,0 +1,170 @@
+"""The project's clock, named in the profile by a URL, and the machine's clock beside it.
+
+Event time, sessions, windows and schedules read the project's clock; retention, leases,
+time-outs and metrics read the machine's.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, Self
+
+import msgspec
+
+from headrace.base.errors import CallError
+from headrace.base.urls import Registry, Scheme, Url
+
+_STATE_FILE = Path(".headrace") / "clock.json"
+_STEPPED_FILE = Path(".headrace") / "clock.stepped"
+_MICROSECONDS = struct.Struct("<q")
+
+# A supervisor notes the world's time every second. After a kill -9 up to two seconds may be
+# unnoted: the world then goes on that much later, so that its time never runs backwards.
+_UNNOTED_US = 2_000_000
+
+
+class Clock(Protocol):
+    """The project's time."""
+
+    def now_us(self) -> int:
+        """Returns the project's time in microseconds since 1970, UTC."""
+
+
+def machine_us() -> int:
+    """Returns the machine's time in microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+class _NoOptions(msgspec.Struct):
+    pass
+
+
+class RealClock:
+    """The machine's own time."""
+
+    @classmethod
+    def from_url(cls, url: Url) -> Self:
+        """Returns the clock of `real://`."""
+        url.read_options(_NoOptions)
+        return cls()
+
+    def now_us(self) -> int:
+        """Returns the machine's time."""
+        return machine_us()
+
+    def note(self) -> None:
+        """Keeps nothing: the machine remembers its own time."""
+
+
+class _WorldOptions(msgspec.Struct):
+    rate: float = 1.0
+
+
+class Anchor(msgspec.Struct, frozen=True):
+    """One point where the machine's and the world's time are known together."""
+
+    machine_us: int
+    world_us: int
+
+
+class WorldClock:
+    """A simulated world's time, which runs `rate` times as fast as the machine's.
+
+    It goes on where it stopped: time in which nothing ran does not pass in the world.
+    """
+
+    def __init__(
+        self, rate: float, anchor: Anchor, *, path: Path | None = None, machine: Callable[[], int] = machine_us
+    ) -> None:
+        if not 0 < rate <= 1_000_000:
+            raise CallError(f"world://?rate={rate:g}: the rate must be above 0 and at most 1,000,000")
+        self.rate = rate
+        self.anchor = anchor
+        self._path = path
+        self._machine = machine
+
+    @classmethod
+    def from_url(cls, url: Url) -> Self:
+        """Returns the clock of `world://?rate=3600` at the anchor that the supervisor noted."""
+        rate = url.read_options(_WorldOptions).rate
+        path = url.root / _STATE_FILE
+        try:
+            anchor = msgspec.json.decode(path.read_bytes(), type=Anchor)
+        except FileNotFoundError:
+            now = machine_us()
+            anchor = Anchor(now, now)
+        return cls(rate, anchor, path=path)
+
+    def now_us(self) -> int:
+        """Returns the world's time."""
+        return self.anchor.world_us + int((self._machine() - self.anchor.machine_us) * self.rate)
+
+    def resume(self) -> None:
+        """Goes on where the world stopped, as its supervisor does once at start."""
+        now = self._machine()
+        unnoted = min(max(now - self.anchor.machine_us, 0), _UNNOTED_US)
+        self.anchor = Anchor(now, self.anchor.world_us + int(unnoted * self.rate))
+        self.note()
+
+    def note(self) -> None:
+        """Writes the present point down for the next start and for other processes."""
+        if self._path is None:
+            return
+        now = self._machine()
+        noted = Anchor(now, self.anchor.world_us + int((now - self.anchor.machine_us) * self.rate))
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._path.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(msgspec.json.encode(noted))
+        temporary.replace(self._path)
+
+
+class SteppedClock:
+    """Time that stands still until somebody steps it; all processes of a project see the same."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if os.fstat(descriptor).st_size < _MICROSECONDS.size:
+                os.write(descriptor, _MICROSECONDS.pack(machine_us()))
+            self._memory = mmap.mmap(descriptor, _MICROSECONDS.size)
+        finally:
+            os.close(descriptor)
+
+    @classmethod
+    def from_url(cls, url: Url) -> Self:
+        """Returns the clock of `stepped://`, kept in the project's folder."""
+        url.read_options(_NoOptions)
+        return cls(url.root / _STEPPED_FILE)
+
+    def now_us(self) -> int:
+        """Returns the time of the last step."""
+        now: int = _MICROSECONDS.unpack_from(self._memory)[0]
+        return now
+
+    def step(self, seconds: float) -> int:
+        """Returns the new time, `seconds` later."""
+        if seconds < 0:
+            raise CallError(f"a stepped clock goes forward only, got {seconds:g} seconds")
+        now = self.now_us() + int(seconds * 1_000_000)
+        _MICROSECONDS.pack_into(self._memory, 0, now)
+        return now
+
+    def note(self) -> None:
+        """Keeps nothing: every step is in the file already."""
+
+
+SCHEMES = Registry(
+    noun="clock",
+    group="headrace.clocks",
+    schemes={
+        "real": Scheme("headrace.base.clock:RealClock"),
+        "world": Scheme("headrace.base.clock:WorldClock"),
+        "stepped": Scheme("headrace.base.clock:SteppedClock"),
+    },
+)

@@ -1,0 +1,75 @@
+"""Named points at which a test can make this process die, stop or fail.
+
+Nothing happens unless the variable HEADRACE_FAULT is set, for example
+`HEADRACE_FAULT=topics.written=kill@3` (kill -9 at the third passage) or
+`HEADRACE_FAULT=topics.written=kill@3:/tmp/mark` (and leave proof that it was reached).
+Several faults are joined by commas.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from headrace.base.errors import CallError, unknown_name
+
+VARIABLE = "HEADRACE_FAULT"
+
+POINTS = {
+    "collect.parsed": "the door has parsed a request and handed nothing over yet",
+    "collect.answering": "the event is durable and the answer is not sent yet",
+    "topics.received": "the writer holds the frames of a commit and has written nothing",
+    "topics.written": "the rows are in the transaction, which is not committed",
+    "topics.synced": "the commit is on disk and no answer has left the writer",
+}
+
+ACTIONS = ("kill", "stop", "raise")
+
+
+class FaultError(Exception):
+    """The fault `raise`, planted by HEADRACE_FAULT."""
+
+
+@dataclass
+class _Planted:
+    action: str
+    countdown: int
+    mark: str
+
+
+def parse(text: str) -> dict[str, _Planted]:
+    """Returns the planted faults of a HEADRACE_FAULT value, by point."""
+    planted = {}
+    for part in filter(None, text.split(",")):
+        point, _, rest = part.partition("=")
+        action, _, rest = rest.partition("@")
+        count, _, mark = rest.partition(":")
+        if point not in POINTS:
+            raise unknown_name("crash point", point, POINTS)
+        if action not in ACTIONS or (count and not count.isdigit()):
+            raise CallError(f"{VARIABLE}={text!r}: write POINT=ACTION@COUNT:MARK, ACTION one of {', '.join(ACTIONS)}")
+        planted[point] = _Planted(action, int(count or 1), mark)
+    return planted
+
+
+# Read once: a crash point on the hot path may cost one dictionary test and no more.
+_PLANTED = parse(os.environ.get(VARIABLE, ""))
+
+
+def point(name: str) -> None:
+    """Returns at once, unless HEADRACE_FAULT names this point and its count is reached."""
+    if _PLANTED and name in _PLANTED:
+        _reach(name, _PLANTED[name])
+
+
+def _reach(name: str, planted: _Planted) -> None:
+    planted.countdown -= 1
+    if planted.countdown:
+        return
+    if planted.mark:
+        Path(planted.mark).write_text(f"{name} {os.getpid()}\n", encoding="utf-8")
+    if planted.action == "raise":
+        raise FaultError(name)
+    os.kill(os.getpid(), signal.SIGKILL if planted.action == "kill" else signal.SIGSTOP)

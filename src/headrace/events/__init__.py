@@ -1,0 +1,1 @@
+"""What happened: the envelope of an event, the taxonomy, and a world that makes them up."""

@@ -1,0 +1,294 @@
+"""Topics in one SQLite file, for a laptop or a single machine: durable, and shared by processes."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import msgspec
+
+from headrace.base.clock import machine_us
+from headrace.base.errors import unknown_name
+from headrace.base.ids import make_id
+from headrace.base.sqlite import Link, Seat, connect
+from headrace.base.urls import Url
+from headrace.topics import sqlite_frames as frames
+from headrace.topics.partition import partition_for
+from headrace.topics.sqlite_sender import SqliteSender
+from headrace.topics.sqlite_store import SqliteStore, outside_error, read_bounds, read_offset_at, read_rows
+from headrace.topics.topic import (
+    DEFAULT_DEADLINE_SECONDS,
+    Bounds,
+    Capabilities,
+    Description,
+    GroupPosition,
+    Message,
+    Place,
+    Position,
+    Record,
+    Sender,
+    check_existing,
+    check_partitions,
+    check_range,
+)
+
+_FILE = "topics.db"
+_POLL_SECONDS = 0.01
+_FRAME_ROWS = 64
+
+
+class _Options(msgspec.Struct):
+    """sqlite:// topics have no options."""
+
+
+@dataclass(frozen=True)
+class _Found:
+    id: int
+    description: Description
+
+
+class SqliteTopics:
+    """Reads the file itself; hands everything that changes it to the one writer."""
+
+    capabilities: ClassVar[Capabilities] = Capabilities(durable=True, shared=True, dense=True)
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / _FILE
+        self._seat = Seat(self._path, lambda: SqliteStore.open(self._path))
+        self._link = Link(self._seat)
+        self._producer = make_id(machine_us(), os.urandom(10))
+        self._sequence = 0
+        self._appending = threading.Lock()
+        self._reading = threading.Lock()
+        self._reader: sqlite3.Connection | None = None
+
+    @classmethod
+    def from_url(cls, url: Url) -> Self:
+        """Returns the topics in the folder that the URL names."""
+        url.read_options(_Options)
+        return cls(url.local_path())
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process writes the file at present."""
+        return self._seat.held
+
+    def names(self) -> list[str]:
+        """Returns the names of all topics, sorted."""
+        return [row[0] for row in self._query("select name from topics order by name")]
+
+    def describe(self, name: str) -> Description:
+        """Returns what a topic is."""
+        return self.find(name).description
+
+    def create(self, name: str, *, partitions: int, retention_seconds: int | None) -> Description:
+        """Returns the new topic, or the one that stands."""
+        check_partitions(name, partitions)
+        incarnation = make_id(machine_us(), os.urandom(10))
+        self._ask(frames.Create(name, partitions, incarnation, retention_seconds))
+        found = self.describe(name)
+        check_existing(found, partitions)
+        return found
+
+    def alter(self, name: str, *, retention_seconds: int | None) -> Description:
+        """Changes how long records are kept."""
+        self.find(name)
+        self._ask(frames.Alter(name, retention_seconds))
+        return self.describe(name)
+
+    def drop(self, name: str) -> None:
+        """Deletes a topic."""
+        self.find(name)
+        self._ask(frames.Drop(name))
+
+    def bounds(self, name: str) -> list[Bounds]:
+        """Returns the first and the next offset of each partition."""
+        found = self.find(name)
+        with self._reading:
+            return [read_bounds(self._open(), found.id, p) for p in range(found.description.partitions)]
+
+    def append(self, name: str, records: Sequence[Record], *, deadline_seconds: float) -> list[Place]:
+        """Returns the places of the records once they are durable."""
+        found = self.find(name)
+        split: dict[int, list[int]] = {}
+        for index, record in enumerate(records):
+            split.setdefault(partition_for(record.key, found.description.partitions), []).append(index)
+        places: list[Place | None] = [None] * len(records)
+        portions = [
+            (partition, portion) for partition, indices in split.items() for portion in _portions(records, indices)
+        ]
+        for start in range(0, len(portions), _FRAME_ROWS):
+            self._append_rows(found.id, records, portions[start : start + _FRAME_ROWS], places, deadline_seconds)
+        return [place for place in places if place is not None]
+
+    def read(self, name: str, offsets: Mapping[int, int], *, max_records: int, wait_seconds: float) -> list[Message]:
+        """Returns messages from the given offsets on."""
+        deadline = time.monotonic() + wait_seconds
+        while True:
+            version = self._version()
+            messages = self._read_once(self.find(name), offsets, max_records)
+            if messages:
+                return messages
+            # An unchanged version costs 2 us to see, so that waiting costs next to nothing.
+            while self._version() == version:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return []
+                time.sleep(min(_POLL_SECONDS, left))
+
+    def offsets_at(self, name: str, time_us: int) -> list[int]:
+        """Returns the first offsets whose records are not older than `time_us`."""
+        found = self.find(name)
+        with self._reading:
+            return [read_offset_at(self._open(), found.id, p, time_us) for p in range(found.description.partitions)]
+
+    def join(self, name: str, group: str) -> _Membership:
+        """Returns the membership that fences every older one."""
+        found = self.find(name)
+        generation = self._ask(frames.Join(group, name))[0]
+        return _Membership(self, name, found.description.incarnation, group, generation)
+
+    def groups(self, name: str) -> list[GroupPosition]:
+        """Returns the saved positions of all groups."""
+        rows = self._query(
+            "select p.name, p.partition, p.incarnation, p.position, g.generation from positions p "
+            "join groups g on g.name = p.name and g.topic = p.topic "
+            "where p.topic = ? order by p.name, p.partition",
+            (name,),
+        )
+        return [GroupPosition(row[0], name, Position(row[2], row[1], row[3]), row[4]) for row in rows]
+
+    def open_sender(self, *, deadline_seconds: float, max_pending_bytes: int) -> Sender:
+        """Returns an asyncio sender with a connection of its own."""
+        return SqliteSender(
+            self._seat, self._resolve, deadline_seconds=deadline_seconds, max_pending_bytes=max_pending_bytes
+        )
+
+    def close(self) -> None:
+        """Releases the file; if this process was its writer, the next one takes over."""
+        self._link.close()
+        self._seat.leave()
+        with self._reading:
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
+
+    def find(self, name: str) -> _Found:
+        """Returns a topic with its number in the file."""
+        rows = self._query("select id, partitions, incarnation, retention_seconds from topics where name = ?", (name,))
+        if not rows:
+            raise unknown_name("topic", name, self.names())
+        number, partitions, incarnation, retention_seconds = rows[0]
+        return _Found(number, Description(name, partitions, incarnation, retention_seconds))
+
+    def commit(self, frame: frames.Commit) -> None:
+        """Saves a group's positions, unless it was taken over."""
+        self._ask(frame)
+
+    def _resolve(self, name: str) -> tuple[int, int]:
+        found = self.find(name)
+        return found.id, found.description.partitions
+
+    def _ask(self, frame: frames.Frame, deadline_seconds: float = DEFAULT_DEADLINE_SECONDS) -> list[int]:
+        try:
+            data = self._link.ask(frames.pack(frame), deadline_seconds=deadline_seconds)
+        except sqlite3.Error as error:
+            raise outside_error(error) from error
+        answer = frames.read_answer(data)
+        failure = frames.error_of(answer)
+        if failure is not None:
+            raise failure
+        return answer.numbers
+
+    def _append_rows(
+        self,
+        topic: int,
+        records: Sequence[Record],
+        portions: Sequence[tuple[int, Sequence[int]]],
+        places: list[Place | None],
+        deadline_seconds: float,
+    ) -> None:
+        now_us = machine_us()
+        parts = []
+        for partition, indices in portions:
+            rows = [frames.stamped(records[index], now_us) for index in indices]
+            newest_us = max(row.time_us for row in rows)
+            parts.append(frames.Part(topic, partition, len(rows), newest_us, frames.pack_records(rows)))
+        with self._appending:
+            self._sequence += 1
+            bases = self._ask(frames.Append(self._producer, self._sequence, parts), deadline_seconds)
+        for (partition, indices), base in zip(portions, bases, strict=True):
+            for step, index in enumerate(indices):
+                places[index] = Place(partition, base + step)
+
+    def _read_once(self, found: _Found, offsets: Mapping[int, int], max_records: int) -> list[Message]:
+        messages: list[Message] = []
+        with self._reading:
+            reader = self._open()
+            for partition, offset in offsets.items():
+                check_range(found.description.name, partition, offset, read_bounds(reader, found.id, partition))
+                messages += read_rows(reader, found.id, partition, offset, max_records - len(messages))
+                if len(messages) >= max_records:
+                    break
+        return messages
+
+    def _version(self) -> int:
+        rows = self._query("pragma data_version")
+        return rows[0][0] if rows else 0
+
+    def _query(self, sql: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
+        with self._reading:
+            if self._reader is None and not self._path.exists():
+                return []
+            return self._open().execute(sql, values).fetchall()
+
+    def _open(self) -> sqlite3.Connection:
+        if self._reader is None:
+            self._reader = connect(self._path, read_only=True)
+        return self._reader
+
+
+@dataclass
+class _Membership:
+    topics: SqliteTopics
+    topic: str
+    incarnation: str
+    group: str
+    generation: int
+    expected: dict[int, int] = field(default_factory=dict)
+
+    def saved(self) -> dict[int, Position]:
+        found = {
+            group.position.partition: group.position
+            for group in self.topics.groups(self.topic)
+            if group.group == self.group
+        }
+        self.expected = {partition: position.offset for partition, position in found.items()}
+        return found
+
+    def commit(self, positions: Mapping[int, Position]) -> None:
+        moves = [(p, self.expected.get(p, -1), position.offset) for p, position in positions.items()]
+        self.topics.commit(frames.Commit(self.group, self.topic, self.incarnation, self.generation, moves))
+        self.expected.update({p: position.offset for p, position in positions.items()})
+
+    def close(self) -> None:
+        pass
+
+
+def _portions(records: Sequence[Record], indices: Sequence[int]) -> list[Sequence[int]]:
+    """Splits indices so that the records of each portion fit one row."""
+    portions, start, size = [], 0, 0
+    for count, index in enumerate(indices):
+        if count - start >= frames.MAX_ROW_RECORDS or size > frames.MAX_ROW_BYTES:
+            portions.append(indices[start:count])
+            start, size = count, 0
+        size += len(records[index].value or b"")
+    portions.append(indices[start:])
+    return portions

@@ -1,0 +1,370 @@
+"""The file of an embedded log: its format, what the one writer does to it, and how it is read."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from headrace.base import fault
+from headrace.base.clock import machine_us
+from headrace.base.errors import FencedError, FullError, HeadraceError, PositionError, UnavailableError, unknown_name
+from headrace.base.sqlite import connect, migrate, transaction
+from headrace.topics import sqlite_frames as frames
+from headrace.topics.topic import Bounds, Message
+
+# A row's number is its place: topic, partition, offset of its first record.
+_OFFSET_BITS = 40
+_PARTITION_BITS = 10
+_OFFSET_MASK = (1 << _OFFSET_BITS) - 1
+
+_REST_SECONDS = 5.0
+_EXPIRED_ROWS_AT_ONCE = 200
+_PRODUCER_AGE_US = 24 * 3600 * 1_000_000
+
+FORMAT = (
+    """
+    create table topics(
+        id integer primary key autoincrement, name text not null unique, partitions integer not null,
+        incarnation text not null, retention_seconds integer);
+    create table log(
+        id integer primary key, count integer not null, newest_us integer not null, blob blob not null);
+    create table ends(
+        topic integer, partition integer, next integer not null, newest_us integer not null,
+        primary key (topic, partition)) without rowid;
+    create table groups(
+        name text, topic text, generation integer not null, primary key (name, topic)) without rowid;
+    create table positions(
+        name text, topic text, partition integer, incarnation text not null, position integer not null,
+        primary key (name, topic, partition)) without rowid;
+    create table producers(
+        id text primary key, sequence integer not null, answer blob not null, used_us integer not null)
+        without rowid;
+    """,
+)
+
+
+def row_id(topic: int, partition: int, offset: int) -> int:
+    """Returns the number of the row that starts at an offset."""
+    return (topic << _PARTITION_BITS | partition) << _OFFSET_BITS | offset
+
+
+@dataclass
+class _End:
+    next: int
+    newest_us: int
+
+
+@dataclass(frozen=True)
+class _Topic:
+    id: int
+    partitions: int
+    incarnation: str
+    retention_seconds: int | None
+
+
+class SqliteStore:
+    """The one writer's view of the file. Frames are answered after their commit, never before."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        self.topics: dict[str, _Topic] = {}
+        self.ends: dict[tuple[int, int], _End] = {}
+        self.producers: dict[str, tuple[int, bytes]] = {}
+        self._rested_at = time.monotonic()
+        self._load()
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Returns the store of a file, made or migrated if need be. The caller holds the lock."""
+        connection = connect(path)
+        migrate(connection, FORMAT, what=str(path))
+        return cls(connection)
+
+    def commit(self, data: Sequence[bytes]) -> list[bytes]:
+        """Returns the answers to all frames, which are committed together."""
+        fault.point("topics.received")
+        asked = [frames.read_frame(one) for one in data]
+        try:
+            with transaction(self.connection):
+                turn = _Turn(self)
+                answers = [turn.take(frame) for frame in asked]
+                turn.write()
+                fault.point("topics.written")
+        except sqlite3.OperationalError as error:
+            self._load()
+            refusal = outside_error(error)
+            return [frames.pack(frames.refuse(getattr(frame, "sequence", 0), refusal)) for frame in asked]
+        fault.point("topics.synced")
+        self.ends.update(turn.ends)
+        self.producers.update(turn.producers)
+        if turn.changed:
+            self._load()
+        return answers
+
+    def rest(self) -> None:
+        """Forgets rows that are too old and producers that are gone, a little at a time."""
+        now = time.monotonic()
+        if now - self._rested_at < _REST_SECONDS:
+            return
+        self._rested_at = now
+        now_us = machine_us()
+        try:
+            with transaction(self.connection):
+                for topic in self.topics.values():
+                    if topic.retention_seconds is not None:
+                        self._expire(topic, now_us - topic.retention_seconds * 1_000_000)
+                old = (now_us - _PRODUCER_AGE_US,)
+                gone = self.connection.execute("delete from producers where used_us < ? returning id", old)
+                for (producer,) in gone.fetchall():
+                    self.producers.pop(producer, None)
+        except sqlite3.OperationalError:
+            # A full disk: the next rest tries again.
+            return
+
+    def close(self) -> None:
+        """Closes the file."""
+        self.connection.close()
+
+    def _load(self) -> None:
+        rows = self.connection.execute("select name, id, partitions, incarnation, retention_seconds from topics")
+        self.topics = {name: _Topic(*values) for name, *values in rows}
+        self.ends = {
+            (topic.id, partition): _read_end(self.connection, topic.id, partition)
+            for topic in self.topics.values()
+            for partition in range(topic.partitions)
+        }
+        rows = self.connection.execute("select id, sequence, answer from producers")
+        self.producers = {producer: (sequence, answer) for producer, sequence, answer in rows}
+
+    def _expire(self, topic: _Topic, before_us: int) -> None:
+        for partition in range(topic.partitions):
+            first, last = row_id(topic.id, partition, 0), row_id(topic.id, partition, _OFFSET_MASK)
+            rows = self.connection.execute(
+                "select id, newest_us from log where id between ? and ? order by id limit ?",
+                (first, last, _EXPIRED_ROWS_AT_ONCE),
+            ).fetchall()
+            expired = [number for number, newest_us in rows if newest_us < before_us]
+            if not expired:
+                continue
+            end = self.ends[topic.id, partition]
+            self.connection.execute(
+                "insert or replace into ends values (?, ?, ?, ?)", (topic.id, partition, end.next, end.newest_us)
+            )
+            self.connection.execute("delete from log where id between ? and ?", (first, expired[-1]))
+
+
+class _Turn:
+    """One transaction: what the frames ask for, seen on top of what is committed."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self._connection = store.connection
+        self._rows: list[tuple[int, int, int, bytes]] = []
+        self.ends: dict[tuple[int, int], _End] = {}
+        self.producers: dict[str, tuple[int, bytes]] = {}
+        self.changed = False
+
+    def take(self, frame: frames.Frame) -> bytes:
+        """Returns the answer to a frame, to be sent if the transaction commits."""
+        try:
+            if isinstance(frame, frames.Append):
+                return self._append(frame)
+            return frames.pack(frames.Answer(0, self._change(frame)))
+        except HeadraceError as error:
+            return frames.pack(frames.refuse(getattr(frame, "sequence", 0), error))
+
+    def write(self) -> None:
+        """Writes all rows with as few steps as possible: each step gives the interpreter lock away."""
+        _insert_many(self._connection, "log", 4, self._rows)
+        now_us = machine_us()
+        used = [(producer, sequence, answer, now_us) for producer, (sequence, answer) in self.producers.items()]
+        _insert_many(self._connection, "producers", 4, used)
+
+    def _append(self, frame: frames.Append) -> bytes:
+        known = self.producers.get(frame.producer) or self._store.producers.get(frame.producer)
+        if known is not None and frame.sequence <= known[0]:
+            return known[1]
+        ends = [self._end(part) for part in frame.parts]
+        bases = []
+        for part, end in zip(frame.parts, ends, strict=True):
+            newest_us = max(end.newest_us, part.newest_us)
+            self._rows.append((row_id(part.topic, part.partition, end.next), part.count, newest_us, part.blob))
+            bases.append(end.next)
+            end.next += part.count
+            end.newest_us = newest_us
+        answer = frames.pack(frames.Answer(frame.sequence, bases))
+        self.producers[frame.producer] = (frame.sequence, answer)
+        return answer
+
+    def _end(self, part: frames.Part) -> _End:
+        place = (part.topic, part.partition)
+        if place not in self.ends:
+            known = self._store.ends.get(place)
+            if known is None:
+                raise UnavailableError(f"topic number {part.topic} is gone, look its name up again")
+            self.ends[place] = _End(known.next, known.newest_us)
+        return self.ends[place]
+
+    def _change(self, frame: frames.Frame) -> list[int]:
+        match frame:
+            case frames.Commit():
+                return self._commit(frame)
+            case frames.Join():
+                row = self._connection.execute(
+                    "insert into groups values (?, ?, 1) "
+                    "on conflict do update set generation = generation + 1 returning generation",
+                    (frame.group, frame.topic),
+                ).fetchone()
+                return [row[0]]
+            case frames.Create():
+                self._connection.execute(
+                    "insert or ignore into topics(name, partitions, incarnation, retention_seconds) "
+                    "values (?, ?, ?, ?)",
+                    (frame.topic, frame.partitions, frame.incarnation, frame.retention_seconds),
+                )
+            case frames.Alter():
+                self._connection.execute(
+                    "update topics set retention_seconds = ? where name = ?", (frame.retention_seconds, frame.topic)
+                )
+            case frames.Drop():
+                self._drop(frame.topic)
+        self.changed = True
+        return []
+
+    def _commit(self, frame: frames.Commit) -> list[int]:
+        topic = self._store.topics.get(frame.topic)
+        if topic is None or topic.incarnation != frame.incarnation:
+            raise PositionError(f"topic {frame.topic!r} was created anew, group {frame.group!r} read another one")
+        (generation,) = self._connection.execute(
+            "select generation from groups where name = ? and topic = ?", (frame.group, frame.topic)
+        ).fetchone()
+        if generation != frame.generation:
+            raise FencedError(
+                f"group {frame.group!r} of topic {frame.topic!r}: generation {frame.generation} was taken over "
+                f"by generation {generation}"
+            )
+        for partition, expected, position in frame.moves:
+            self._move(frame, partition, expected, position)
+        return []
+
+    def _move(self, frame: frames.Commit, partition: int, expected: int, position: int) -> None:
+        row = self._connection.execute(
+            "select position from positions where name = ? and topic = ? and partition = ?",
+            (frame.group, frame.topic, partition),
+        ).fetchone()
+        found = row[0] if row else -1
+        if found != expected:
+            raise FencedError(
+                f"group {frame.group!r} of topic {frame.topic!r}, partition {partition}: expected position "
+                f"{expected}, found {found}; somebody else moved it"
+            )
+        self._connection.execute(
+            "insert or replace into positions values (?, ?, ?, ?, ?)",
+            (frame.group, frame.topic, partition, frame.incarnation, position),
+        )
+
+    def _drop(self, name: str) -> None:
+        topic = self._store.topics.get(name)
+        if topic is None:
+            raise unknown_name("topic", name, self._store.topics)
+        first, last = row_id(topic.id, 0, 0), row_id(topic.id + 1, 0, 0) - 1
+        self._connection.execute("delete from log where id between ? and ?", (first, last))
+        self._connection.execute("delete from ends where topic = ?", (topic.id,))
+        self._connection.execute("delete from topics where id = ?", (topic.id,))
+
+
+def _insert_many(connection: sqlite3.Connection, table: str, columns: int, rows: Sequence[tuple[Any, ...]]) -> None:
+    row = f"({', '.join('?' * columns)})"
+    for start in range(0, len(rows), 32):
+        portion = rows[start : start + 32]
+        values = [value for one in portion for value in one]
+        sql = f"insert or replace into {table} values {', '.join([row] * len(portion))}"  # noqa: S608 - our own names
+        connection.execute(sql, values)
+
+
+def outside_error(error: sqlite3.Error) -> HeadraceError:
+    """Returns what a failed write means to the caller."""
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return FullError(f"the disk is full ({error})")
+    return UnavailableError(f"the topic file cannot be written ({error})")
+
+
+def read_bounds(connection: sqlite3.Connection, topic: int, partition: int) -> Bounds:
+    """Returns the first and the next offset of a partition."""
+    first, last = row_id(topic, partition, 0), row_id(topic, partition, _OFFSET_MASK)
+    row = connection.execute("select min(id) from log where id between ? and ?", (first, last)).fetchone()
+    end = _read_end(connection, topic, partition).next
+    return Bounds(end if row[0] is None else row[0] & _OFFSET_MASK, end)
+
+
+def _read_end(connection: sqlite3.Connection, topic: int, partition: int) -> _End:
+    first, last = row_id(topic, partition, 0), row_id(topic, partition, _OFFSET_MASK)
+    row = connection.execute(
+        "select id, count, newest_us from log where id between ? and ? order by id desc limit 1", (first, last)
+    ).fetchone()
+    if row:
+        return _End((row[0] & _OFFSET_MASK) + row[1], row[2])
+    row = connection.execute(
+        "select next, newest_us from ends where topic = ? and partition = ?", (topic, partition)
+    ).fetchone()
+    return _End(*row) if row else _End(0, 0)
+
+
+def read_rows(
+    connection: sqlite3.Connection, topic: int, partition: int, offset: int, max_records: int
+) -> list[Message]:
+    """Returns up to `max_records` messages of a partition from `offset` on."""
+    first, last = row_id(topic, partition, 0), row_id(topic, partition, _OFFSET_MASK)
+    target = row_id(topic, partition, offset)
+    cursor = connection.execute(
+        "select id, count, blob from log where id between "
+        "coalesce((select max(id) from log where id between ? and ?), ?) and ? order by id",
+        (first, target, target, last),
+    )
+    messages: list[Message] = []
+    try:
+        for number, count, blob in cursor:
+            base = number & _OFFSET_MASK
+            if base + count > offset:
+                found = frames.unpack_records(blob, partition, base)
+                messages += found[offset - base :] if base < offset else found
+            if len(messages) >= max_records:
+                break
+    finally:
+        # An open cursor holds a read transaction, and the log could not be checkpointed.
+        cursor.close()
+    return messages[:max_records]
+
+
+def read_offset_at(connection: sqlite3.Connection, topic: int, partition: int, time_us: int) -> int:
+    """Returns the first offset whose record is not older than `time_us`.
+
+    `newest_us` never falls from row to row, so the row can be found by halving.
+    """
+    bounds = read_bounds(connection, topic, partition)
+    low, high = bounds.start, bounds.end
+    while low < high:
+        middle = (low + high) // 2
+        base, count, newest_us = _row_at(connection, topic, partition, middle)
+        if newest_us < time_us:
+            low = base + count
+        else:
+            high = base
+    if low >= bounds.end:
+        return bounds.end
+    for message in read_rows(connection, topic, partition, low, frames.MAX_ROW_RECORDS):
+        if message.time_us >= time_us:
+            return message.offset
+    return bounds.end
+
+
+def _row_at(connection: sqlite3.Connection, topic: int, partition: int, offset: int) -> tuple[int, int, int]:
+    number, count, newest_us = connection.execute(
+        "select id, count, newest_us from log where id <= ? order by id desc limit 1",
+        (row_id(topic, partition, offset),),
+    ).fetchone()
+    return number & _OFFSET_MASK, count, newest_us

@@ -1,0 +1,351 @@
+"""A topic: a named, partitioned, durable log of records that anybody may read again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import ClassVar, Protocol, Self
+
+import msgspec
+
+from headrace.base.errors import CallError, PositionError, RecordError
+from headrace.base.urls import Url
+
+DEFAULT_PARTITIONS = 4
+DEFAULT_DEADLINE_SECONDS = 10.0
+MAX_RECORD_BYTES = 1_000_000
+MAX_PARTITIONS = 1024
+
+# How long an idle consumer may take to notice that its topic was created anew.
+_INCARNATION_CHECK_SECONDS = 1.0
+
+
+class Record(msgspec.Struct, array_like=True, gc=False):
+    """What a producer appends. A `time_us` of 0 is stamped by the machine's clock at append."""
+
+    key: bytes | None
+    value: bytes | None
+    time_us: int = 0
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+class Message(Record, array_like=True, gc=False):
+    """A record as it stands in a topic, with its place."""
+
+    partition: int = -1
+    offset: int = -1
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do beyond append and read."""
+
+    durable: bool
+    """An appended record survives kill -9 of every process here."""
+    shared: bool
+    """Several processes may append at once."""
+    dense: bool
+    """Offsets have no holes."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a topic is. A topic that is dropped and made again has another incarnation."""
+
+    name: str
+    partitions: int
+    incarnation: str
+    retention_seconds: int | None = None
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """The first offset that can be read and the one that the next record will get."""
+
+    start: int
+    end: int
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Where a record was put."""
+
+    partition: int
+    offset: int
+
+
+class Position(msgspec.Struct, frozen=True):
+    """How far a group has read a partition: the next offset, in one incarnation of the topic."""
+
+    incarnation: str
+    partition: int
+    offset: int
+
+
+class GroupPosition(msgspec.Struct, frozen=True):
+    """One saved position of a group, as `headrace topic groups` lists it."""
+
+    group: str
+    topic: str
+    position: Position
+    generation: int
+
+
+class Membership(Protocol):
+    """The right to commit for a group, until somebody newer joins it."""
+
+    def saved(self) -> dict[int, Position]:
+        """Returns the group's saved positions by partition."""
+
+    def commit(self, positions: Mapping[int, Position]) -> None:
+        """Saves positions; raises FencedError once somebody newer has joined."""
+
+    def close(self) -> None:
+        """Gives the right back."""
+
+
+class Sender(Protocol):
+    """Appends for an asyncio server: many callers, one commit."""
+
+    async def append(self, name: str, records: Sequence[Record]) -> None:
+        """Returns once the records are durable; raises an OutsideError if not in time."""
+
+    def stalled_seconds(self) -> float:
+        """Returns for how long the oldest append has been waiting."""
+
+    async def close(self) -> None:
+        """Waits for what was handed over, then lets go."""
+
+
+class Topics(Protocol):
+    """What every topic backend implements; `testing.check_topics` holds it to this."""
+
+    capabilities: ClassVar[Capabilities]
+
+    @classmethod
+    def from_url(cls, url: Url) -> Self:
+        """Returns the open topics of a URL."""
+
+    def names(self) -> list[str]:
+        """Returns the names of all topics, sorted."""
+
+    def describe(self, name: str) -> Description:
+        """Returns what a topic is; raises UnknownNameError."""
+
+    def create(self, name: str, *, partitions: int, retention_seconds: int | None) -> Description:
+        """Returns the new topic; one that stands with the same partitions is returned as it is."""
+
+    def alter(self, name: str, *, retention_seconds: int | None) -> Description:
+        """Changes how long records are kept; None keeps them for ever."""
+
+    def drop(self, name: str) -> None:
+        """Deletes a topic. Its groups stop loudly when they meet another of the same name."""
+
+    def bounds(self, name: str) -> list[Bounds]:
+        """Returns the first and the next offset of each partition."""
+
+    def append(self, name: str, records: Sequence[Record], *, deadline_seconds: float) -> list[Place]:
+        """Returns the places of the records once they are durable."""
+
+    def read(self, name: str, offsets: Mapping[int, int], *, max_records: int, wait_seconds: float) -> list[Message]:
+        """Returns messages from the given offsets on, in order within each partition.
+
+        An empty list means that none came within `wait_seconds`. An offset outside the bounds
+        raises PositionError.
+        """
+
+    def offsets_at(self, name: str, time_us: int) -> list[int]:
+        """Returns, per partition, the first offset whose record is not older than `time_us`."""
+
+    def join(self, name: str, group: str) -> Membership:
+        """Returns the membership that fences every older one of the group."""
+
+    def groups(self, name: str) -> list[GroupPosition]:
+        """Returns the saved positions of all groups that read the topic."""
+
+    def open_sender(self, *, deadline_seconds: float, max_pending_bytes: int) -> Sender:
+        """Returns an asyncio sender; call it inside a running loop."""
+
+    def close(self) -> None:
+        """Finishes what was handed over and releases everything."""
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One topic of an open backend.
+
+    >>> import headrace.topics
+    >>> clicks = headrace.topics.open_topic("memory://", "clicks", create=True)
+    >>> clicks.append([Record(b"ann", b"hello")])
+    [Place(partition=2, offset=0)]
+    >>> [message.value for message in clicks.read()]
+    [b'hello']
+    """
+
+    topics: Topics
+    name: str
+
+    def describe(self) -> Description:
+        """Returns what this topic is."""
+        return self.topics.describe(self.name)
+
+    def append(self, records: Sequence[Record], *, deadline_seconds: float = DEFAULT_DEADLINE_SECONDS) -> list[Place]:
+        """Returns the places of the records once they are durable."""
+        check_records(records)
+        return self.topics.append(self.name, records, deadline_seconds=deadline_seconds)
+
+    def bounds(self) -> list[Bounds]:
+        """Returns the first and the next offset of each partition."""
+        return self.topics.bounds(self.name)
+
+    def read(
+        self,
+        offsets: Mapping[int, int] | None = None,
+        *,
+        max_records: int = 10_000,
+        wait_seconds: float = 0.0,
+    ) -> list[Message]:
+        """Returns messages from `offsets` on, by default from the start of every partition."""
+        start = offsets if offsets is not None else {p: b.start for p, b in enumerate(self.bounds())}
+        return self.topics.read(self.name, start, max_records=max_records, wait_seconds=wait_seconds)
+
+    def consume(self, group: str) -> Consumer:
+        """Returns the consumer that takes `group` over, at its saved positions."""
+        return Consumer(self, group)
+
+
+class Consumer:
+    """Reads a topic for a group and saves how far it came; the newest consumer of a group wins."""
+
+    def __init__(self, topic: Topic, group: str) -> None:
+        self.topic = topic
+        self.group = group
+        self._description = topic.describe()
+        self._checked_at = time.monotonic()
+        self._membership = topic.topics.join(topic.name, group)
+        try:
+            self._offsets = _starting_offsets(topic, group, self._description, self._membership.saved())
+        except PositionError:
+            self._membership.close()
+            raise
+        self._committed = dict(self._offsets)
+
+    @property
+    def positions(self) -> dict[int, Position]:
+        """Where the next `poll` goes on, by partition."""
+        incarnation = self._description.incarnation
+        return {p: Position(incarnation, p, offset) for p, offset in self._offsets.items()}
+
+    def poll(self, *, max_records: int = 10_000, wait_seconds: float = 0.5) -> list[Message]:
+        """Returns the next messages, or an empty list when none came in time."""
+        now = time.monotonic()
+        if now - self._checked_at > _INCARNATION_CHECK_SECONDS:
+            self._check_incarnation()
+            self._checked_at = now
+        messages = self.topic.topics.read(
+            self.topic.name, self._offsets, max_records=max_records, wait_seconds=wait_seconds
+        )
+        for message in messages:
+            self._offsets[message.partition] = message.offset + 1
+        return messages
+
+    def commit(self) -> None:
+        """Saves the positions of all that was polled; raises FencedError if somebody newer joined."""
+        moved = {p: position for p, position in self.positions.items() if position.offset != self._committed[p]}
+        if moved:
+            self._membership.commit(moved)
+            self._committed.update({p: position.offset for p, position in moved.items()})
+
+    def close(self) -> None:
+        """Gives the group back without saving anything."""
+        self._membership.close()
+
+    def _check_incarnation(self) -> None:
+        found = self.topic.describe().incarnation
+        if found != self._description.incarnation:
+            raise _other_incarnation(self.topic.name, self.group, self._description.incarnation, found)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def replay(topic: Topic, group: str, offsets: Mapping[int, int]) -> dict[int, Position]:
+    """Returns the new positions of `group`, whose running consumer is fenced by this."""
+    description = topic.describe()
+    for partition, (offset, bound) in enumerate(zip(_dense(offsets), topic.bounds(), strict=True)):
+        check_range(topic.name, partition, offset, bound)
+    positions = {p: Position(description.incarnation, p, offset) for p, offset in offsets.items()}
+    membership = topic.topics.join(topic.name, group)
+    try:
+        membership.commit(positions)
+    finally:
+        membership.close()
+    return positions
+
+
+def check_records(records: Sequence[Record]) -> None:
+    """Raises RecordError for a record that no backend may hold."""
+    for index, record in enumerate(records):
+        size = len(record.value or b"") + len(record.key or b"")
+        if size > MAX_RECORD_BYTES:
+            raise RecordError(f"record {index} has {size:,} bytes, a topic takes at most {MAX_RECORD_BYTES:,}")
+        if not isinstance(record.value, bytes | None) or not isinstance(record.key, bytes | None):
+            raise RecordError(f"record {index}: key and value must be bytes or None, got {record!r}")
+
+
+def check_partitions(name: str, partitions: int) -> None:
+    """Raises CallError unless a topic may have that many partitions and that name."""
+    if not 1 <= partitions <= MAX_PARTITIONS:
+        raise CallError(f"topic {name!r}: partitions == {partitions}, must be 1 to {MAX_PARTITIONS}")
+    if not name or len(name) > 200 or not all(c.isascii() and (c.isalnum() or c in "._-") for c in name):
+        raise CallError(f"topic name {name!r}: use 1 to 200 letters, digits, '.', '_' and '-'")
+
+
+def check_range(name: str, partition: int, offset: int, bound: Bounds) -> None:
+    """Raises PositionError for an offset outside the bounds of its partition."""
+    if not bound.start <= offset <= bound.end:
+        raise PositionError(
+            f"topic {name!r}, partition {partition}: offset {offset} is outside {bound.start} to {bound.end}. "
+            f"Choose where to go on with: headrace topic replay {name} --group GROUP --to earliest"
+        )
+
+
+def check_existing(found: Description, partitions: int) -> None:
+    """Raises CallError when a topic that stands has another number of partitions."""
+    if found.partitions != partitions:
+        raise CallError(
+            f"topic {found.name!r} stands with {found.partitions} partitions, asked for {partitions}. "
+            "The number is fixed at creation; replay into a new topic instead"
+        )
+
+
+def _starting_offsets(
+    topic: Topic, group: str, description: Description, saved: Mapping[int, Position]
+) -> dict[int, int]:
+    offsets = {}
+    for partition, bound in enumerate(topic.bounds()):
+        position = saved.get(partition)
+        if position is None:
+            offsets[partition] = bound.start
+            continue
+        if position.incarnation != description.incarnation:
+            raise _other_incarnation(topic.name, group, position.incarnation, description.incarnation)
+        check_range(topic.name, partition, position.offset, bound)
+        offsets[partition] = position.offset
+    return offsets
+
+
+def _other_incarnation(name: str, group: str, saved: str, found: str) -> PositionError:
+    return PositionError(
+        f"topic {name!r} was created anew: group {group!r} stands in incarnation {saved}, found {found}. "
+        f"Choose where to go on with: headrace topic replay {name} --group {group} --to earliest"
+    )
+
+
+def _dense(offsets: Mapping[int, int]) -> list[int]:
+    return [offsets[partition] for partition in sorted(offsets)]
