@@ -1,0 +1,244 @@
+"""An event: what a client sends, how it stands in the topic `clicks`, and how a project declares it."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType, UnionType
+from typing import Any, Final, Literal, get_args, get_origin
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType
+
+from headrace.base.errors import FormatError, ProjectError, did_you_mean
+from headrace.events.taxonomy import TAXONOMY, Number, define
+
+CLICK_VERSION: Final = 1
+
+Call = Literal["track", "identify", "page", "screen", "group", "alias"]
+"""The kinds of message that a Segment client sends."""
+
+_SCALARS: Mapping[Any, Any] = MappingProxyType({str: str, int: int, float: Number, bool: bool})
+_IDS = ("messageId", "userId", "anonymousId", "groupId", "previousId")
+_PATH = re.compile(r"\w+(\[\])?(\.\w+(\[\])?)*", re.ASCII)
+
+
+class Envelope(Struct, rename="camel", omit_defaults=True, kw_only=True, gc=False):
+    """One Segment message. Its payloads stay raw JSON until somebody reads them; absent ones are UNSET."""
+
+    type: Call | None = None
+    message_id: str | None = None
+    user_id: str | None = None
+    anonymous_id: str | None = None
+    event: str | None = None
+    name: str | None = None
+    group_id: str | None = None
+    previous_id: str | None = None
+    timestamp: str | None = None
+    original_timestamp: str | None = None
+    sent_at: str | None = None
+    properties: Raw | UnsetType = UNSET
+    traits: Raw | UnsetType = UNSET
+    context: Raw | UnsetType = UNSET
+    integrations: Raw | UnsetType = UNSET
+
+
+class RawClick(Struct, kw_only=True, frozen=True, gc=False):
+    """The value of a record in the topic `clicks`; see docs/contracts/raw-click.md."""
+
+    version: int = CLICK_VERSION
+    received_us: int
+    """When the door took the event, on the project's clock, in microseconds since 1970."""
+    address: str
+    """The client's network address."""
+    user_agent: str
+    """The request's User-Agent header; empty when there was none."""
+    source: str
+    """The door and the path that the event came through, such as `http/batch`."""
+    write_key: str
+    """The name of the write key, never the key."""
+    hints: str | UnsetType = UNSET
+    """The request's Sec-CH-UA headers."""
+    sent_at: str | UnsetType = UNSET
+    """The `sentAt` of the batch, as the client wrote it."""
+    context: Raw | UnsetType = UNSET
+    """The `context` of the batch, which goes for each event in it."""
+    integrations: Raw | UnsetType = UNSET
+    """The `integrations` of the batch."""
+    repaired: Literal[True] | UnsetType = UNSET
+    """True when numbers that JSON does not have, such as NaN, were replaced by null."""
+    event: Raw
+    """The event exactly as it arrived: any JSON value."""
+
+
+_read_click = msgspec.json.Decoder(RawClick).decode
+_read_envelope = msgspec.json.Decoder(Envelope).decode
+_write = msgspec.json.Encoder().encode
+
+
+def encode_click(click: RawClick) -> bytes:
+    """Returns the JSON document of a raw click, with the event's own bytes untouched.
+
+    >>> event = Raw(b"[1, 2.0]")
+    >>> click = RawClick(received_us=1, address="::1", user_agent="", source="http/t", write_key="dev", event=event)
+    >>> encode_click(click)[-35:]
+    b'"write_key":"dev","event":[1, 2.0]}'
+    """
+    return _write(click)
+
+
+def decode_click(value: bytes) -> RawClick:
+    """Returns the raw click of a record's value; raises FormatError for one this version cannot read."""
+    try:
+        click = _read_click(value)
+    except msgspec.DecodeError as error:
+        raise FormatError(f"{value[:60]!r} is not a raw click of version {CLICK_VERSION}: {error}") from error
+    if click.version != CLICK_VERSION:
+        raise FormatError(
+            f"this raw click has version {click.version}, Headrace here reads version {CLICK_VERSION}. "
+            "Upgrade the process that reads the topic"
+        )
+    return click
+
+
+def read_envelope(event: Raw | bytes) -> Envelope:
+    """Returns the envelope of an event; raises msgspec.ValidationError with the path of what is wrong.
+
+    Ids that came as whole numbers are read as text. Nothing else is judged here.
+
+    >>> read_envelope(b'{"type": "track", "event": "Product Clicked", "userId": 42}').user_id
+    '42'
+    """
+    try:
+        return _read_envelope(event)
+    except msgspec.ValidationError:
+        members = msgspec.json.decode(event, type=dict[str, Raw])
+        numbers = {name: bytes(members[name]) for name in _IDS if name in members}
+        spelled = {name: Raw(b'"%b"' % number) for name, number in numbers.items() if number.isdigit()}
+        return _read_envelope(_write(members | spelled))
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a project says about an event: where its item stands, and the types of its own properties.
+
+    `item` is the path of the item's id in the properties. `fields` types the properties that are not
+    canonical: str, int, float, bool, or a list of one of them. They are optional in each event.
+
+    >>> Event("Seat Chosen", fields={"seat": str, "price": float}).name
+    'Seat Chosen'
+    >>> Event("Product Clicked", item="prodct_id")
+    Traceback (most recent call last):
+    ...
+    headrace.base.errors.ProjectError: Event('Product Clicked'): item='prodct_id' is not a property of it. \
+Did you mean product_id?
+    """
+
+    name: str
+    item: str | None = field(default=None, kw_only=True)
+    fields: Mapping[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ProjectError(f"Event({self.name!r}): give it the name that clients send, such as 'Product Clicked'")
+        known = _canonical_fields(self.name)
+        for name, kind in self.fields.items():
+            _check_field(self.name, name, kind, known)
+        object.__setattr__(self, "fields", dict(self.fields))
+        if self.item is not None:
+            _check_item(self.name, self.item, [*known, *self.fields])
+
+
+def read_properties(event: Event | str, properties: Raw | bytes | UnsetType) -> Struct | dict[str, Any]:
+    """Returns the typed properties of a canonical or declared event, those of another one as a dict.
+
+    Absent properties and null are read as none at all. Properties that the event's type does not name are
+    passed over. Numeric strings are read as numbers, and whole numbers as text where text is due.
+    Raises msgspec.ValidationError with the path of what is wrong.
+
+    >>> read_properties("Product Clicked", b'{"product_id": "item-7", "price": "18.99"}').price
+    18.99
+    >>> read_properties("Unheard Of", b'{"size": 3}')
+    {'size': 3}
+    >>> read_properties("Product Clicked", b'{"price": "cheap"}')
+    Traceback (most recent call last):
+    ...
+    msgspec.ValidationError: Product Clicked: Expected `float | null`, got `str` - at `$.price`
+    """
+    name = event if isinstance(event, str) else event.name
+    decoder = _canonical_decoders().get(event) if isinstance(event, str) else _declared_decoder(event)
+    value = b"{}" if isinstance(properties, UnsetType) or bytes(properties) == b"null" else properties
+    try:
+        if decoder is None:
+            return msgspec.json.decode(value, type=dict[str, Any])
+        try:
+            return decoder.decode(value)
+        except msgspec.ValidationError:
+            spelled = _spell(msgspec.json.decode(value), decoder.type)
+            return msgspec.convert(spelled, decoder.type, strict=False)
+    except msgspec.ValidationError as error:
+        raise msgspec.ValidationError(f"{name}: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def _canonical_decoders() -> dict[str, msgspec.json.Decoder[Struct]]:
+    return {name: msgspec.json.Decoder(kind, strict=False) for name, kind in TAXONOMY.items()}
+
+
+@lru_cache(maxsize=1024)
+def _declared_decoder(event: Event) -> msgspec.json.Decoder[Struct] | None:
+    canonical = TAXONOMY.get(event.name)
+    if not event.fields:
+        return msgspec.json.Decoder(canonical, strict=False) if canonical else None
+    kinds = {name: _wire_kind(kind) | None for name, kind in event.fields.items()}
+    return msgspec.json.Decoder(define("Properties", kinds, canonical), strict=False)
+
+
+def _wire_kind(kind: Any) -> Any:
+    if kind in _SCALARS:
+        return _SCALARS[kind]
+    scalar = _SCALARS[get_args(kind)[0]]
+    return list[scalar]  # type: ignore[valid-type]  # a type made at run time
+
+
+def _spell(value: Any, kind: Any) -> Any:
+    """Returns the value with whole numbers spelled out where its kind wants text."""
+    options = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    if type(value) is int and str in options:
+        return str(value)
+    if isinstance(value, list):
+        elements = next((get_args(option)[0] for option in options if get_origin(option) is list), None)
+        return [_spell(element, elements) for element in value]
+    struct = next((option for option in options if isinstance(option, type) and issubclass(option, Struct)), None)
+    if isinstance(value, dict) and struct is not None:
+        kinds = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+        return {name: _spell(member, kinds.get(name)) for name, member in value.items()}
+    return value
+
+
+def _canonical_fields(name: str) -> tuple[str, ...]:
+    return TAXONOMY[name].__struct_fields__ if name in TAXONOMY else ()
+
+
+def _check_field(event: str, name: str, kind: Any, known: tuple[str, ...]) -> None:
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise ProjectError(f"Event({event!r}): field {name!r} must be a name as Python writes them, such as 'seat'")
+    if name in known:
+        raise ProjectError(f"Event({event!r}): field {name!r} is canonical for this event already; leave it out")
+    scalar = get_args(kind)[0] if get_origin(kind) is list else kind
+    if scalar not in _SCALARS:
+        raise ProjectError(
+            f"Event({event!r}): field {name!r} has the type {kind!r}; "
+            "use str, int, float, bool or a list of one of them"
+        )
+
+
+def _check_item(event: str, item: str, known: list[str]) -> None:
+    if not _PATH.fullmatch(item):
+        raise ProjectError(f"Event({event!r}): item={item!r} is no path; write 'product_id' or 'products[].product_id'")
+    first = re.split(r"[.\[]", item, maxsplit=1)[0]
+    if known and first not in known:
+        raise ProjectError(f"Event({event!r}): item={item!r} is not a property of it.{did_you_mean(first, known)}")
