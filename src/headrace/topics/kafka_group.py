@@ -1,0 +1,184 @@
+"""The right to commit for a group on Kafka: one static member, so that a newer one fences the older."""
+
+# ruff: noqa: SLF001 - librdkafka names its own errors with a leading underscore
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from headrace.base.errors import FencedError, UnavailableError
+from headrace.topics.kafka_cluster import LOGGER, MARKS_TOPIC, Cluster, cause_of
+from headrace.topics.topic import Description, GroupPosition, Position
+
+# Kafka's groups span topics, ours belong to one; no topic's name has this character.
+_SEPARATOR = "/"
+
+_JOIN_SECONDS = 20.0
+_COMMIT_SECONDS = 10.0
+_POLL_SECONDS = 0.01
+_RETRY_SECONDS = 0.05
+
+_SETTINGS = {
+    # The broker knows a static member by this name and fences the older of two that bear it.
+    "group.instance.id": "headrace",
+    "group.protocol": "classic",
+    "session.timeout.ms": 6000,
+    "heartbeat.interval.ms": 1000,
+    "max.poll.interval.ms": 86_400_000,
+    "enable.auto.commit": False,
+    "auto.offset.reset": "error",
+}
+_FENCED = frozenset(
+    {
+        KafkaError.FENCED_INSTANCE_ID,
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError._FENCED,
+        KafkaError._FATAL,
+    }
+)
+_PASSING = frozenset(
+    {
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError._WAIT_COORD,
+        KafkaError._TRANSPORT,
+    }
+)
+
+
+class KafkaMembership:
+    """Joined, but with nothing assigned: it commits, and reads nothing."""
+
+    def __init__(self, cluster: Cluster, topic: Description, group: str) -> None:
+        self._cluster = cluster
+        self._topic = topic.name
+        self._description = topic
+        self._what = f"group {group!r} of topic {topic.name!r}"
+        self._joined = False
+        self._lost = False
+        self._generation = 0
+        cluster.ensure_marks()
+        self._consumer = Consumer(
+            cluster.settings | _SETTINGS | {"group.id": f"{topic.name}{_SEPARATOR}{group}"}, logger=LOGGER
+        )
+        try:
+            self._join()
+            self._generation = max(self._read_mark().offset, 0) + 1
+        except (UnavailableError, FencedError):
+            self._consumer.close()
+            raise
+
+    def saved(self) -> dict[int, Position]:
+        """Returns the group's saved positions by partition."""
+        asked = [TopicPartition(self._topic, partition) for partition in range(self._description.partitions)]
+        found = [_read_position(place) for place in self._committed(asked) if place.offset >= 0]
+        mark = self._read_mark()
+        if not found and mark.metadata and mark.metadata != self._description.incarnation:
+            # The broker has forgotten the positions together with the topic they were in.
+            return {0: Position(mark.metadata, 0, 0)}
+        return {position.partition: position for position in found}
+
+    def commit(self, positions: Mapping[int, Position]) -> None:
+        """Saves positions; raises FencedError once somebody newer has joined."""
+        offsets = [TopicPartition(self._topic, p.partition, p.offset, p.incarnation) for p in positions.values()]
+        if not offsets:
+            return
+        offsets.append(TopicPartition(MARKS_TOPIC, 0, self._generation, offsets[0].metadata))
+        deadline = time.monotonic() + _COMMIT_SECONDS
+        while not self._try_commit(offsets):
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"{self._what}: Kafka did not take a commit")
+            time.sleep(_RETRY_SECONDS)
+
+    def close(self) -> None:
+        """Leaves without telling the broker, as static members do; the next one takes over at once."""
+        self._consumer.close()
+
+    def _join(self) -> None:
+        self._consumer.subscribe(
+            [self._topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
+        )
+        deadline = time.monotonic() + _JOIN_SECONDS
+        while not self._joined:
+            self._check()
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"{self._what}: Kafka lets nobody join")
+        self._member = self._consumer.memberid()
+
+    def _assigned(self, consumer: Consumer, _: list[TopicPartition]) -> None:
+        consumer.assign([])
+        self._joined = True
+
+    def _revoked(self, consumer: Consumer, _: list[TopicPartition]) -> None:
+        consumer.unassign()
+        self._lost = True
+
+    def _check(self) -> None:
+        """Hears what the broker has told this member; nothing but that is ever polled."""
+        message = self._consumer.poll(_POLL_SECONDS if not self._joined else 0.0)
+        error = message.error() if message is not None else None
+        if self._lost or (error is not None and error.code() in _FENCED):
+            raise self._fenced()
+
+    def _fenced(self) -> FencedError:
+        return FencedError(
+            f"{self._what}: generation {self._generation} was taken over by a newer one, or its session ended"
+        )
+
+    def _try_commit(self, offsets: list[TopicPartition]) -> bool:
+        self._check()
+        # Without a member id this would be a commit from outside, which an empty group takes from anybody.
+        if self._consumer.memberid() != self._member:
+            raise self._fenced()
+        try:
+            done = self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            return self._judge(cause_of(error))
+        return all(self._judge(place.error) for place in done if place.error is not None)
+
+    def _judge(self, error: KafkaError) -> bool:
+        if error.code() in _FENCED:
+            raise self._fenced()
+        if error.code() in _PASSING:
+            return False
+        raise self._cluster.failure(error, f"{self._what}: saving positions")
+
+    def _read_mark(self) -> TopicPartition:
+        return self._committed([TopicPartition(MARKS_TOPIC, 0)])[0]
+
+    def _committed(self, asked: list[TopicPartition]) -> list[TopicPartition]:
+        what = f"{self._what}: reading its positions"
+        try:
+            found = self._consumer.committed(asked, timeout=_COMMIT_SECONDS)
+        except KafkaException as error:
+            raise self._cluster.failure(error, what) from error
+        for place in found:
+            if place.error is not None:
+                raise self._cluster.failure(place.error, what)
+        return found
+
+
+def read_groups(cluster: Cluster, topic: str) -> list[GroupPosition]:
+    """Returns the saved positions of all groups that read a topic."""
+    found = []
+    for group_id in cluster.group_ids(topic + _SEPARATOR):
+        group = group_id.removeprefix(topic + _SEPARATOR)
+        places = cluster.group_offsets(group_id)
+        generation = max((place.offset for place in places if place.topic == MARKS_TOPIC), default=0)
+        positions = [_read_position(place) for place in places if place.topic == topic and place.offset >= 0]
+        found += [GroupPosition(group, topic, one, generation) for one in sorted(positions, key=_partition_of)]
+    return found
+
+
+def _read_position(place: TopicPartition) -> Position:
+    return Position(place.metadata or "", place.partition, place.offset)
+
+
+def _partition_of(position: Position) -> int:
+    return position.partition

@@ -1,0 +1,37 @@
+"""Fixtures that every test may use: the real services, started once per run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+import services
+from services.kafka import Broker, fetch_jars
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-services", action="store_true", help="fail, rather than skip, where a real service is missing"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--require-services"):
+        os.environ[services.REQUIRED] = "required"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("service"):
+        services.need(mark.args[0])
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A real Kafka broker, one for the whole run."""
+    services.need("kafka")
+    broker = Broker(tmp_path_factory.mktemp("kafka"), fetch_jars())
+    broker.start()
+    yield broker
+    broker.stop()

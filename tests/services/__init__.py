@@ -1,0 +1,40 @@
+"""Real services that tests start: found, fetched or skipped by name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+REQUIRED = "HEADRACE_TEST_SERVICES"
+
+# The programs that each service needs; tests/services/debian.txt lists the packages for CI.
+PROGRAMS = {
+    "kafka": ("java", "mvn"),
+    "kcat": ("kcat",),
+    "chromium": ("chromium", "chromedriver"),
+    "node": ("node", "npm"),
+}
+
+
+def cache_folder(name: str) -> Path:
+    """Returns the folder in which fetched parts of a service stay for the next run."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "headrace-tests" / name
+
+
+def need(service: str) -> None:
+    """Skips the test unless the programs of `service` are here; fails where services are required."""
+    for program in PROGRAMS[service]:
+        if shutil.which(program) is None:
+            refuse(service, f"no program {program!r} on the PATH")
+
+
+def refuse(service: str, reason: str) -> None:
+    """Skips the test for lack of a service, or fails where services are required."""
+    text = f"needs {service}: {reason}"
+    if os.environ.get(REQUIRED) == "required":
+        pytest.fail(text, pytrace=False)
+    pytest.skip(text)
