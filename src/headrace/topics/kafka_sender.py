@@ -19,6 +19,7 @@ from headrace.topics.topic import Place, Record
 
 _POLL_SECONDS = 0.1
 _CHECK_SECONDS = 0.05
+_CONNECT_SECONDS = 5.0
 _RECORD_OVERHEAD_BYTES = 64
 # What librdkafka and the broker's default allow: our largest record with its headers and frame.
 _MAX_MESSAGE_BYTES = 1_048_588
@@ -53,6 +54,13 @@ class Pump:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="headrace-kafka-reports", daemon=True)
         self._thread.start()
+
+    def connect(self, cluster: Cluster) -> None:
+        """Waits for a broker: a producer that is used before it knows one rests for half a second."""
+        try:
+            self._producer.list_topics(timeout=_CONNECT_SECONDS)
+        except KafkaException as error:
+            raise cluster.failure(error, "connecting a producer") from error
 
     def send(self, name: str, record: Record, now_ms: int, report: Report) -> None:
         """Hands one record over; `report` is called in the pump's thread, or this raises KafkaException."""
@@ -133,10 +141,10 @@ class Appender:
 
     def append(self, name: str, records: Sequence[Record], deadline_seconds: float) -> list[Place]:
         """Returns the places of the records once the broker has acknowledged all of them."""
+        deadline = time.monotonic() + deadline_seconds
         self._cluster.count_partitions(name)
         if not records:
             return []
-        deadline = time.monotonic() + deadline_seconds
         done = threading.Event()
         append = Append(self._open(), len(records), lambda _: done.set())
         append.places = [None] * len(records)
@@ -168,6 +176,7 @@ class Appender:
                     waiting_bytes=_WAITING_BYTES,
                     heard=self._wake,
                 )
+                self._pump.connect(self._cluster)
             return self._pump
 
     def _wake(self) -> None:
@@ -258,7 +267,7 @@ class KafkaSender:
         # A producer would have the broker make an unknown topic, with the broker's defaults.
         lookup = self._lookups.get(name)
         if lookup is None:
-            lookup = asyncio.create_task(asyncio.to_thread(self._cluster.count_partitions, name))
+            lookup = asyncio.create_task(asyncio.to_thread(self._look_up, name))
             self._lookups[name] = lookup
             lookup.add_done_callback(lambda _: self._lookups.pop(name))
         try:
@@ -266,6 +275,11 @@ class KafkaSender:
         except TimeoutError as error:
             raise _too_late(self._deadline_seconds) from error
         self._known.add(name)
+
+    def _look_up(self, name: str) -> int:
+        count = self._cluster.count_partitions(name)
+        self._pump.connect(self._cluster)
+        return count
 
     def _send(self, future: asyncio.Future[None], name: str, records: Sequence[Record]) -> None:
         size = 0

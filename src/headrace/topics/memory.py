@@ -31,6 +31,7 @@ from headrace.topics.topic import (
     check_existing,
     check_partitions,
     check_range,
+    stamped,
 )
 
 
@@ -127,9 +128,8 @@ class MemoryTopics:
                 index = partition_for(record.key, len(stored.partitions))
                 partition = stored.partitions[index]
                 offset = partition.bounds.end
-                partition.messages.append(
-                    Message(record.key, record.value, record.time_us or now_us, record.headers, index, offset)
-                )
+                kept = stamped(record, now_us)
+                partition.messages.append(Message(kept.key, kept.value, kept.time_us, kept.headers, index, offset))
                 places.append(Place(index, offset))
             self._changed.notify_all()
         return places

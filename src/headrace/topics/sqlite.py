@@ -36,6 +36,7 @@ from headrace.topics.topic import (
     check_existing,
     check_partitions,
     check_range,
+    stamped,
 )
 
 _FILE = "topics.db"
@@ -218,7 +219,7 @@ class SqliteTopics:
         now_us = machine_us()
         parts = []
         for partition, indices in portions:
-            rows = [frames.stamped(records[index], now_us) for index in indices]
+            rows = [stamped(records[index], now_us) for index in indices]
             newest_us = max(row.time_us for row in rows)
             parts.append(frames.Part(topic, partition, len(rows), newest_us, frames.pack_records(rows)))
         with self._appending:

@@ -150,8 +150,3 @@ def unpack_records(blob: bytes, partition: int, offset: int) -> list[Message]:
         message.offset = offset
         offset += 1
     return messages
-
-
-def stamped(record: Record, now_us: int) -> Record:
-    """Returns the record with the time of its append, unless it has one."""
-    return record if record.time_us else Record(record.key, record.value, now_us, record.headers)

@@ -15,7 +15,7 @@ from headrace.base.ids import make_id
 from headrace.base.sqlite import AsyncLink, Seat
 from headrace.topics import sqlite_frames as frames
 from headrace.topics.partition import partition_for
-from headrace.topics.topic import Record
+from headrace.topics.topic import Record, stamped
 
 _FRAME_BYTES = 4 << 20
 _RECORD_OVERHEAD_BYTES = 64
@@ -109,7 +109,7 @@ class SqliteSender:
             self._flying.append(waiting)
             for record in waiting.records:
                 place = (topic, partition_for(record.key, partitions))
-                rows.setdefault(place, []).append(frames.stamped(record, now_us))
+                rows.setdefault(place, []).append(stamped(record, now_us))
         if rows:
             self._sequence += 1
             parts = [_pack_part(place, records) for place, records in rows.items()]

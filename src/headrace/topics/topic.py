@@ -23,7 +23,10 @@ _INCARNATION_CHECK_SECONDS = 1.0
 
 
 class Record(msgspec.Struct, array_like=True, gc=False):
-    """What a producer appends. A `time_us` of 0 is stamped by the machine's clock at append."""
+    """What a producer appends. A `time_us` of 0 is stamped by the machine's clock at append.
+
+    Every topic keeps times to the millisecond, as Kafka does, so that a copy equals its source.
+    """
 
     key: bytes | None
     value: bytes | None
@@ -288,14 +291,27 @@ def replay(topic: Topic, group: str, offsets: Mapping[int, int]) -> dict[int, Po
     return positions
 
 
+def stamped(record: Record, now_us: int) -> Record:
+    """Returns the record with the time that a topic keeps: its own or that of its append.
+
+    >>> stamped(Record(None, b"hello"), 1_700_000_000_123_456).time_us
+    1700000000123000
+    """
+    time_us = record.time_us or now_us
+    time_us -= time_us % 1000
+    return record if record.time_us == time_us else Record(record.key, record.value, time_us, record.headers)
+
+
 def check_records(records: Sequence[Record]) -> None:
     """Raises RecordError for a record that no backend may hold."""
     for index, record in enumerate(records):
-        size = len(record.value or b"") + len(record.key or b"")
-        if size > MAX_RECORD_BYTES:
-            raise RecordError(f"record {index} has {size:,} bytes, a topic takes at most {MAX_RECORD_BYTES:,}")
         if not isinstance(record.value, bytes | None) or not isinstance(record.key, bytes | None):
             raise RecordError(f"record {index}: key and value must be bytes or None, got {record!r}")
+        size = len(record.value or b"") + len(record.key or b"")
+        for name, value in record.headers:
+            size += len(name) + len(value)
+        if size > MAX_RECORD_BYTES:
+            raise RecordError(f"record {index} has {size:,} bytes, a topic takes at most {MAX_RECORD_BYTES:,}")
 
 
 def check_partitions(name: str, partitions: int) -> None:
