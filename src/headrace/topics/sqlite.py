@@ -154,7 +154,10 @@ class SqliteTopics:
         """Returns the membership that fences every older one."""
         found = self.find(name)
         generation = self._ask(frames.Join(group, name))[0]
-        return _Membership(self, name, found.description.incarnation, group, generation)
+        member = _Membership(self, name, found.description.incarnation, group, generation)
+        # A commit says where it found the group; a replay commits without having asked.
+        member.saved()
+        return member
 
     def groups(self, name: str) -> list[GroupPosition]:
         """Returns the saved positions of all groups."""
