@@ -10,7 +10,8 @@ HeadraceError
 │   ├── UnsupportedError      this backend cannot do that, others can
 │   ├── UnknownNameError      no topic, role, profile ... of that name
 │   ├── ProjectError          the project file or headrace.toml is wrong
-│   └── RecordError           a record that no topic may hold
+│   ├── RecordError           a record that no topic may hold
+│   └── RequestError          an HTTP request that is refused with a status
 ├── StopError                 going on would lose or double something   exit code 1
 │   ├── FencedError           somebody newer took over
 │   ├── PositionError         a saved position does not fit the topic
@@ -77,6 +78,14 @@ class ProjectError(CallError):
 
 class RecordError(CallError):
     """A record that no topic may hold: too large, or of the wrong type."""
+
+
+class RequestError(CallError):
+    """An HTTP request that is refused; `status` says how."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class StopError(HeadraceError):

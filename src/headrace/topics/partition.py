@@ -10,6 +10,9 @@ _SEED = 0x9747B28C
 _M = 0x5BD1E995
 _MASK = 0xFFFFFFFF
 
+# Longer keys are nobody's visitor id, and a cache of them could be made to eat the memory.
+_CACHED_KEY_BYTES = 128
+
 
 def murmur2(data: bytes) -> int:
     """Returns the 32-bit murmur2 hash of Kafka's Java client, unsigned.
@@ -46,4 +49,6 @@ def partition_for(key: bytes | None, partitions: int) -> int:
     """
     if key is None:
         return random.randrange(partitions)
+    if len(key) > _CACHED_KEY_BYTES:
+        return (murmur2(key) & 0x7FFFFFFF) % partitions
     return _keyed_partition(key, partitions)

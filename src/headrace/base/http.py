@@ -1,0 +1,437 @@
+"""The one HTTP foundation: limits below ASGI, deadlines, health, drain, errors as JSON.
+
+uvicorn with httptools accepts 100,000 headers and holds half-sent requests open for ever, so
+limits and read deadlines stand in a subclass of its protocol class.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+import time
+import zlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from http import HTTPStatus
+from typing import Any, ClassVar
+from urllib.parse import parse_qsl
+
+import httptools
+import msgspec
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from headrace.base.errors import CallError, HeadraceError, OutsideError, OverloadedError, RequestError
+from headrace.base.telemetry import get_logger
+
+_SWEEP_SECONDS = 0.25
+_LINGER_SECONDS = 1.0
+
+JSON = (b"content-type", b"application/json")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a client may ask of a server before it is cut off."""
+
+    max_headers: int = 100
+    max_header_bytes: int = 16_384
+    max_body_bytes: int = 1 << 20
+    oversize_status: int = 413
+    header_seconds: float = 5.0
+    body_seconds: float = 10.0
+    idle_seconds: float = 60.0
+    max_connections: int = 2_000
+
+
+class Request:
+    """An HTTP request whose body has arrived whole."""
+
+    __slots__ = ("__dict__", "body", "scope")
+
+    def __init__(self, scope: Mapping[str, Any], body: bytes) -> None:
+        self.scope = scope
+        self.body = body
+
+    @property
+    def method(self) -> str:
+        """The method, in capitals."""
+        method: str = self.scope["method"]
+        return method
+
+    @property
+    def path(self) -> str:
+        """The path, unquoted."""
+        path: str = self.scope["path"]
+        return path
+
+    @cached_property
+    def headers(self) -> dict[bytes, bytes]:
+        """The headers by their name in small letters."""
+        return dict(self.scope["headers"])
+
+    @cached_property
+    def query(self) -> dict[str, str]:
+        """The query's parameters."""
+        return dict(parse_qsl(self.scope["query_string"].decode("latin-1"), keep_blank_values=True))
+
+    def header(self, name: bytes) -> str:
+        """Returns a header's text, or nothing."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What is sent back."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: Sequence[tuple[bytes, bytes]] = (JSON,)
+
+
+Answer = Callable[[Request], Awaitable[Response]]
+
+
+def json_response(value: Any, *, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> Response:
+    """Returns a response that carries `value` as JSON."""
+    return Response(status, msgspec.json.encode(value), (JSON, *headers))
+
+
+def error_response(error: HeadraceError) -> Response:
+    """Returns the response for an error: 429 or 503 with Retry-After if it may be tried again."""
+    headers: list[tuple[bytes, bytes]] = []
+    if isinstance(error, OutsideError):
+        status = 429 if isinstance(error, OverloadedError) else 503
+        headers.append((b"retry-after", str(error.retry_after_seconds).encode()))
+    elif isinstance(error, RequestError):
+        status = error.status
+    else:
+        status = 400 if isinstance(error, CallError) else 500
+    return json_response({"error": type(error).__name__, "message": str(error)}, status=status, headers=headers)
+
+
+def basic_user(request: Request) -> str:
+    """Returns the user of a Basic authorization, or nothing.
+
+    >>> basic_user(Request({"headers": [(b"authorization", b"Basic YW5uOg==")]}, b""))
+    'ann'
+    """
+    kind, _, value = request.header(b"authorization").partition(" ")
+    if kind.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(value, validate=True).decode().partition(":")[0]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
+
+
+def inflate(body: bytes, encoding: str, max_bytes: int) -> bytes:
+    """Returns the body without its content encoding; a zip bomb is cut off at `max_bytes`."""
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise RequestError(415, f"content-encoding {encoding!r} is not known. Use gzip, deflate or none")
+    # 32 + MAX_WBITS detects gzip and zlib headers by itself.
+    inflater = zlib.decompressobj(32 + zlib.MAX_WBITS)
+    try:
+        plain = inflater.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise RequestError(400, f"the body is not {encoding}: {error}") from error
+    if len(plain) > max_bytes:
+        raise RequestError(400, f"the body has more than {max_bytes:,} bytes once unpacked")
+    if not inflater.eof:
+        raise RequestError(400, f"the {encoding} body ends too early")
+    return plain
+
+
+def is_loopback(host: str) -> bool:
+    """Returns whether only this machine can reach `host`.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+    (True, True, False)
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Returns a listening socket; port 0 takes any free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise CallError(f"cannot listen on {host}:{port}: {error.strerror}. Choose another port") from error
+    listener.listen(1024)
+    return listener
+
+
+@dataclass
+class App:
+    """An ASGI application made of routes, with /live, /ready and /metrics."""
+
+    routes: Mapping[tuple[str, str], Answer]
+    fallback: Answer | None = None
+    readiness: Sequence[Callable[[], str]] = ()
+    metrics_text: Callable[[], str] | None = None
+    close: Callable[[], Awaitable[None]] | None = None
+    draining: bool = field(default=False, init=False)
+
+    async def __call__(self, scope: Mapping[str, Any], receive: Any, send: Any) -> None:
+        """Answers one request."""
+        body = await _read_body(receive)
+        if body is None:
+            return
+        response = await self.answer(Request(scope, body))
+        headers = [*response.headers, (b"content-length", str(len(response.body)).encode())]
+        if self.draining:
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
+
+    async def answer(self, request: Request) -> Response:
+        """Returns the response to a request, errors included."""
+        asked = (request.method, request.path)
+        route = self.routes.get(asked) or self._health(request) or self.fallback or nothing_answers
+        try:
+            return await route(request)
+        except HeadraceError as error:
+            return error_response(error)
+        except Exception:  # noqa: BLE001 - a bug must cost one request, and be seen
+            get_logger("http").exception("%s %r failed", request.method, request.path)
+            return json_response({"error": "InternalError", "message": "see the log"}, status=500)
+
+    def reasons(self) -> list[str]:
+        """Returns why this server is not ready, or nothing."""
+        return ["draining"] if self.draining else [reason for check in self.readiness if (reason := check())]
+
+    def _health(self, request: Request) -> Answer | None:
+        return getattr(self, self._HEALTH.get((request.method, request.path), ""), None)
+
+    _HEALTH: ClassVar[Mapping[tuple[str, str], str]] = {
+        ("GET", "/live"): "_live",
+        ("GET", "/ready"): "_ready",
+        ("GET", "/metrics"): "_metrics",
+    }
+
+    async def _live(self, _: Request) -> Response:
+        return json_response({"live": True})
+
+    async def _ready(self, _: Request) -> Response:
+        reasons = self.reasons()
+        return json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+
+    async def _metrics(self, _: Request) -> Response:
+        text = self.metrics_text() if self.metrics_text else ""
+        return Response(200, text.encode(), ((b"content-type", b"text/plain; version=0.0.4"),))
+
+
+async def nothing_answers(request: Request) -> Response:
+    """Raises RequestError 404."""
+    raise RequestError(404, f"nothing answers {request.method} {request.path!r}")
+
+
+async def _read_body(receive: Any) -> bytes | None:
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        return None
+    if not message["more_body"]:
+        body: bytes = message["body"]
+        return body
+    parts = [message["body"]]
+    while message["more_body"]:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message["body"])
+    return b"".join(parts)
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with limits on headers and body, and a deadline for each half-sent request."""
+
+    limits: ClassVar[Limits] = Limits()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Starts the deadline of the first request."""
+        super().connection_made(transport)
+        self.refusal = 0
+        self._header_count = 0
+        self._header_bytes = 0
+        self._body_bytes = 0
+        self.deadline = self.loop.time() + self.limits.header_seconds
+        if len(self.connections) > self.limits.max_connections:
+            self.refuse(503)
+
+    def data_received(self, data: bytes) -> None:
+        """Parses what arrives, unless this connection was refused already."""
+        if self.refusal:
+            return
+        if self.deadline == 0:
+            self.deadline = self.loop.time() + self.limits.header_seconds
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # No other protocol is spoken here; the request before it is answered.
+            return
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self.refuse(cause.status if isinstance(cause, _Refused) else 400)
+
+    def on_url(self, url: bytes) -> None:
+        """Counts the URL as a header."""
+        super().on_url(url)
+        self._header_bytes += len(url)
+        self._check_headers()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Counts a header."""
+        super().on_header(name, value)
+        self._header_count += 1
+        self._header_bytes += len(name) + len(value)
+        self._check_headers()
+
+    def on_headers_complete(self) -> None:
+        """Gives the body its deadline, and refuses one that announces too much."""
+        self.deadline = self.loop.time() + self.limits.body_seconds
+        for name, value in self.headers:
+            if name == b"content-length" and int(value) > self.limits.max_body_bytes:
+                raise _Refused(self.limits.oversize_status)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Refuses a body that grows too large."""
+        self._body_bytes += len(body)
+        if self._body_bytes > self.limits.max_body_bytes:
+            raise _Refused(self.limits.oversize_status)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Lets the request take its time to be answered."""
+        super().on_message_complete()
+        self.deadline = 0
+        self._header_count = self._header_bytes = self._body_bytes = 0
+
+    def refuse(self, status: int) -> None:
+        """Answers with `status`, then reads on for a second so that the answer is not lost in a reset."""
+        self.refusal = status
+        self.deadline = self.loop.time() + _LINGER_SECONDS
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        reason = HTTPStatus(status).phrase
+        body = msgspec.json.encode({"error": "RequestError", "message": reason})
+        retry = b"retry-after: 1\r\n" if status == 503 else b""
+        self.transport.write(
+            f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            f"content-length: {len(body)}\r\n".encode()
+            + retry
+            + b"\r\n"
+            + body
+        )
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def sweep(self, now: float) -> None:
+        """Cuts the connection off if its deadline has passed."""
+        if not self.deadline or now < self.deadline:
+            return
+        if self.refusal or self._is_silent():
+            self.transport.abort()
+        else:
+            self.refuse(408)
+
+    def _is_silent(self) -> bool:
+        return not self._header_bytes and not self._header_count and not self._body_bytes
+
+    def _check_headers(self) -> None:
+        if self._header_count > self.limits.max_headers or self._header_bytes > self.limits.max_header_bytes:
+            raise _Refused(431)
+
+
+class _Refused(Exception):  # noqa: N818 - leaves the parser, never this module
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+async def serve(
+    app: App, listener: socket.socket, *, limits: Limits, drain_seconds: float, ready: Callable[[], None]
+) -> None:
+    """Serves until SIGTERM or SIGINT, then drains: not ready, no new connections, what runs is finished."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    state, server = await _start(app, listener, limits)
+    sweeper = loop.create_task(_sweep(state))
+    ready()
+    await stop.wait()
+    app.draining = True
+    server.close()
+    for connection in list(state.connections):
+        connection.shutdown()
+    deadline = time.monotonic() + drain_seconds
+    while state.tasks and time.monotonic() < deadline:
+        await asyncio.wait(list(state.tasks), timeout=max(deadline - time.monotonic(), 0))
+    if app.close is not None:
+        await app.close()
+    sweeper.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await sweeper
+
+
+async def _start(app: App, listener: socket.socket, limits: Limits) -> tuple[ServerState, asyncio.Server]:
+    # Its own log would let any client write to our disk; what matters is counted.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+    protocol = type("Protocol", (BoundedProtocol,), {"limits": limits})
+    config = uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=int(limits.idle_seconds),
+    )
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: protocol(config, state, {}), sock=listener, backlog=1024)
+    return state, server
+
+
+async def _sweep(state: ServerState) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        now = loop.time()
+        for connection in list(state.connections):
+            if isinstance(connection, BoundedProtocol):
+                connection.sweep(now)
+
+
+def run(main: Awaitable[None]) -> None:
+    """Runs a server to its end on uvloop."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_as_coroutine(main))
+
+
+async def _as_coroutine(main: Awaitable[None]) -> None:
+    await main

@@ -1,0 +1,198 @@
+"""Child processes that are started anew when they die, and that never outlive their parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import msgspec
+
+from headrace.base.telemetry import get_logger, start_logging
+
+_PR_SET_PDEATHSIG = 1
+_TICK_SECONDS = 0.02
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 10.0
+_STEADY_SECONDS = 10.0
+_STOP_SECONDS = 0.8
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a child runs: `module:function`, called with a Life and these arguments."""
+
+    name: str
+    target: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    descriptors: tuple[int, ...] = ()
+
+
+class _Spec(msgspec.Struct):
+    target: str
+    arguments: dict[str, Any]
+    parent: int
+    life: int
+    ready: int
+
+
+@dataclass(frozen=True)
+class Life:
+    """A child's tie to its parent."""
+
+    ready_descriptor: int
+
+    def tell_ready(self) -> None:
+        """Tells the parent that this child does its work now."""
+        with contextlib.suppress(OSError):
+            os.write(self.ready_descriptor, b"1")
+
+
+@dataclass
+class _Child:
+    program: Program
+    process: subprocess.Popen[bytes]
+    ready_descriptor: int
+    started_at: float
+    ready: bool = False
+
+
+class Supervisor:
+    """Runs programs until it is told to stop, starting those anew that end."""
+
+    def __init__(self, programs: Sequence[Program], *, changed: Callable[[], None] = lambda: None) -> None:
+        self._programs = {program.name: program for program in programs}
+        self._children: dict[str, _Child] = {}
+        self._pauses: dict[str, float] = {}
+        self._due: dict[str, float] = dict.fromkeys(self._programs, 0.0)
+        self._changed = changed
+        self._stopping = False
+        # Children hold the reading end; the kernel closes the other when this process dies.
+        self._life, self._own_end = os.pipe()
+
+    def run(self, *, tick: Callable[[], None] = lambda: None) -> None:
+        """Starts all programs and watches them until SIGTERM or SIGINT, then stops them in order."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        try:
+            while not self._stopping:
+                self._turn()
+                tick()
+                time.sleep(_TICK_SECONDS)
+        finally:
+            self._end()
+
+    def all_ready(self) -> bool:
+        """Whether every program runs and said that it is ready."""
+        return len(self._children) == len(self._programs) and all(c.ready for c in self._children.values())
+
+    def pids(self) -> dict[str, int]:
+        """Returns the process id of each program that runs."""
+        return {name: child.process.pid for name, child in self._children.items()}
+
+    def _stop(self, number: int, frame: object) -> None:
+        del number, frame
+        self._stopping = True
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        for name in [name for name, due in self._due.items() if due <= now]:
+            del self._due[name]
+            self._children[name] = self._spawn(self._programs[name])
+            self._changed()
+        for name, child in list(self._children.items()):
+            if not child.ready and _has_byte(child.ready_descriptor):
+                child.ready = True
+                self._changed()
+            if child.process.poll() is not None:
+                self._bury(name, child, now)
+
+    def _bury(self, name: str, child: _Child, now: float) -> None:
+        del self._children[name]
+        os.close(child.ready_descriptor)
+        steady = now - child.started_at > _STEADY_SECONDS
+        pause = _FIRST_PAUSE_SECONDS if steady else self._pauses.get(name, _FIRST_PAUSE_SECONDS / 2) * 2
+        self._pauses[name] = min(pause, _LONGEST_PAUSE_SECONDS)
+        self._due[name] = now + self._pauses[name]
+        get_logger("process").warning(
+            "%s ended with %s, starting it again in %.1f s", name, child.process.returncode, self._pauses[name]
+        )
+        self._changed()
+
+    def _spawn(self, program: Program) -> _Child:
+        return _spawn(program, self._life)
+
+    def _end(self) -> None:
+        deadline = time.monotonic() + _STOP_SECONDS
+        for child in self._children.values():
+            child.process.send_signal(signal.SIGTERM)
+            # A frozen child cannot hear it.
+            child.process.send_signal(signal.SIGCONT)
+        for child in self._children.values():
+            try:
+                child.process.wait(max(deadline - time.monotonic(), 0.01))
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+            os.close(child.ready_descriptor)
+        self._children.clear()
+        os.close(self._own_end)
+        os.close(self._life)
+
+
+def _spawn(program: Program, life: int) -> _Child:
+    reading, writing = os.pipe()
+    spec = _Spec(program.target, dict(program.arguments), os.getpid(), life, writing)
+    process = subprocess.Popen(  # noqa: S603 - our own program
+        [sys.executable, "-m", "headrace.base.process", msgspec.json.encode(spec).decode()],
+        pass_fds=(life, writing, *program.descriptors),
+    )
+    os.close(writing)
+    os.set_blocking(reading, False)
+    return _Child(program, process, reading, time.monotonic())
+
+
+def _has_byte(descriptor: int) -> bool:
+    try:
+        return bool(os.read(descriptor, 1))
+    except BlockingIOError:
+        return False
+
+
+def die_with_parent(parent: int, life: int) -> None:
+    """Makes the kernel kill this process when its parent dies, however busy it is."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+    else:
+        threading.Thread(target=_wait_for_end, args=(life,), daemon=True).start()
+
+
+def _wait_for_end(life: int) -> None:
+    os.read(life, 1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(text: str) -> None:
+    """Runs the program that a supervisor describes in `text`."""
+    spec = msgspec.json.decode(text, type=_Spec)
+    die_with_parent(spec.parent, spec.life)
+    # Ctrl-C reaches the whole terminal group, but the order of stopping is the supervisor's.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    start_logging()
+    module, _, name = spec.target.partition(":")
+    getattr(import_module(module), name)(Life(spec.ready), **spec.arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,1 @@
+"""The doors in: Segment's HTTP protocol, write keys, and the cookie that remembers a visitor."""

@@ -1,0 +1,203 @@
+"""The collector: answers 200 only when the events are durable in the topic `clicks`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from headrace.base import fault
+from headrace.base.clock import Clock
+from headrace.base.errors import HeadraceError, RequestError
+from headrace.base.http import (
+    JSON,
+    App,
+    Limits,
+    Request,
+    Response,
+    basic_user,
+    error_response,
+    inflate,
+    json_response,
+    nothing_answers,
+)
+from headrace.base.telemetry import LATENCY_BUCKETS, Metric, Metrics
+from headrace.collect.cookies import CookieOptions, read_visitor, visitor_cookie
+from headrace.collect.keys import Keys
+from headrace.collect.segment import CALLS, Body, read_body
+from headrace.events.click import VERSION, Door, encode_door
+from headrace.topics import Record, Sender
+
+CLICKS = "clicks"
+MAX_BODY_BYTES = 500 * 1024
+ACK_SECONDS = 0.9
+MAX_PENDING_BYTES = 64 << 20
+
+LIMITS = Limits(max_body_bytes=MAX_BODY_BYTES, oversize_status=400)
+
+_ANSWERS = ("200", "400", "401", "404", "415", "429", "503", "500")
+
+METRICS = (
+    Metric("headrace_collect_requests_total", "Requests with events, by answer.", labels={"status": _ANSWERS}),
+    Metric("headrace_collect_events_total", "Events acknowledged as durable."),
+    Metric("headrace_collect_bytes_total", "Bytes of the events acknowledged."),
+    Metric("headrace_collect_ack_seconds", "Time until an event was durable.", "histogram", buckets=LATENCY_BUCKETS),
+)
+
+_OK = b'{"success":true}'
+_HINTS = (b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform")
+
+
+@dataclass(frozen=True)
+class CollectorOptions:
+    """What headrace.toml may say about the collector."""
+
+    cookie: CookieOptions = field(default_factory=CookieOptions)
+    trust_proxy: bool = False
+
+
+class Collector:
+    """Files what arrives at the door and says 200 when it is durable."""
+
+    def __init__(self, sender: Sender, keys: Keys, clock: Clock, metrics: Metrics, options: CollectorOptions) -> None:
+        self._sender = sender
+        self._keys = keys
+        self._clock = clock
+        self._options = options
+        self._answers = {status: metrics.count("headrace_collect_requests_total", status) for status in _ANSWERS}
+        self._events = metrics.count("headrace_collect_events_total")
+        self._bytes = metrics.count("headrace_collect_bytes_total")
+        self._acks = metrics.measure("headrace_collect_ack_seconds")
+
+    async def collect(self, request: Request, call: str) -> Response:
+        """Returns the answer to a request with events."""
+        try:
+            visitor = await self._file(request, call)
+            response = Response(200, _OK, self._shared_headers(request, visitor))
+        except HeadraceError as error:
+            refused = error_response(error)
+            response = Response(refused.status, refused.body, (*refused.headers, *_cors(request)))
+        self._answers[str(response.status)].add()
+        return response
+
+    async def settings(self, request: Request) -> Response:
+        """Returns the settings document that analytics.js asks for before it sends."""
+        key = request.path.split("/")[3]
+        if not self._keys.name_of(key):
+            raise RequestError(404, "no such write key")
+        host = request.header(b"host")
+        scheme = "https" if self._is_secure(request) else "http"
+        document = {
+            "integrations": {"Segment.io": {"apiKey": key, "apiHost": f"{host}/v1", "protocol": scheme}},
+            "visitor": read_visitor(request.header(b"cookie")) or None,
+        }
+        return json_response(document, headers=_cors(request))
+
+    def stalled(self) -> str:
+        """Returns why the topic cannot take events at present, or nothing."""
+        seconds = self._sender.stalled_seconds()
+        return f"the topic has not answered for {seconds:.1f} s" if seconds > ACK_SECONDS else ""
+
+    async def _file(self, request: Request, call: str) -> str:
+        body = read_body(call, inflate(request.body, request.header(b"content-encoding"), MAX_BODY_BYTES))
+        records = self._records(request, call, body)
+        fault.point("collect.parsed")
+        if records:
+            started_at = time.perf_counter()
+            await self._sender.append(CLICKS, records)
+            self._acks.observe(time.perf_counter() - started_at)
+        fault.point("collect.answering")
+        self._events.add(len(records))
+        self._bytes.add(sum(len(record.value or b"") for record in records))
+        return next((item.visitor for item in body.items if item.visitor), "")
+
+    def _records(self, request: Request, call: str, body: Body) -> list[Record]:
+        shared = self._keys.name_of(basic_user(request) or request.query.get("writeKey", "") or body.write_key)
+        names = [shared or self._keys.name_of(item.write_key) for item in body.items]
+        if not shared and not any(names):
+            raise RequestError(401, "no write key, or one that nobody made")
+        doors = {name: encode_door(self._door(request, call, body, name)) for name in set(names)}
+        return [Record(item.key, item.event, 0, doors[name]) for item, name in zip(body.items, names, strict=True)]
+
+    def _door(self, request: Request, call: str, body: Body, key_name: str) -> Door:
+        hints = [f"{name.decode()}: {request.header(name)}" for name in _HINTS if name in request.headers]
+        return Door(
+            version=VERSION,
+            received_us=self._clock.now_us(),
+            address=self._address(request),
+            user_agent=request.header(b"user-agent"),
+            source=f"http/{call}",
+            write_key=key_name,
+            sent_at=body.sent_at,
+            hints="\n".join(hints),
+            repaired=body.repaired,
+        )
+
+    def _address(self, request: Request) -> str:
+        if self._options.trust_proxy and b"x-forwarded-for" in request.headers:
+            return request.header(b"x-forwarded-for").rpartition(",")[2].strip()
+        client = request.scope["client"]
+        return str(client[0]) if client else ""
+
+    def _is_secure(self, request: Request) -> bool:
+        if self._options.trust_proxy and b"x-forwarded-proto" in request.headers:
+            return request.header(b"x-forwarded-proto") == "https"
+        return bool(request.scope["scheme"] == "https")
+
+    def _shared_headers(self, request: Request, visitor: str) -> Sequence[tuple[bytes, bytes]]:
+        # Only browsers send Origin, and only they keep a cookie.
+        if b"origin" not in request.headers:
+            return (JSON,)
+        headers = [JSON, *_cors(request)]
+        if visitor and not read_visitor(request.header(b"cookie")):
+            cookie = visitor_cookie(visitor, self._options.cookie, secure=self._is_secure(request))
+            if cookie:
+                headers.append((b"set-cookie", cookie))
+        return headers
+
+
+def _cors(request: Request) -> Sequence[tuple[bytes, bytes]]:
+    origin = request.headers.get(b"origin")
+    if origin is None:
+        return ()
+    return (
+        (b"access-control-allow-origin", origin),
+        (b"access-control-allow-credentials", b"true"),
+        (b"vary", b"Origin"),
+    )
+
+
+async def _preflight(request: Request) -> Response:
+    asked = request.headers.get(b"access-control-request-headers", b"authorization,content-type")
+    headers = (
+        *_cors(request),
+        (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+        (b"access-control-allow-headers", asked),
+        (b"access-control-max-age", b"86400"),
+    )
+    return Response(204, b"", headers)
+
+
+def build_app(collector: Collector, *, metrics_text: Callable[[], str], sender: Sender) -> App:
+    """Returns the application with every path of the Segment API, under /v1 and under the root."""
+
+    def route(call: str) -> Callable[[Request], object]:
+        return lambda request: collector.collect(request, call)
+
+    routes = {("POST", f"{prefix}/{path}"): route(call) for path, call in CALLS.items() for prefix in ("/v1", "")}
+
+    async def other(request: Request) -> Response:
+        if request.method == "OPTIONS":
+            return await _preflight(request)
+        parts = request.path.split("/")
+        if request.method == "GET" and parts[1:3] == ["v1", "projects"] and parts[4:] == ["settings"]:
+            return await collector.settings(request)
+        return await nothing_answers(request)
+
+    return App(
+        routes,  # type: ignore[arg-type]  # lambdas that return coroutines
+        fallback=other,
+        readiness=(collector.stalled,),
+        metrics_text=metrics_text,
+        close=sender.close,
+    )

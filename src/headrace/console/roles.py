@@ -1,0 +1,270 @@
+"""headrace init, up and status: a project's roles, started, supervised and looked at."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from headrace.base.clock import WorldClock
+from headrace.base.errors import CallError, unknown_name
+from headrace.base.process import Supervisor
+from headrace.base.telemetry import quantile, read_values, start_logging
+from headrace.collect.keys import DEV_KEY, hash_key
+from headrace.console.show import format_bytes, print_lines, print_table
+from headrace.console.topics import describe, list_groups
+from headrace.profile import FILE as PROFILE_FILE
+from headrace.project import FILE as PROJECT_FILE
+from headrace.project import ROLES, Door, OpenProject, open_door, open_project
+
+_NOTE_SECONDS = 1.0
+
+_PROJECT = '''"""The events of {name}. `headrace up` runs it; docs/tutorial.md goes on from here."""
+
+from headrace import Event, Project
+
+{events}project = Project("{name}"{declared})
+'''
+
+_EVENTS = """views = Event("Product List Viewed", item="products[].product_id")
+clicks = Event("Product Clicked", item="product_id")
+
+"""
+
+_TOML = """# Where everything lives. The project in Python stays the same in every profile.
+[profile.laptop]
+topics = "sqlite:///.headrace/topics"
+clock = "real://"
+
+[profile.cluster]
+topics = "kafka://127.0.0.1:9092"
+clock = "real://"
+
+[collect]
+host = "127.0.0.1"
+port = {port}
+workers = 1
+
+# Write keys, hashed. `dev` is known to everybody: it works on this machine only.
+[keys]
+dev = "{dev}"
+"""
+
+
+def init(given: argparse.Namespace) -> None:
+    """Writes the smallest useful project."""
+    folder = Path(given.dir)
+    write_project(folder, empty=given.empty)
+    print(f"{folder / PROJECT_FILE}\n{folder / PROFILE_FILE}\n")
+    print(f"next:\n  cd {folder}\n  headrace up")
+
+
+def write_project(folder: Path, *, empty: bool = False, port: int = 7070) -> None:
+    """Writes project.py and headrace.toml; refuses to overwrite either."""
+    for name in (PROJECT_FILE, PROFILE_FILE):
+        if (folder / name).exists():
+            raise CallError(f"{str(folder / name)!r} stands already; choose another folder")
+    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in folder.absolute().name).strip("-_") or "project"
+    declared = "" if empty else ", events=(views, clicks)"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = _PROJECT.format(name=name, events="" if empty else _EVENTS, declared=declared)
+        if empty:
+            text = text.replace("import Event, Project", "import Project")
+        (folder / PROJECT_FILE).write_text(text, encoding="utf-8")
+        (folder / PROFILE_FILE).write_text(_TOML.format(port=port, dev=hash_key(DEV_KEY)), encoding="utf-8")
+    except OSError as error:
+        raise CallError(f"cannot write into {str(folder)!r}: {error.strerror}") from error
+
+
+def up(given: argparse.Namespace) -> None:
+    """Runs roles until Ctrl-C or SIGTERM."""
+    roles = given.roles or list(ROLES)
+    for role in roles:
+        if role not in ROLES:
+            raise unknown_name("role", role, ROLES)
+    start_logging()
+    with open_project(given.project, profile=given.profile) as project, contextlib.ExitStack() as stack:
+        if not given.roles:
+            _ = project.declared
+        for role in roles:
+            stack.enter_context(_sole(project, role))
+        doors = [open_door(project, role) for role in roles]
+        project.topics.names()
+        _supervise(project, doors, as_json=given.json)
+
+
+def _supervise(project: OpenProject, doors: list[Door], *, as_json: bool) -> None:
+    clock = project.clock
+    if isinstance(clock, WorldClock):
+        clock.resume()
+    programs = [program for door in doors for program in ROLES[door.role](project, door)]
+    announced = False
+    noted_at = 0.0
+
+    def tick() -> None:
+        nonlocal announced, noted_at
+        if not announced and supervisor.all_ready():
+            announced = True
+            _announce(project, doors, as_json=as_json)
+        if time.monotonic() - noted_at > _NOTE_SECONDS:
+            noted_at = time.monotonic()
+            if isinstance(clock, WorldClock):
+                clock.note()
+
+    def changed() -> None:
+        for door in doors:
+            pids = {name: pid for name, pid in supervisor.pids().items() if name.startswith(door.role)}
+            _write_state(project, door, pids)
+
+    supervisor = Supervisor(programs, changed=changed)
+    supervisor.run(tick=tick)
+
+
+def _announce(project: OpenProject, doors: list[Door], *, as_json: bool) -> None:
+    if as_json:
+        print_lines({"role": door.role, "url": door.url} for door in doors)
+        return
+    for door in doors:
+        print(f"{door.role:<10} {door.url}", flush=True)
+    print(f"profile    {project.profile.name} ({project.profile.url('topics')})", flush=True)
+    print(
+        f"try        curl -u dev: {doors[0].url}/v1/track -d "
+        """'{"anonymousId":"ann","event":"Product Clicked","messageId":"1"}'""",
+        flush=True,
+    )
+    print("stop       Ctrl-C", flush=True)
+
+
+def _state_path(project: OpenProject, role: str) -> Path:
+    return project.profile.state / "run" / f"{role}.json"
+
+
+def _write_state(project: OpenProject, door: Door, pids: dict[str, int]) -> None:
+    path = _state_path(project, door.role)
+    state = {
+        "role": door.role,
+        "url": door.url,
+        "supervisor": os.getpid(),
+        "pids": pids,
+        "profile": project.profile.name,
+        "written_at": time.time(),
+    }
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(state), encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _sole(project: OpenProject, role: str) -> Iterator[None]:
+    """Holds the role's lock: a second `up` of the same role would fight over its door."""
+    path = _state_path(project, role).with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CallError(f"role {role!r} of {str(project.folder)!r} runs already. See: headrace status") from error
+        yield
+
+
+def _runs(project: OpenProject, role: str) -> bool:
+    path = _state_path(project, role).with_suffix(".lock")
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def status(given: argparse.Namespace) -> None:
+    """Says what runs, how far readers lag, and what the disk holds."""
+    with open_project(given.project, profile=given.profile) as project:
+        roles = [_role_status(project, role) for role in ROLES]
+        names = project.topics.names()
+        topics = [describe(project, name) for name in names]
+        groups = [group for name in names for group in list_groups(project, name)]
+        disk = _disk(project)
+    if given.json:
+        print_lines([{"kind": "role", **one} for one in roles])
+        print_lines([{"kind": "topic", **one} for one in topics])
+        print_lines([{"kind": "group", **one} for one in groups])
+        print_lines([{"kind": "disk", **disk}])
+        return
+    _show_status(roles, topics, groups, disk)
+
+
+def _show_status(
+    roles: list[dict[str, Any]], topics: list[dict[str, Any]], groups: list[dict[str, Any]], disk: dict[str, Any]
+) -> None:
+    rows = [(r["role"], r["state"], r["url"] or "-", ", ".join(map(str, r["pids"])) or "-") for r in roles]
+    print_table(("role", "state", "url", "pids"), rows)
+    for role in roles:
+        if role["state"] != "stopped":
+            p99 = "-" if role["ack_p99_seconds"] is None else f"≤ {role['ack_p99_seconds'] * 1000:g} ms"
+            print(f"           {role['events']:,} events acknowledged, ack p99 {p99}")
+    print()
+    print_table(
+        ("topic", "partitions", "records"),
+        [(t["topic"], t["partitions"], t["records"]) for t in topics],
+        empty="no topics yet",
+    )
+    if groups:
+        print()
+        print_table(
+            ("group", "topic", "partition", "lag"), [(g["group"], g["topic"], g["partition"], g["lag"]) for g in groups]
+        )
+    print(
+        f"\ndisk       {format_bytes(disk['used_bytes'])} used by the project, {format_bytes(disk['free_bytes'])} free"
+    )
+
+
+def _role_status(project: OpenProject, role: str) -> dict[str, Any]:
+    stopped: dict[str, Any] = {
+        "role": role,
+        "state": "stopped",
+        "url": None,
+        "pids": [],
+        "events": 0,
+        "ack_p99_seconds": None,
+    }
+    if not _runs(project, role):
+        return stopped
+    try:
+        state = json.loads(_state_path(project, role).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {**stopped, "state": "starting"}
+    values = read_values(project.profile.state / "metrics")
+    return {
+        "role": role,
+        "state": "ready" if _is_ready(state["url"]) else "not ready",
+        "url": state["url"],
+        "pids": [state["supervisor"], *state["pids"].values()],
+        "events": int(values.get("headrace_collect_events_total", 0)),
+        "ack_p99_seconds": quantile(values, "headrace_collect_ack_seconds", 0.99),
+    }
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/ready", timeout=1) as answer:  # noqa: S310 - our own loopback door
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def _disk(project: OpenProject) -> dict[str, int]:
+    used = sum(path.stat().st_size for path in project.profile.state.rglob("*") if path.is_file())
+    return {"used_bytes": used, "free_bytes": shutil.disk_usage(project.folder).free}

@@ -1,0 +1,273 @@
+"""headrace topic: create, alter, list, tail, read, append, replay, groups."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from headrace.base.errors import CallError
+from headrace.console.show import print_lines, print_table
+from headrace.project import OpenProject, open_project
+from headrace.topics import GroupPosition, Message, Record, Topic
+from headrace.topics import replay as replay_group
+
+_PORTION = 1_000
+
+
+@contextmanager
+def _opened(given: argparse.Namespace) -> Iterator[OpenProject]:
+    with open_project(given.project, profile=given.profile) as project:
+        yield project
+
+
+def create(given: argparse.Namespace) -> None:
+    """Makes a topic."""
+    with _opened(given) as project:
+        seconds = _seconds(given.retention_days)
+        made = project.topics.create(given.topic, partitions=given.partitions, retention_seconds=seconds)
+        print(f"topic {made.name}: {made.partitions} partitions, incarnation {made.incarnation}")
+
+
+def alter(given: argparse.Namespace) -> None:
+    """Changes how long a topic keeps its records."""
+    with _opened(given) as project:
+        made = project.topics.alter(given.topic, retention_seconds=_seconds(given.retention_days))
+        kept = "for ever" if made.retention_seconds is None else f"for {made.retention_seconds / 86400:g} days"
+        print(f"topic {made.name}: records are kept {kept}")
+
+
+def list_topics(given: argparse.Namespace) -> None:
+    """Lists the topics with their sizes."""
+    with _opened(given) as project:
+        rows = [describe(project, name) for name in project.topics.names()]
+    if given.json:
+        print_lines(rows)
+        return
+    print_table(
+        ("topic", "partitions", "records", "retention", "incarnation"),
+        [(r["topic"], r["partitions"], r["records"], _kept(r["retention_seconds"]), r["incarnation"]) for r in rows],
+        empty="no topics yet. `headrace up` makes them, or: headrace topic create NAME",
+    )
+
+
+def describe(project: OpenProject, name: str) -> dict[str, Any]:
+    """Returns a topic as `topic list --json` shows it."""
+    found = project.topics.describe(name)
+    bounds = project.topics.bounds(name)
+    return {
+        "topic": name,
+        "partitions": found.partitions,
+        "records": sum(bound.end - bound.start for bound in bounds),
+        "start": [bound.start for bound in bounds],
+        "end": [bound.end for bound in bounds],
+        "retention_seconds": found.retention_seconds,
+        "incarnation": found.incarnation,
+    }
+
+
+def tail(given: argparse.Namespace) -> None:
+    """Shows live messages until Ctrl-C."""
+    with _opened(given) as project:
+        topic = project.topic(given.topic)
+        offsets = {p: max(bound.start, bound.end - given.last) for p, bound in enumerate(topic.bounds())}
+        left = given.max if given.max is not None else sys.maxsize
+        while left > 0:
+            messages = topic.read(offsets, max_records=min(_PORTION, left), wait_seconds=0.5)
+            _print_messages(messages, as_json=given.json)
+            left -= len(messages)
+            offsets.update({message.partition: message.offset + 1 for message in messages})
+
+
+def read(given: argparse.Namespace) -> None:
+    """Prints what a topic holds at present."""
+    with _opened(given) as project:
+        topic = project.topic(given.topic)
+        ends = {p: bound.end for p, bound in enumerate(topic.bounds())}
+        offsets = _offsets(topic, given.start, only=given.partition)
+        left = given.max if given.max is not None else sys.maxsize
+        while left > 0 and any(offset < ends[p] for p, offset in offsets.items()):
+            messages = topic.read(offsets, max_records=min(_PORTION, left), wait_seconds=1.0)
+            if not messages:
+                break
+            wanted = [message for message in messages if message.offset < ends[message.partition]]
+            _print_messages(wanted, as_json=given.json)
+            left -= len(wanted)
+            offsets.update({message.partition: message.offset + 1 for message in messages})
+
+
+def append(given: argparse.Namespace) -> None:
+    """Appends the lines of stdin."""
+    with _opened(given) as project:
+        topic = project.topic(given.topic)
+        count = 0
+        for records in _portions(_read_record(line, given) for line in enumerate(sys.stdin.buffer, 1)):
+            count += len(topic.append(records))
+    if given.json:
+        print_lines([{"topic": given.topic, "records": count}])
+    else:
+        print(f"topic {given.topic}: {count:,} records appended")
+
+
+def replay(given: argparse.Namespace) -> None:
+    """Moves a group's positions."""
+    with _opened(given) as project:
+        topic = project.topic(given.topic)
+        before = {g.position.partition: g.position.offset for g in _positions(project, given.topic, given.group)}
+        moved = replay_group(topic, given.group, _offsets(topic, given.to))
+        rows = [
+            {"topic": given.topic, "group": given.group, "partition": p, "from": before.get(p), "to": position.offset}
+            for p, position in sorted(moved.items())
+        ]
+        _audit(project, rows)
+    if given.json:
+        print_lines(rows)
+    else:
+        shown = [(r["partition"], "-" if r["from"] is None else r["from"], r["to"]) for r in rows]
+        print_table(("partition", "from", "to"), shown, title=f"{given.group} on {given.topic}")
+
+
+def groups(given: argparse.Namespace) -> None:
+    """Lists the groups of a topic with their lag."""
+    with _opened(given) as project:
+        rows = list_groups(project, given.topic)
+    if given.json:
+        print_lines(rows)
+        return
+    print_table(
+        ("group", "partition", "position", "lag", "generation"),
+        [(r["group"], r["partition"], r["position"], r["lag"], r["generation"]) for r in rows],
+        empty=f"no group has read topic {given.topic} yet",
+    )
+
+
+def list_groups(project: OpenProject, name: str) -> list[dict[str, Any]]:
+    """Returns the groups of a topic as `topic groups --json` shows them."""
+    ends = [bound.end for bound in project.topics.bounds(name)]
+    return [
+        {
+            "group": one.group,
+            "topic": name,
+            "partition": one.position.partition,
+            "position": one.position.offset,
+            "lag": ends[one.position.partition] - one.position.offset,
+            "generation": one.generation,
+            "incarnation": one.position.incarnation,
+        }
+        for one in project.topics.groups(name)
+    ]
+
+
+def _positions(project: OpenProject, topic: str, group: str) -> list[GroupPosition]:
+    return [one for one in project.topics.groups(topic) if one.group == group]
+
+
+def _audit(project: OpenProject, rows: list[dict[str, Any]]) -> None:
+    project.profile.state.mkdir(parents=True, exist_ok=True)
+    with (project.profile.state / "audit.jsonl").open("a", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps({"at": datetime.now(UTC).isoformat(), "action": "topic replay", **row}) + "\n")
+
+
+def _seconds(days: float | None) -> int | None:
+    if days is not None and days < 0:
+        raise CallError(f"--retention-days {days:g}: must be 0 or more")
+    return int(days * 86400) if days else None
+
+
+def _kept(seconds: int | None) -> str:
+    return "for ever" if seconds is None else f"{seconds / 86400:g} days"
+
+
+def _offsets(topic: Topic, text: str, *, only: int | None = None) -> dict[int, int]:
+    bounds = topic.bounds()
+    if only is not None and not 0 <= only < len(bounds):
+        raise CallError(f"--partition {only}: topic {topic.name!r} has partitions 0 to {len(bounds) - 1}")
+    if text == "earliest":
+        found = [bound.start for bound in bounds]
+    elif text == "latest":
+        found = [bound.end for bound in bounds]
+    elif text.isdigit():
+        found = [min(max(int(text), bound.start), bound.end) for bound in bounds]
+    else:
+        found = topic.topics.offsets_at(topic.name, _instant_us(text))
+    return {p: offset for p, offset in enumerate(found) if only is None or p == only}
+
+
+def _instant_us(text: str) -> int:
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise CallError(f"{text!r} is no place: write earliest, latest, an offset or 2026-11-21T12:00") from error
+    if instant.tzinfo is None:
+        instant = instant.replace(tzinfo=UTC)
+    return int(instant.timestamp() * 1_000_000)
+
+
+def _portions(records: Iterable[Record]) -> Iterator[list[Record]]:
+    portion: list[Record] = []
+    for record in records:
+        portion.append(record)
+        if len(portion) == _PORTION:
+            yield portion
+            portion = []
+    if portion:
+        yield portion
+
+
+def _read_record(line: tuple[int, bytes], given: argparse.Namespace) -> Record:
+    number, data = line
+    key = given.key.encode() if given.key is not None else None
+    data = data.rstrip(b"\r\n")
+    if not given.json:
+        return Record(key, data)
+    try:
+        value = json.loads(data)
+        own_key = value.get("key")
+        body = value["value"]
+        time_us = value.get("time_us") or 0
+    except (ValueError, AttributeError, KeyError) as error:
+        raise CallError(f'stdin line {number}: found {data[:80]!r}, need {{"key": ..., "value": ...}}') from error
+    encoded = None if body is None else body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    return Record(own_key.encode() if own_key is not None else key, encoded, time_us)
+
+
+def _print_messages(messages: list[Message], *, as_json: bool) -> None:
+    if as_json:
+        print_lines(_as_object(message) for message in messages)
+        return
+    for message in messages:
+        at = time.strftime("%H:%M:%S", time.localtime(message.time_us / 1e6))
+        place = f"{message.partition}/{message.offset}"
+        print(f"{at}  {place:>12}  {_text(message.key) or '-':<24}  {_text(message.value)}", flush=True)
+
+
+def _as_object(message: Message) -> dict[str, Any]:
+    found = {
+        "partition": message.partition,
+        "offset": message.offset,
+        "key": _text(message.key),
+        "time_us": message.time_us,
+        "value": _value(message.value),
+    }
+    if message.headers:
+        found["headers"] = {name: _value(value) for name, value in message.headers}
+    return found
+
+
+def _value(data: bytes | None) -> Any:
+    if data is None:
+        return None
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return _text(data)
+
+
+def _text(data: bytes | None) -> str | None:
+    return None if data is None else data.decode("utf-8", "replace")

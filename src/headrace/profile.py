@@ -1,0 +1,137 @@
+"""headrace.toml: the profiles that name a URL for each noun, and the few settings beside them."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headrace.base.errors import ProjectError, did_you_mean, unknown_name
+from headrace.base.urls import Url
+
+FILE = "headrace.toml"
+VARIABLE = "HEADRACE_PROFILE"
+DEFAULT_PROFILE = "laptop"
+
+
+class ProfileTable(msgspec.Struct, forbid_unknown_fields=True):
+    """[profile.NAME]: where things live."""
+
+    topics: str = "sqlite:///.headrace/topics"
+    clock: str = "real://"
+
+
+class CollectTable(msgspec.Struct, forbid_unknown_fields=True):
+    """[collect]: the collector's door."""
+
+    host: str = "127.0.0.1"
+    port: int = 7070
+    workers: int = 1
+    cookie_days: int = 365
+    cookie_domain: str = ""
+    cookie_same_site: str = "Lax"
+    trust_proxy: bool = False
+
+
+class TopicTable(msgspec.Struct, forbid_unknown_fields=True):
+    """[topic.NAME]: how a topic is made."""
+
+    partitions: int = 4
+    retention_days: float = 7.0
+
+
+class Settings(msgspec.Struct, forbid_unknown_fields=True):
+    """All of headrace.toml."""
+
+    profile: dict[str, ProfileTable] = {}
+    collect: CollectTable = msgspec.field(default_factory=CollectTable)
+    topic: dict[str, TopicTable] = {}
+    keys: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One profile of a project's headrace.toml, with the settings that all profiles share."""
+
+    folder: Path
+    name: str
+    urls: ProfileTable
+    settings: Settings
+
+    def url(self, noun: str) -> Url:
+        """Returns the URL of a noun: topics, clock."""
+        return Url.parse(getattr(self.urls, noun), root=self.folder)
+
+    def topic(self, name: str) -> TopicTable:
+        """Returns how a topic is to be made."""
+        return self.settings.topic.get(name, TopicTable())
+
+    @property
+    def state(self) -> Path:
+        """The folder for what a running project leaves: locks, metrics, the clock."""
+        return self.folder / ".headrace"
+
+
+def find_folder(start: Path) -> Path:
+    """Returns the project's folder: the nearest one upwards that holds a headrace.toml."""
+    for folder in (start.absolute(), *start.absolute().parents):
+        if (folder / FILE).is_file():
+            return folder
+    raise ProjectError(f"no {FILE} in {str(start.absolute())!r} or above it. Make a project with: headrace init DIR")
+
+
+def read_profile(folder: Path, name: str | None = None) -> Profile:
+    """Returns a profile by name, by HEADRACE_PROFILE, or the laptop's."""
+    settings = _read(folder / FILE)
+    chosen = name or os.environ.get(VARIABLE) or DEFAULT_PROFILE
+    if chosen not in settings.profile:
+        raise unknown_name("profile", chosen, settings.profile)
+    return Profile(folder, chosen, settings.profile[chosen], settings)
+
+
+def _read(path: Path) -> Settings:
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file)
+    except OSError as error:
+        raise ProjectError(f"{path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ProjectError(f"{path}: {error}") from error
+    _refuse_unknown(path, table)
+    try:
+        return msgspec.convert(table, Settings)
+    except msgspec.ValidationError as error:
+        raise ProjectError(f"{path}: {error}") from error
+
+
+def list_keys() -> dict[str, type[msgspec.Struct]]:
+    """Returns every table of headrace.toml with the keys that it may have.
+
+    >>> sorted(list_keys())
+    ['collect', 'profile.NAME', 'topic.NAME']
+    """
+    return {"profile.NAME": ProfileTable, "collect": CollectTable, "topic.NAME": TopicTable}
+
+
+def _refuse_unknown(path: Path, table: dict[str, Any]) -> None:
+    _refuse_keys(path, "", table, Settings.__struct_fields__)
+    for name, kind in list_keys().items():
+        section, named, _ = name.partition(".NAME")
+        found = table.get(section, {})
+        parts = {f"{section}.{part}": value for part, value in found.items()} if named else {section: found}
+        for place, keys in parts.items():
+            if isinstance(keys, dict):
+                _refuse_keys(path, place, keys, kind.__struct_fields__)
+
+
+def _refuse_keys(path: Path, place: str, table: dict[str, Any], known: tuple[str, ...]) -> None:
+    for key in table:
+        if key not in known:
+            where = f"[{place}] " if place else ""
+            raise ProjectError(
+                f"{path}: {where}no key {key!r}.{did_you_mean(key, known)}  known: {', '.join(sorted(known))}"
+            )

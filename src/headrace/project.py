@@ -1,0 +1,220 @@
+"""The one place that joins rooms: a project, opened with a profile, and the roles that it runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Self
+
+from headrace.base.clock import SCHEMES as CLOCKS
+from headrace.base.clock import Clock
+from headrace.base.errors import CallError, ProjectError, did_you_mean
+from headrace.base.http import is_loopback, listen, run, serve
+from headrace.base.process import Life, Program
+from headrace.base.telemetry import Metrics
+from headrace.collect.app import (
+    ACK_SECONDS,
+    CLICKS,
+    LIMITS,
+    MAX_PENDING_BYTES,
+    METRICS,
+    Collector,
+    CollectorOptions,
+    build_app,
+)
+from headrace.collect.cookies import CookieOptions
+from headrace.collect.keys import DEV_KEY, Keys
+from headrace.events.event import Event
+from headrace.profile import Profile, find_folder, read_profile
+from headrace.topics import Topic, Topics, open_topics
+
+FILE = "project.py"
+
+_DRAIN_SECONDS = 0.4
+
+
+@dataclass(frozen=True)
+class Project:
+    """A product's events, declared once and the same in every profile.
+
+    >>> Project("shop", events=(Event("Product Clicked", item="product_id"),)).name
+    'shop'
+    """
+
+    name: str
+    events: tuple[Event, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ProjectError(f"Project({self.name!r}): a name has letters, digits, '-' and '_'")
+        seen = set()
+        for event in self.events:
+            if event.name in seen:
+                raise ProjectError(f"Project({self.name!r}): event {event.name!r} is declared twice")
+            seen.add(event.name)
+
+
+class OpenProject:
+    """A project with its backends, as the console and a notebook use it."""
+
+    def __init__(self, folder: Path, profile: Profile) -> None:
+        self.folder = folder
+        self.profile = profile
+
+    @cached_property
+    def declared(self) -> Project:
+        """What the project file declares."""
+        return load_project(self.folder / FILE)
+
+    @cached_property
+    def topics(self) -> Topics:
+        """The topics of the profile."""
+        return open_topics(self.profile.url("topics"))
+
+    @cached_property
+    def clock(self) -> Clock:
+        """The project's clock."""
+        clock: Clock = CLOCKS.open(self.profile.url("clock"))
+        return clock
+
+    def topic(self, name: str) -> Topic:
+        """Returns a topic that stands."""
+        self.topics.describe(name)
+        return Topic(self.topics, name)
+
+    def make_topic(self, name: str) -> Topic:
+        """Returns a topic, made as headrace.toml says if it does not stand."""
+        table = self.profile.topic(name)
+        retention_seconds = int(table.retention_days * 86400) if table.retention_days else None
+        self.topics.create(name, partitions=table.partitions, retention_seconds=retention_seconds)
+        return Topic(self.topics, name)
+
+    def close(self) -> None:
+        """Releases the backends."""
+        if "topics" in self.__dict__:
+            self.topics.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_project(folder: Path | str = ".", *, profile: str | None = None) -> OpenProject:
+    """Returns the project in a folder or above it, with a profile's backends."""
+    found = find_folder(Path(folder))
+    return OpenProject(found, read_profile(found, profile))
+
+
+def load_project(path: Path) -> Project:
+    """Returns what a project file declares; an error in it names the user's own file and line."""
+    spec = importlib.util.spec_from_file_location("headrace_user_project", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ProjectError(f"{path}: no such file. Make a project with: headrace init DIR")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ProjectError(f"{_place(path, error)}: {_explain(error)}") from error
+    return _find_project(path, module)
+
+
+def _find_project(path: Path, module: ModuleType) -> Project:
+    found = [value for value in vars(module).values() if isinstance(value, Project)]
+    if len(found) != 1:
+        raise ProjectError(f"{path}: found {len(found)} projects, need one line like: project = Project('shop')")
+    return found[0]
+
+
+def _place(path: Path, error: Exception) -> str:
+    if isinstance(error, SyntaxError):
+        return f"{error.filename or path}:{error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f"{path}:{lines[-1]}" if lines else str(path)
+
+
+def _explain(error: Exception) -> str:
+    hint = ""
+    missing = re.match(r"cannot import name '(\w+)' from 'headrace'", str(error))
+    if missing:
+        hint = did_you_mean(missing[1], sys.modules["headrace"].__all__)
+    return f"{type(error).__name__}: {error}{hint}"
+
+
+@dataclass(frozen=True)
+class Door:
+    """A role that listens: its socket is opened by the supervisor, so that no restart loses a connection."""
+
+    role: str
+    listener: socket.socket
+    url: str
+
+
+def open_door(project: OpenProject, role: str) -> Door:
+    """Returns the open door of a role; refuses to open it to others while the dev key stands."""
+    table = project.profile.settings.collect
+    if not is_loopback(table.host) and DEV_KEY in project.profile.settings.keys:
+        raise CallError(
+            f"collect.host = {table.host!r} is open to others while the write key 'dev' stands, which everybody "
+            "knows. Put a key of your own into [keys] of headrace.toml and remove dev"
+        )
+    listener = listen(table.host, table.port)
+    host, port = listener.getsockname()[:2]
+    return Door(role, listener, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+
+
+def collector_programs(project: OpenProject, door: Door) -> list[Program]:
+    """Returns the programs of the collector: one per worker, all on one door."""
+    workers = project.profile.settings.collect.workers
+    if not 1 <= workers <= 64:
+        raise CallError(f"collect.workers == {workers}, must be 1 to 64")
+    Keys.read(project.profile.settings.keys)
+    descriptor = door.listener.fileno()
+    arguments = {"folder": str(project.folder), "profile": project.profile.name, "listener": descriptor}
+    return [
+        Program(
+            name=f"collector-{number}",
+            target="headrace.project:run_collector",
+            arguments={**arguments, "name": f"collector-{number}"},
+            descriptors=(descriptor,),
+        )
+        for number in range(1, workers + 1)
+    ]
+
+
+ROLES: dict[str, Callable[[OpenProject, Door], list[Program]]] = {"collector": collector_programs}
+
+
+def run_collector(life: Life, *, folder: str, profile: str, listener: int, name: str) -> None:
+    """Runs one worker of the collector until it is told to stop."""
+    with open_project(folder, profile=profile) as project:
+        project.make_topic(CLICKS)
+        run(_serve_collector(life, project, listener, name))
+
+
+async def _serve_collector(life: Life, project: OpenProject, listener: int, name: str) -> None:
+    table = project.profile.settings.collect
+    cookie = CookieOptions(table.cookie_days, table.cookie_domain, table.cookie_same_site)
+    sender = project.topics.open_sender(deadline_seconds=ACK_SECONDS, max_pending_bytes=MAX_PENDING_BYTES)
+    metrics = Metrics(METRICS, folder=project.profile.state / "metrics", process=name)
+    collector = Collector(
+        sender,
+        Keys.read(project.profile.settings.keys),
+        project.clock,
+        metrics,
+        CollectorOptions(cookie, table.trust_proxy),
+    )
+    app = build_app(collector, metrics_text=metrics.text, sender=sender)
+    with socket.socket(fileno=listener) as door:
+        await serve(app, door, limits=LIMITS, drain_seconds=_DRAIN_SECONDS, ready=life.tell_ready)
