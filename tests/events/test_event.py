@@ -380,3 +380,8 @@ def test_raw_click_of_a_later_writer_of_the_same_version_is_read():
 def test_event_is_imported_without_numpy():
     code = "import sys, headrace.events.event; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_event_page_names_every_canonical_event():
+    page = (CONTRACTS.parent / "concepts" / "event.md").read_text(encoding="utf-8")
+    assert [name for name in TAXONOMY if name not in page] == []

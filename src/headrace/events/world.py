@@ -216,7 +216,7 @@ class World:
         self.activity = habits.visits_per_day * np.exp(sigma * normal - sigma**2 / 2)
         """Each visitor's visits per day."""
         self._phase = (self._uniforms("phase", everyone, 0) * HOUR).astype(np.int64)
-        self.items = tuple(self._make_item(number, genres) for number in range(items))
+        self.items = self._make_items(items, genres)
         """The titles of the service."""
         self._by_id = {item.product_id: item for item in self.items}
         self._weights = list(accumulate(item.weight for item in self.items))
@@ -329,11 +329,17 @@ class World:
             del waiting[:ready]
         yield from waiting
 
-    def _make_item(self, number: int, genres: int) -> Item:
-        draw = self.random("item", number, 0)
-        title = f"The {_ADJECTIVES[int(draw() * 12)]} {_NOUNS[int(draw() * 12)]}"
-        seconds = 10 * int(30 + draw() * 500)
-        return Item(f"item-{number:03}", title, GENRES[number % genres], seconds, (0.01 + draw()) ** -0.8)
+    def _make_items(self, items: int, genres: int) -> tuple[Item, ...]:
+        draw = self.random("item", 0, 0)
+        titles = [f"The {adjective} {noun}" for adjective in _ADJECTIVES for noun in _NOUNS]
+        titles.sort(key=lambda _: draw())
+        made = []
+        for number in range(items):
+            sequel, place = divmod(number, len(titles))
+            title = titles[place] + (f" {sequel + 1}" if sequel else "")
+            seconds = 10 * int(30 + draw() * 500)
+            made.append(Item(f"item-{number:03}", title, GENRES[number % genres], seconds, 1 / (0.01 + draw())))
+        return tuple(made)
 
     def _make_visitor(self, number: int) -> Visitor:
         draw = self.random("visitor", number, 0)
