@@ -1,0 +1,242 @@
+"""`headrace up` as a real process, for every test that wants real doors.
+
+with running(tmp_path) as up:
+    assert up.post("/v1/track", {"anonymousId": "ann"}).status == 200
+    assert up.read("clicks")[0]["key"] == "ann"
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from headrace.collect.keys import hash_key
+from headrace.console.roles import write_project
+from headrace.project import open_project
+
+START_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a door answered."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Running:
+    """A running `headrace up`."""
+
+    folder: Path
+    profile: str | None
+    process: subprocess.Popen[bytes]
+    log: Path
+    urls: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        """The collector's address, like http://127.0.0.1:40123."""
+        return self.urls["collector"]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The collector's host and port."""
+        parts = urlsplit(self.url)
+        return str(parts.hostname), int(parts.port or 0)
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process ids of the roles' workers, by name, as the supervisor last wrote them down."""
+        found: dict[str, int] = {}
+        for path in sorted((self.folder / ".headrace" / "run").glob("*.json")):
+            found |= json.loads(path.read_text())["pids"]
+        return found
+
+    def read(self, topic: str = "clicks") -> list[dict[str, Any]]:
+        """Returns what a topic holds: partition, offset, key, time_us, value (JSON), raw, headers."""
+        with open_project(self.folder, profile=self.profile) as project:
+            log = project.topic(topic)
+            ends = {p: bound.end for p, bound in enumerate(log.bounds())}
+            offsets = {p: bound.start for p, bound in enumerate(log.bounds())}
+            found: list[dict[str, Any]] = []
+            while any(offset < ends[p] for p, offset in offsets.items()):
+                messages = log.read(offsets, wait_seconds=1.0)
+                if not messages:
+                    break
+                for message in messages:
+                    offsets[message.partition] = message.offset + 1
+                    found.append(_as_dict(message))
+            return found
+
+    def post(
+        self,
+        path: str,
+        body: Any = b"",
+        *,
+        key: str | None = "dev",
+        headers: Mapping[str, str] | None = None,
+        method: str = "POST",
+        timeout: float = 10.0,
+    ) -> Answer:
+        """Sends one request; a body that is not bytes is sent as JSON."""
+        data = (
+            body if isinstance(body, bytes) else body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        )
+        sent = {"content-type": "application/json", **(headers or {})}
+        if key is not None:
+            sent.setdefault("authorization", "Basic " + b64encode(f"{key}:".encode()).decode())
+        connection = http.client.HTTPConnection(*self.address, timeout=timeout)
+        try:
+            connection.request(method, path, data, sent)
+            found = connection.getresponse()
+            return Answer(found.status, found.read(), {name.lower(): value for name, value in found.getheaders()})
+        finally:
+            connection.close()
+
+    def get(self, path: str, **options: Any) -> Answer:
+        """Asks for a path without a body."""
+        return self.post(path, method="GET", **options)
+
+    def stop(self, number: int = signal.SIGTERM, *, seconds: float = 10.0) -> int:
+        """Ends `up` with a signal and returns its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+    def kill(self) -> None:
+        """Ends `up` with kill -9."""
+        self.stop(signal.SIGKILL)
+
+
+def _as_dict(message: Any) -> dict[str, Any]:
+    try:
+        value = json.loads(message.value) if message.value is not None else None
+    except (ValueError, RecursionError):
+        value = None
+    return {
+        "partition": message.partition,
+        "offset": message.offset,
+        "key": None if message.key is None else message.key.decode("utf-8", "replace"),
+        "time_us": message.time_us,
+        "value": value,
+        "raw": message.value,
+        "headers": dict(message.headers),
+    }
+
+
+def project_toml(
+    *,
+    topics: str = "sqlite:///.headrace/topics",
+    clock: str = "real://",
+    keys: Mapping[str, str] | None = None,
+    extra: str = "",
+    profile: str = "laptop",
+    **collect: Any,
+) -> str:
+    """Returns a headrace.toml with a free port, `keys` in plain text by name, and settings of [collect]."""
+    table = {"port": 0, **collect}
+    lines = [f"[profile.{profile}]", f'topics = "{topics}"', f'clock = "{clock}"', "", "[collect]"]
+    lines += [f"{name} = {json.dumps(value)}" for name, value in table.items()]
+    lines += ["", "[keys]", *(f'{name} = "{hash_key(key)}"' for name, key in (keys or {"dev": "dev"}).items())]
+    return "\n".join([*lines, "", extra])
+
+
+@contextlib.contextmanager
+def running(
+    folder: Path,
+    *roles: str,
+    env: Mapping[str, str] | None = None,
+    profile: str | None = None,
+    toml: str = "",
+) -> Iterator[Running]:
+    """Yields a running `headrace up` of the project in `folder`, which is made if it does not stand.
+
+    `toml` replaces headrace.toml; see `project_toml`. At the end everything is stopped.
+    """
+    if not (folder / "headrace.toml").exists():
+        write_project(folder, port=0)
+    if toml:
+        (folder / "headrace.toml").write_text(toml)
+    log = folder / "up.log"
+    command = [sys.executable, "-m", "headrace", "up", *roles, "--json", "--project", str(folder)]
+    command += ["--profile", profile] if profile else []
+    with log.open("ab") as errors:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, **(env or {})},
+        )
+    up = Running(folder, profile, process, log)
+    try:
+        for _ in roles or ("collector",):
+            line = json.loads(_read_line(up))
+            up.urls[line["role"]] = line["url"]
+        yield up
+    finally:
+        _end(up)
+
+
+def _read_line(up: Running) -> bytes:
+    assert up.process.stdout is not None
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if select.select([up.process.stdout], [], [], 0.1)[0]:
+            line = up.process.stdout.readline()
+            if line:
+                return line
+            break
+    raise AssertionError(f"`headrace up` did not become ready:\n{up.log.read_text()[-4000:]}")
+
+
+def _end(up: Running) -> None:
+    if up.process.poll() is None:
+        up.process.terminate()
+        # A test may have frozen it.
+        up.process.send_signal(signal.SIGCONT)
+        try:
+            up.process.wait(5)
+        except subprocess.TimeoutExpired:
+            up.process.kill()
+            up.process.wait()
+    if up.process.stdout is not None:
+        up.process.stdout.close()
+
+
+def wait_until(condition: Callable[[], Any], *, seconds: float = 10.0, what: str = "") -> Any:
+    """Returns the condition's first true value; fails when none came in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what or condition}"
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    """Returns whether a process runs (a zombie does not)."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return status.rpartition(")")[2].split()[0] not in ("Z", "X")
