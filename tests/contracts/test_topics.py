@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import configparser
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from headrace import testing
+from headrace.base.errors import UnknownSchemeError
 from headrace.topics import open_topics
+from headrace.topics.memory import MemoryTopics
 
 BACKENDS = (
     "memory",
@@ -35,3 +41,27 @@ def opener(request, tmp_path):
 @pytest.mark.parametrize("opener", BACKENDS, indirect=True)
 def test_contract(opener, check):
     check(opener)
+
+
+def test_the_outsider_is_found_through_its_entry_point(outsider, tmp_path):
+    with pytest.raises(UnknownSchemeError, match="known: .*shelf://"):
+        open_topics("shelve://", root=tmp_path)
+    assert type(open_topics("shelf:///topics", root=tmp_path)).__module__ == "headrace_shelf"
+
+
+def test_the_outsiders_metadata_is_what_pip_would_write():
+    folder = Path(__file__).with_name("outsider")
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    written = configparser.ConfigParser()
+    written.read(folder / "headrace_shelf-1.0.dist-info" / "entry_points.txt")
+    assert {group: dict(written[group]) for group in written.sections()} == project["entry-points"]
+
+
+def test_a_broken_backend_fails_its_checks():
+    class Forgetful(MemoryTopics):
+        def append(self, name, records, *, deadline_seconds):
+            return super().append(name, records[:-1], deadline_seconds=deadline_seconds)
+
+    one = Forgetful()
+    with pytest.raises(testing.ContractError, match="expected"):
+        testing.check_topics(lambda: one)
