@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from running import project_toml, running, wait_until
-from survive.load import Clients, Proxy, check, kill, until, writer_pid
 
 from headrace.project import open_project
 from headrace.topics import Message
+from running import project_toml, running, wait_until
+from survive.load import Clients, Proxy, check, kill, until, writer_pid
 
 CLIENTS = 160
 IN_FLIGHT = 100
