@@ -1,0 +1,165 @@
+"""A real server between an SDK and the collector: refuses, cuts off or forwards, and notes what passed.
+
+It stands where a load balancer would, so that the SDK and the collector both stay unmodified.
+"""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+RETRY_AFTER_SECONDS = 1
+
+# An act that is not the status of a refusal: the collector gets the post, its answer never arrives.
+CUT = 0
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request that came to this door, and the status that it was answered; CUT for none."""
+
+    at: float
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    status: int
+
+    @property
+    def sent(self) -> Any:
+        """What the body says."""
+        plain = gzip.decompress(self.body) if self.headers.get("content-encoding") == "gzip" else self.body
+        return json.loads(plain)
+
+
+class Door:
+    """A proxy on a free port of the loopback address, with a plan for the next posts."""
+
+    def __init__(self, upstream: tuple[str, int]) -> None:
+        self.upstream = upstream
+        self.exchanges: list[Exchange] = []
+        self._plan: deque[int] = deque()
+        self._lock = threading.Lock()
+        self._server = _Server(("127.0.0.1", 0), self)
+        # Half a second is the default; a test would wait for it at each end.
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="door")
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        """Where an SDK finds this door."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def answer_next(self, *acts: int) -> None:
+        """Sets what happens to the next posts: a status to refuse with, or CUT; later posts are forwarded."""
+        with self._lock:
+            self._plan.extend(acts)
+
+    def next_act(self) -> int | None:
+        with self._lock:
+            return self._plan.popleft() if self._plan else None
+
+    def note(self, exchange: Exchange) -> None:
+        with self._lock:
+            self.exchanges.append(exchange)
+
+    @property
+    def posts(self) -> list[Exchange]:
+        """The requests with events, in the order of their arrival."""
+        with self._lock:
+            return sorted((one for one in self.exchanges if one.method == "POST"), key=lambda one: one.at)
+
+    def close(self) -> None:
+        """Stops the server and its threads."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+
+    def __init__(self, address: tuple[str, int], door: Door) -> None:
+        super().__init__(address, _Exchanges)
+        self.door = door
+
+
+class _Exchanges(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def do_POST(self) -> None:
+        body = self._read()
+        act = self.server.door.next_act()
+        if act is None:
+            self._forward(body)
+        elif act == CUT:
+            self._note(body, CUT)
+            status, _, _ = self._ask(body)
+            assert status == 200, status
+            self.close_connection = True
+        else:
+            self._refuse(act, body)
+
+    def do_GET(self) -> None:
+        self._forward(self._read())
+
+    def do_OPTIONS(self) -> None:
+        self._forward(self._read())
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        """Says nothing: what passed is noted."""
+
+    def _read(self) -> bytes:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self._arrived_at = time.monotonic()
+        return body
+
+    def _forward(self, body: bytes) -> None:
+        status, headers, answer = self._ask(body)
+        self._note(body, status)
+        self._answer(status, headers, answer)
+
+    def _refuse(self, status: int, body: bytes) -> None:
+        # The collector's own answer to a body that is no JSON shows which CORS headers its refusals wear.
+        _, theirs, _ = self._ask(b"{")
+        headers = [(name, value) for name, value in theirs if name.startswith("access-control-") or name == "vary"]
+        self._note(body, status)
+        self._answer(status, [*headers, ("retry-after", str(RETRY_AFTER_SECONDS))], b'{"error": "refused here"}')
+
+    def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        connection = http.client.HTTPConnection(*self.server.door.upstream, timeout=10)
+        try:
+            connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                if name.lower() not in ("connection", "content-length"):
+                    connection.putheader(name, value)
+            connection.putheader("content-length", str(len(body)))
+            connection.endheaders(body)
+            found = connection.getresponse()
+            return found.status, [(name.lower(), value) for name, value in found.getheaders()], found.read()
+        finally:
+            connection.close()
+
+    def _note(self, body: bytes, status: int) -> None:
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.door.note(Exchange(self._arrived_at, self.command, self.path, headers, body, status))
+
+    def _answer(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            if name not in ("content-length", "connection", "date", "server"):
+                self.send_header(name, value)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
