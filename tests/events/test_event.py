@@ -7,23 +7,18 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from msgspec import UNSET, Raw
 
-from headrace.base.errors import FormatError, ProjectError
+from headrace.base.errors import ProjectError
 from headrace.events.event import (
     Envelope,
     Event,
-    RawClick,
-    decode_click,
-    encode_click,
     read_envelope,
     read_properties,
 )
 from headrace.events.taxonomy import TAXONOMY
 
-CONTRACTS = Path(__file__).parents[2] / "docs" / "contracts"
+DOCS = Path(__file__).parents[2] / "docs"
 
 ECOMMERCE = """
 Products Searched, Product List Viewed, Product List Filtered, Promotion Viewed, Promotion Clicked, Product Clicked,
@@ -43,11 +38,6 @@ OTHERS = "Experiment Viewed, Utterance Heard"
 
 def _names(text):
     return {name.strip() for name in text.split(",")}
-
-
-def _click(event, **more):
-    known = {"received_us": 1, "address": "::1", "user_agent": "", "source": "http/batch", "write_key": "dev"}
-    return RawClick(**known | more, event=Raw(event))
 
 
 def test_taxonomy_has_every_event_of_the_specs_and_no_other():
@@ -288,100 +278,11 @@ def test_envelope_of_a_value_that_is_no_object_is_refused(event):
         read_envelope(event)
 
 
-@pytest.mark.parametrize(
-    "event",
-    [
-        '{"a" : 1.0, "a": 1.00e2}',
-        '{"name":"Ünïcödé \\u00e9 \\ud83d\\ude00 😀 \u2028"}',
-        "123456789012345678901234567890.0000000000000000000000001e+999",
-        '[[[[{"deep":[{}]}]]], -0, "\\/"]',
-        "7",
-        "null",
-        '"text"',
-        '{\n\t"spaced" :\r\n [ 1 , 2 ]\n}',
-    ],
-)
-def test_raw_click_keeps_the_event_byte_for_byte(event):
-    encoded = encode_click(_click(event.encode()))
-    assert encoded.endswith(b'"event":' + event.encode() + b"}")
-    assert bytes(decode_click(encoded).event) == event.encode()
-
-
-_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-)
-
-
-@given(value=_JSON, indent=st.sampled_from([None, 0, 2]), ascii_only=st.booleans())
-def test_raw_click_keeps_any_json(value, indent, ascii_only):
-    event = json.dumps(value, indent=indent, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-    assert bytes(decode_click(encode_click(_click(event))).event) == event
-
-
-def test_raw_click_leaves_out_what_the_door_did_not_know():
-    assert encode_click(_click(b"{}")) == (
-        b'{"version":1,"received_us":1,"address":"::1","user_agent":"","source":"http/batch","write_key":"dev","event":{}}'
-    )
-    read = decode_click(encode_click(_click(b"{}")))
-    assert (read.hints, read.sent_at, read.context, read.integrations, read.repaired) == (UNSET,) * 5
-
-
-def test_raw_click_equals_its_golden_file():
-    click = RawClick(
-        received_us=1_767_571_200_123_456,
-        address="2001:db8::7",
-        user_agent="Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0",
-        source="http/batch",
-        write_key="dev",
-        hints='Sec-CH-UA-Mobile: ?0\nSec-CH-UA-Platform: "Linux"',
-        sent_at="2026-01-05T00:00:00.100Z",
-        context=Raw(b'{"locale":"en-GB"}'),
-        integrations=Raw(b'{"All":true}'),
-        repaired=True,
-        event=Raw(
-            b'{"type": "track", "event": "Product Clicked", "messageId": "m-1", "anonymousId": "a-1", '
-            b'"timestamp": "2026-01-05T00:00:00.000Z", "properties": {"product_id": "item-007", "price": null}}'
-        ),
-    )
-    golden = (CONTRACTS / "raw-click.golden.json").read_bytes()
-    assert golden == encode_click(click) + b"\n"
-    again = decode_click(golden)
-    assert encode_click(again) + b"\n" == golden
-    assert set(msgspec.json.decode(golden)) == set(RawClick.__struct_fields__)
-
-
-def test_raw_click_page_explains_every_field():
-    page = (CONTRACTS / "raw-click.md").read_text(encoding="utf-8")
-    assert [field for field in RawClick.__struct_fields__ if f"| `{field}` |" not in page] == []
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        (b'{"version":2,"event":{}}', "version 1"),
-        (encode_click(_click(b"{}")).replace(b'"version":1', b'"version":2'), "has version 2, Headrace here reads"),
-        (encode_click(_click(b"{}"))[:-4], "is not a raw click of version 1: Input data was truncated"),
-        (b'{"version":1,"received_us":1}', "missing required field `address`"),
-        (encode_click(_click(b"{}")).replace(b'"received_us":1', b'"received_us":"x"'), r"at `$.received_us`"),
-    ],
-)
-def test_raw_click_of_another_shape_stops_the_reader(value, message):
-    with pytest.raises(FormatError) as caught:
-        decode_click(value)
-    assert message in str(caught.value)
-
-
-def test_raw_click_of_a_later_writer_of_the_same_version_is_read():
-    value = encode_click(_click(b"[1]")).replace(b'"event"', b'"new":{"x":1},"event"')
-    assert bytes(decode_click(value).event) == b"[1]"
-
-
 def test_event_is_imported_without_numpy():
     code = "import sys, headrace.events.event; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_event_page_names_every_canonical_event():
-    page = (CONTRACTS.parent / "concepts" / "event.md").read_text(encoding="utf-8")
+    page = (DOCS / "concepts" / "event.md").read_text(encoding="utf-8")
     assert [name for name in TAXONOMY if name not in page] == []

@@ -1,4 +1,4 @@
-"""An event: what a client sends, how it stands in the topic `clicks`, and how a project declares it."""
+"""An event: what a client sends, and how a project declares and types it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType, UnionType
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from headrace.base.errors import FormatError, ProjectError, did_you_mean
+from headrace.base.errors import ProjectError, did_you_mean
 from headrace.events.taxonomy import TAXONOMY, Number, define
-
-CLICK_VERSION: Final = 1
 
 Call = Literal["track", "identify", "page", "screen", "group", "alias"]
 """The kinds of message that a Segment client sends."""
@@ -46,62 +44,8 @@ class Envelope(Struct, rename="camel", omit_defaults=True, kw_only=True, gc=Fals
     integrations: Raw | UnsetType = UNSET
 
 
-class RawClick(Struct, kw_only=True, frozen=True, gc=False):
-    """The value of a record in the topic `clicks`; see docs/contracts/raw-click.md."""
-
-    version: int = CLICK_VERSION
-    received_us: int
-    """When the door took the event, on the project's clock, in microseconds since 1970."""
-    address: str
-    """The client's network address."""
-    user_agent: str
-    """The request's User-Agent header; empty when there was none."""
-    source: str
-    """The door and the path that the event came through, such as `http/batch`."""
-    write_key: str
-    """The name of the write key, never the key."""
-    hints: str | UnsetType = UNSET
-    """The request's Sec-CH-UA headers."""
-    sent_at: str | UnsetType = UNSET
-    """The `sentAt` of the batch, as the client wrote it."""
-    context: Raw | UnsetType = UNSET
-    """The `context` of the batch, which goes for each event in it."""
-    integrations: Raw | UnsetType = UNSET
-    """The `integrations` of the batch."""
-    repaired: Literal[True] | UnsetType = UNSET
-    """True when numbers that JSON does not have, such as NaN, were replaced by null."""
-    event: Raw
-    """The event exactly as it arrived: any JSON value."""
-
-
-_read_click = msgspec.json.Decoder(RawClick).decode
 _read_envelope = msgspec.json.Decoder(Envelope).decode
 _write = msgspec.json.Encoder().encode
-
-
-def encode_click(click: RawClick) -> bytes:
-    """Returns the JSON document of a raw click, with the event's own bytes untouched.
-
-    >>> event = Raw(b"[1, 2.0]")
-    >>> click = RawClick(received_us=1, address="::1", user_agent="", source="http/t", write_key="dev", event=event)
-    >>> encode_click(click)[-35:]
-    b'"write_key":"dev","event":[1, 2.0]}'
-    """
-    return _write(click)
-
-
-def decode_click(value: bytes) -> RawClick:
-    """Returns the raw click of a record's value; raises FormatError for one this version cannot read."""
-    try:
-        click = _read_click(value)
-    except msgspec.DecodeError as error:
-        raise FormatError(f"{value[:60]!r} is not a raw click of version {CLICK_VERSION}: {error}") from error
-    if click.version != CLICK_VERSION:
-        raise FormatError(
-            f"this raw click has version {click.version}, Headrace here reads version {CLICK_VERSION}. "
-            "Upgrade the process that reads the topic"
-        )
-    return click
 
 
 def read_envelope(event: Raw | bytes) -> Envelope:
