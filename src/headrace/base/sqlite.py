@@ -71,17 +71,28 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 
 def migrate(connection: sqlite3.Connection, steps: Sequence[str], *, what: str) -> None:
     """Brings a file to the newest format: step i takes version i to version i + 1."""
-    found = connection.execute("pragma user_version").fetchone()[0]
-    if found > len(steps):
-        raise FormatError(
-            f"{what} has format {found}, this Headrace reads formats up to {len(steps)}. "
-            "Run the newer Headrace that wrote it"
-        )
-    for version in range(found, len(steps)):
+    for version in range(_format_of(connection, len(steps), what), len(steps)):
         with transaction(connection):
             for statement in filter(str.strip, steps[version].split(";")):
                 connection.execute(statement)
             connection.execute(f"pragma user_version = {version + 1}")
+
+
+def check_format(connection: sqlite3.Connection, newest: int, *, what: str) -> None:
+    """Raises FormatError for a file of a newer format, UnavailableError for one that its writer must migrate first."""
+    found = _format_of(connection, newest, what)
+    if found < newest:
+        raise UnavailableError(f"{what} has format {found}, its writer will bring it to format {newest}. Try again")
+
+
+def _format_of(connection: sqlite3.Connection, newest: int, what: str) -> int:
+    found: int = connection.execute("pragma user_version").fetchone()[0]
+    if found > newest:
+        raise FormatError(
+            f"{what} has format {found}, this Headrace reads formats up to {newest}. "
+            "Run the newer Headrace that wrote it"
+        )
+    return found
 
 
 @contextlib.contextmanager

@@ -14,14 +14,14 @@ from typing import Any, ClassVar, Self
 import msgspec
 
 from headrace.base.clock import machine_us
-from headrace.base.errors import unknown_name
+from headrace.base.errors import HeadraceError, unknown_name
 from headrace.base.ids import make_id
-from headrace.base.sqlite import Link, Seat, connect
+from headrace.base.sqlite import Link, Seat, check_format, connect
 from headrace.base.urls import Url
 from headrace.topics import sqlite_frames as frames
 from headrace.topics.partition import partition_for
 from headrace.topics.sqlite_sender import SqliteSender
-from headrace.topics.sqlite_store import SqliteStore, outside_error, read_bounds, read_offset_at, read_rows
+from headrace.topics.sqlite_store import FORMAT, SqliteStore, outside_error, read_bounds, read_offset_at, read_rows
 from headrace.topics.topic import (
     DEFAULT_DEADLINE_SECONDS,
     Bounds,
@@ -255,7 +255,13 @@ class SqliteTopics:
 
     def _open(self) -> sqlite3.Connection:
         if self._reader is None:
-            self._reader = connect(self._path, read_only=True)
+            reader = connect(self._path, read_only=True)
+            try:
+                check_format(reader, len(FORMAT), what=str(self._path))
+            except HeadraceError:
+                reader.close()
+                raise
+            self._reader = reader
         return self._reader
 
 
