@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import ipaddress
 import logging
@@ -35,6 +34,7 @@ from headrace.base.telemetry import get_logger
 
 _SWEEP_SECONDS = 0.25
 _LINGER_SECONDS = 1.0
+_NOTICE_SECONDS = 0.1
 
 JSON = (b"content-type", b"application/json")
 
@@ -130,15 +130,15 @@ def basic_user(request: Request) -> str:
         return ""
     try:
         return base64.b64decode(value, validate=True).decode().partition(":")[0]
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:
         return ""
 
 
 def inflate(body: bytes, encoding: str, max_bytes: int) -> bytes:
     """Returns the body without its content encoding; a zip bomb is cut off at `max_bytes`."""
-    if encoding in ("", "identity"):
+    if encoding.lower() in ("", "identity"):
         return body
-    if encoding not in ("gzip", "x-gzip", "deflate"):
+    if encoding.lower() not in ("gzip", "x-gzip", "deflate"):
         raise RequestError(415, f"content-encoding {encoding!r} is not known. Use gzip, deflate or none")
     # 32 + MAX_WBITS detects gzip and zlib headers by itself.
     inflater = zlib.decompressobj(32 + zlib.MAX_WBITS)
@@ -150,6 +150,8 @@ def inflate(body: bytes, encoding: str, max_bytes: int) -> bytes:
         raise RequestError(400, f"the body has more than {max_bytes:,} bytes once unpacked")
     if not inflater.eof:
         raise RequestError(400, f"the {encoding} body ends too early")
+    if inflater.unused_data:
+        raise RequestError(400, f"the {encoding} body goes on after its end")
     return plain
 
 
@@ -274,6 +276,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_count = 0
         self._header_bytes = 0
         self._body_bytes = 0
+        self._open_head_bytes = -1
+        self._head_began = False
+        self._is_upgrade = False
         self.deadline = self.loop.time() + self.limits.header_seconds
         if len(self.connections) > self.limits.max_connections:
             self.refuse(503)
@@ -285,14 +290,50 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.deadline == 0:
             self.deadline = self.loop.time() + self.limits.header_seconds
         self._unset_keepalive_if_required()
+        while data and not self.refusal:
+            data = self._feed(data)
+
+    def _feed(self, data: bytes) -> bytes:
+        """Parses `data` and returns what is left to parse."""
+        self._head_began = False
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # No other protocol is spoken here; the request before it is answered.
-            return
+        except httptools.HttpParserUpgrade as upgrade:
+            head = self._plain_head()
+            # The old parser may be past the end of a connection that is to be closed.
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            return head + data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             cause = error.__context__
             self.refuse(cause.status if isinstance(cause, _Refused) else 400)
+        # The parser tells of a header once it is whole; this bounds one that never ends.
+        if self._open_head_bytes >= 0 and not self._head_began:
+            self._open_head_bytes += len(data)
+            if self._open_head_bytes > self.limits.max_header_bytes:
+                self.refuse(431)
+        return b""
+
+    def _plain_head(self) -> bytes:
+        """Returns the head of a request that asks for another protocol, without that wish.
+
+        Java's HttpClient asks for HTTP/2 in its first request; the parser would take its body for HTTP/2.
+        """
+        self._header_count = self._header_bytes = 0
+        version = b"HTTP/" + self.parser.get_http_version().encode()
+        lines = [b" ".join((self.parser.get_method(), self.url, version))]
+        for name, value in self.headers:
+            if name == b"connection" and b"close" in value.lower():
+                lines.append(b"connection: close")
+            if name not in (b"connection", b"upgrade", b"http2-settings"):
+                lines.append(name + b": " + value)
+        return b"\r\n".join([*lines, b"", b""])
+
+    def on_message_begin(self) -> None:
+        """Begins to count the bytes of a head."""
+        super().on_message_begin()
+        self._open_head_bytes = 0
+        self._head_began = True
 
     def on_url(self, url: bytes) -> None:
         """Counts the URL as a header."""
@@ -309,6 +350,12 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Gives the body its deadline, and refuses one that announces too much."""
+        self._open_head_bytes = -1
+        self._is_upgrade = self.parser.should_upgrade()
+        if self._is_upgrade:
+            if self.parser.get_method() == b"CONNECT":
+                raise _Refused(405)
+            return
         self.deadline = self.loop.time() + self.limits.body_seconds
         for name, value in self.headers:
             if name == b"content-length" and int(value) > self.limits.max_body_bytes:
@@ -324,6 +371,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Lets the request take its time to be answered."""
+        if self._is_upgrade:
+            return
         super().on_message_complete()
         self.deadline = 0
         self._header_count = self._header_bytes = self._body_bytes = 0
@@ -374,7 +423,10 @@ class _Refused(Exception):  # noqa: N818 - leaves the parser, never this module
 async def serve(
     app: App, listener: socket.socket, *, limits: Limits, drain_seconds: float, ready: Callable[[], None]
 ) -> None:
-    """Serves until SIGTERM or SIGINT, then drains: not ready, no new connections, what runs is finished."""
+    """Serves until SIGTERM or SIGINT, then drains.
+
+    First /ready says no, then new connections are refused, then what runs is finished.
+    """
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -384,6 +436,7 @@ async def serve(
     ready()
     await stop.wait()
     app.draining = True
+    await asyncio.sleep(_NOTICE_SECONDS)
     server.close()
     for connection in list(state.connections):
         connection.shutdown()

@@ -24,7 +24,7 @@ from headrace.base.http import (
 from headrace.base.telemetry import LATENCY_BUCKETS, Metric, Metrics
 from headrace.collect.cookies import CookieOptions, read_visitor, visitor_cookie
 from headrace.collect.keys import Keys
-from headrace.collect.segment import CALLS, Body, read_body
+from headrace.collect.segment import CALLS, MAX_FILED_BYTES, Body, read_body, too_large
 from headrace.events.click import VERSION, Door, encode_door
 from headrace.topics import Record, Sender
 
@@ -89,9 +89,12 @@ class Collector:
         scheme = "https" if self._is_secure(request) else "http"
         document = {
             "integrations": {"Segment.io": {"apiKey": key, "apiHost": f"{host}/v1", "protocol": scheme}},
+            # Told nothing, analytics.js sends figures about itself to Segment's own host every 30 s.
+            "metrics": {"sampleRate": 0},
             "visitor": read_visitor(request.header(b"cookie")) or None,
         }
-        return json_response(document, headers=_cors(request))
+        # It names a visitor: a cache in between would hand one visitor's id to the next.
+        return json_response(document, headers=((b"cache-control", b"private, no-store"), *_cors(request)))
 
     def stalled(self) -> str:
         """Returns why the topic cannot take events at present, or nothing."""
@@ -117,7 +120,10 @@ class Collector:
         if not shared and not any(names):
             raise RequestError(401, "no write key, or one that nobody made")
         doors = {name: encode_door(self._door(request, call, body, name)) for name in set(names)}
-        return [Record(item.key, item.event, 0, doors[name]) for item, name in zip(body.items, names, strict=True)]
+        records = [Record(item.key, item.event, 0, doors[name]) for item, name in zip(body.items, names, strict=True)]
+        if sum(len(record.value or b"") + len(record.headers[0][1]) for record in records) > MAX_FILED_BYTES:
+            raise too_large()
+        return records
 
     def _door(self, request: Request, call: str, body: Body, key_name: str) -> Door:
         hints = [f"{name.decode()}: {request.header(name)}" for name in _HINTS if name in request.headers]
@@ -163,6 +169,8 @@ def _cors(request: Request) -> Sequence[tuple[bytes, bytes]]:
     return (
         (b"access-control-allow-origin", origin),
         (b"access-control-allow-credentials", b"true"),
+        # Without this a page can't read for how long it is to wait.
+        (b"access-control-expose-headers", b"Retry-After"),
         (b"vary", b"Origin"),
     )
 

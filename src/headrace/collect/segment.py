@@ -6,8 +6,7 @@ because a 400 makes every SDK drop the whole batch for ever.
 
 from __future__ import annotations
 
-import json
-import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,12 +32,23 @@ CALLS = {
 }
 
 
+# What one request may grow to: a batch's shared context and the door's header stand with each event.
+MAX_FILED_BYTES = 16 << 20
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+# A string (also one that never ends, so that no input takes quadratic time), or a number that JSON lacks.
+_STRINGS_AND_NUMBERS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|-?\bInfinity\b|\bNaN\b', re.DOTALL)
+_HIGH, _LOW = rb"\\u[dD][89abAB][0-9a-fA-F]{2}", rb"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_ESCAPES = re.compile(rb"(?P<kept>" + _HIGH + _LOW + rb")|" + _HIGH + rb"|" + _LOW + rb"|\\.", re.DOTALL)
+
+
 class _Batch(msgspec.Struct):
     batch: list[msgspec.Raw]
     context: msgspec.Raw = msgspec.Raw()
     integrations: msgspec.Raw = msgspec.Raw()
-    sent_at: Any = msgspec.field(default=None, name="sentAt")
-    write_key: Any = msgspec.field(default=None, name="writeKey")
+    sent_at: msgspec.Raw = msgspec.field(default=msgspec.Raw(), name="sentAt")
+    write_key: msgspec.Raw = msgspec.field(default=msgspec.Raw(), name="writeKey")
 
 
 class _Ids(msgspec.Struct):
@@ -69,6 +79,7 @@ class Body(msgspec.Struct):
 
 _batches = msgspec.json.Decoder(_Batch)
 _ids = msgspec.json.Decoder(_Ids)
+_objects = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _anything = msgspec.json.Decoder(msgspec.Raw)
 
 
@@ -84,11 +95,21 @@ def read_body(call: str, data: bytes) -> Body:
     except UnicodeDecodeError as error:
         raise RequestError(400, f"the body is not UTF-8: {error}") from error
     try:
+        return _parse(call, data)
+    except RequestError:
+        repaired = _repair(data)
+        if repaired == data:
+            raise
+    body = _parse(call, repaired)
+    body.repaired = True
+    return body
+
+
+def _parse(call: str, data: bytes) -> Body:
+    try:
         return _read(call, data)
     except (msgspec.DecodeError, RecursionError) as error:
-        body = _read(call, _without_nan(data, error))
-        body.repaired = True
-        return body
+        raise RequestError(400, f"the body is not JSON: {error}") from error
 
 
 def _read(call: str, data: bytes) -> Body:
@@ -99,65 +120,88 @@ def _read(call: str, data: bytes) -> Body:
         except msgspec.ValidationError:
             # JSON, but no batch: filed as it is, judged by the settler.
             return _read("track", data)
-        items = [_item(bytes(event)) for event in _merged(batch)]
-        return Body(items, _text(batch.write_key), _text(batch.sent_at))
+        items = [_item(event) for event in _merged(batch)]
+        return Body(items, _text_of(batch.write_key), _text_of(batch.sent_at))
     event = bytes(data).strip()
     ids = _read_ids(event)
     return Body([_item(event)], _text(ids.write_key), _text(ids.sent_at))
 
 
-def _without_nan(data: bytes, error: Exception) -> bytes:
-    # Python's json writes NaN and Infinity, which are not JSON. One of them must not cost the batch.
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        raise RequestError(400, f"the body is not JSON: {error}") from error
-    return msgspec.json.encode(_finite(value))
+def _repair(data: bytes) -> bytes:
+    """Returns the body with null for NaN and Infinity, and U+FFFD for half a surrogate pair.
+
+    Python's json writes the first, JavaScript's the second when a text is cut inside an emoji. One
+    of them must not cost the batch; every other byte stays as it is.
+    """
+    return _STRINGS_AND_NUMBERS.sub(_repair_token, data.removeprefix(_BYTE_ORDER_MARK))
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    return value
+def _repair_token(token: re.Match[bytes]) -> bytes:
+    return _ESCAPES.sub(_repair_escape, token[0]) if token[0].startswith(b'"') else b"null"
+
+
+def _repair_escape(escape: re.Match[bytes]) -> bytes:
+    is_half = escape["kept"] is None and len(escape[0]) > 2
+    return b"\\ufffd" if is_half else escape[0]
 
 
 def _merged(batch: _Batch) -> Iterator[bytes]:
-    shared = {
-        name: raw for name in ("context", "integrations") if bytes(raw := getattr(batch, name)) not in (b"", b"null")
-    }
-    for event in batch.batch:
-        yield _merge(bytes(event), shared) if shared else bytes(event)
+    found = {name: _object(getattr(batch, name)) for name in ("context", "integrations")}
+    shared = {name: fields for name, fields in found.items() if fields}
+    size = 0
+    for raw in batch.batch:
+        event = _merge(bytes(raw), shared) if shared else bytes(raw)
+        size += len(event)
+        if size > MAX_FILED_BYTES:
+            raise too_large()
+        yield event
 
 
-def _merge(event: bytes, shared: dict[str, msgspec.Raw]) -> bytes:
+def too_large() -> RequestError:
+    """Returns the error for a request that would grow too large in the topic."""
+    return RequestError(400, f"with what its events share, the batch has more than {MAX_FILED_BYTES:,} bytes")
+
+
+def _merge(event: bytes, shared: dict[str, dict[str, msgspec.Raw]]) -> bytes:
     """Returns the event with what the batch says for all; what the event says itself wins."""
-    try:
-        own = msgspec.json.decode(event, type=dict[str, msgspec.Raw])
-        for name, raw in shared.items():
-            ours = msgspec.json.decode(own.get(name, b"{}"), type=dict[str, msgspec.Raw])
-            theirs = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-            own[name] = msgspec.Raw(msgspec.json.encode(theirs | ours))
-    except msgspec.ValidationError:
+    own = _object(event)
+    if own is None:
         return event
+    for name, theirs in shared.items():
+        ours = {} if bytes(own.get(name, b"null")) == b"null" else _object(own[name])
+        if ours is not None:
+            own[name] = msgspec.Raw(msgspec.json.encode(theirs | ours))
     return msgspec.json.encode(own)
+
+
+def _object(data: msgspec.Raw | bytes) -> dict[str, msgspec.Raw] | None:
+    try:
+        return _objects.decode(data)
+    except msgspec.DecodeError:
+        return None
 
 
 def _item(event: bytes) -> Item:
     ids = _read_ids(event)
     visitor = _text(ids.anonymous_id)
     key = visitor or _text(ids.user_id) or _text(ids.message_id)
-    return Item(event, key.encode("utf-8", "replace") if key else None, visitor, _text(ids.write_key))
+    return Item(event, key.encode() if key else None, visitor, _text(ids.write_key))
 
 
 def _read_ids(event: bytes) -> _Ids:
     try:
         return _ids.decode(event)
-    except (msgspec.DecodeError, RecursionError):
-        return _Ids()
+    except msgspec.DecodeError:
+        # A number beyond all bounds in one of them must not cost the others.
+        fields = _object(event) or {}
+        return _Ids(*(_text_of(fields.get(name, msgspec.Raw())) for name in _Ids.__struct_encode_fields__))
+
+
+def _text_of(raw: msgspec.Raw) -> str:
+    try:
+        return _text(msgspec.json.decode(raw))
+    except msgspec.DecodeError:
+        return ""
 
 
 def _text(value: Any) -> str:

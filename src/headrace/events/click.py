@@ -36,7 +36,7 @@ class Door(msgspec.Struct, frozen=True, omit_defaults=True):
     sent_at: str = ""
     """When the client says that it sent the request."""
     repaired: bool = False
-    """Whether NaN or Infinity, which are not JSON, were replaced by null."""
+    """Whether what JSON does not have, such as NaN or half a surrogate pair, was replaced."""
 
 
 _doors = msgspec.json.Decoder(Door)
