@@ -43,8 +43,9 @@ def test_contract(opener, check):
     check(opener)
 
 
-def test_the_outsider_is_found_through_its_entry_point(outsider, tmp_path):
-    with pytest.raises(UnknownSchemeError, match="known: .*shelf://"):
+@pytest.mark.usefixtures("outsider")
+def test_the_outsider_is_found_through_its_entry_point(tmp_path):
+    with pytest.raises(UnknownSchemeError, match=r"known: .*shelf://"):
         open_topics("shelve://", root=tmp_path)
     assert type(open_topics("shelf:///topics", root=tmp_path)).__module__ == "headrace_shelf"
 

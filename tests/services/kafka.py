@@ -43,6 +43,8 @@ share.coordinator.state.topic.num.partitions=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
+broker.session.timeout.ms=2000
+broker.heartbeat.interval.ms=300
 log.retention.check.interval.ms=200
 log.initial.task.delay.ms=100
 """
@@ -121,8 +123,8 @@ class Broker:
         return done.stdout
 
     def start(self) -> None:
-        """Starts the broker and waits until it answers."""
-        # The broker must not outlive a test run that is killed.
+        """Starts the broker and waits until it answers. Call it in the main thread."""
+        # The broker must not outlive a test run that is killed: it dies with the thread that started it.
         prefix = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
         with (self._folder / "broker.log").open("ab") as log:
             self._process = subprocess.Popen(

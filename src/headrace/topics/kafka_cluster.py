@@ -47,6 +47,8 @@ _OFFSETS: Any = OffsetSpec
 
 _ASK_SECONDS = 5.0
 _WAIT_SECONDS = 0.01
+# Every client of a broker that is down tells of it several times a second.
+_SILENT_SECONDS = 10.0
 _RETENTION = "retention.ms"
 # Kafka refuses times over an hour ahead unless told so; a world's clock may well be ahead.
 _ANY_TIME = {"message.timestamp.type": "CreateTime", "message.timestamp.after.max.ms": str(2**63 - 1)}
@@ -115,6 +117,7 @@ class Cluster:
             "reconnect.backoff.ms": 50,
             "reconnect.backoff.max.ms": 1000,
             "error_cb": self._note,
+            "log_level": 2,  # what is less than critical comes through error_cb
         }
         if url.user:
             self.settings |= {
@@ -124,7 +127,8 @@ class Cluster:
                 "sasl.password": url.read_secret(),
             }
         self._last_error: KafkaError | None = None
-        self._admin = AdminClient(self.settings | {"log_level": 0})
+        self._silent_until = 0.0
+        self._admin = AdminClient(self.settings, logger=LOGGER)
         self._has_marks = False
 
     def names(self) -> list[str]:
@@ -241,8 +245,12 @@ class Cluster:
 
     def _note(self, error: KafkaError) -> None:
         # _ALL_BROKERS_DOWN only repeats what came before it, with less detail.
-        if error.code() != KafkaError._ALL_BROKERS_DOWN:
-            self._last_error = error
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:
+            return
+        self._last_error = error
+        now = time.monotonic()
+        if now >= self._silent_until:
+            self._silent_until = now + _SILENT_SECONDS
             LOGGER.warning("%s: %s", error.name(), error.str())
 
     def _look_up(self, name: str) -> Any:

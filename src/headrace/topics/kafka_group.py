@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from headrace.base.errors import FencedError, UnavailableError
+from headrace.base.errors import DeadlineError, FencedError, UnavailableError
 from headrace.topics.kafka_cluster import LOGGER, MARKS_TOPIC, Cluster, cause_of
 from headrace.topics.topic import Description, GroupPosition, Position
 
@@ -17,7 +18,7 @@ from headrace.topics.topic import Description, GroupPosition, Position
 _SEPARATOR = "/"
 
 _JOIN_SECONDS = 20.0
-_COMMIT_SECONDS = 10.0
+_COMMIT_SECONDS = 5.0
 _POLL_SECONDS = 0.01
 _RETRY_SECONDS = 0.05
 
@@ -25,7 +26,8 @@ _SETTINGS = {
     # The broker knows a static member by this name and fences the older of two that bear it.
     "group.instance.id": "headrace",
     "group.protocol": "classic",
-    "session.timeout.ms": 6000,
+    # A newer member need not wait for it; a restart of the broker should fit in.
+    "session.timeout.ms": 45_000,
     "heartbeat.interval.ms": 1000,
     "max.poll.interval.ms": 86_400_000,
     "enable.auto.commit": False,
@@ -63,9 +65,15 @@ class KafkaMembership:
         self._joined = False
         self._lost = False
         self._generation = 0
+        self._asked = 0
+        self._answered = 0
+        self._answer: KafkaError | None = None
         cluster.ensure_marks()
         self._consumer = Consumer(
-            cluster.settings | _SETTINGS | {"group.id": f"{topic.name}{_SEPARATOR}{group}"}, logger=LOGGER
+            cluster.settings
+            | _SETTINGS
+            | {"group.id": f"{topic.name}{_SEPARATOR}{group}", "on_commit": self._committed_now},
+            logger=LOGGER,
         )
         try:
             self._join()
@@ -91,9 +99,7 @@ class KafkaMembership:
             return
         offsets.append(TopicPartition(MARKS_TOPIC, 0, self._generation, offsets[0].metadata))
         deadline = time.monotonic() + _COMMIT_SECONDS
-        while not self._try_commit(offsets):
-            if time.monotonic() > deadline:
-                raise UnavailableError(f"{self._what}: Kafka did not take a commit")
+        while not self._try_commit(offsets, deadline):
             time.sleep(_RETRY_SECONDS)
 
     def close(self) -> None:
@@ -106,7 +112,7 @@ class KafkaMembership:
         )
         deadline = time.monotonic() + _JOIN_SECONDS
         while not self._joined:
-            self._check()
+            self._check(_POLL_SECONDS)
             if time.monotonic() > deadline:
                 raise UnavailableError(f"{self._what}: Kafka lets nobody join")
         self._member = self._consumer.memberid()
@@ -116,12 +122,15 @@ class KafkaMembership:
         self._joined = True
 
     def _revoked(self, consumer: Consumer, _: list[TopicPartition]) -> None:
-        consumer.unassign()
         self._lost = True
+        # A member that rejoined by itself would fence the newer one that has taken over meanwhile;
+        # one that was fenced cannot, nor can it do anything else.
+        with suppress(KafkaException):
+            consumer.unsubscribe()
 
-    def _check(self) -> None:
+    def _check(self, wait_seconds: float) -> None:
         """Hears what the broker has told this member; nothing but that is ever polled."""
-        message = self._consumer.poll(_POLL_SECONDS if not self._joined else 0.0)
+        message = self._consumer.poll(wait_seconds)
         error = message.error() if message is not None else None
         if self._lost or (error is not None and error.code() in _FENCED):
             raise self._fenced()
@@ -131,16 +140,28 @@ class KafkaMembership:
             f"{self._what}: generation {self._generation} was taken over by a newer one, or its session ended"
         )
 
-    def _try_commit(self, offsets: list[TopicPartition]) -> bool:
-        self._check()
+    def _try_commit(self, offsets: list[TopicPartition], deadline: float) -> bool:
+        self._check(0.0)
         # Without a member id this would be a commit from outside, which an empty group takes from anybody.
         if self._consumer.memberid() != self._member:
             raise self._fenced()
+        self._asked += 1
         try:
-            done = self._consumer.commit(offsets=offsets, asynchronous=False)
+            # A blocking commit would wait for a lost broker until the session is lost too.
+            self._consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
+            self._asked -= 1
             return self._judge(cause_of(error))
-        return all(self._judge(place.error) for place in done if place.error is not None)
+        while self._answered < self._asked:
+            if time.monotonic() > deadline:
+                raise DeadlineError(f"{self._what}: Kafka did not take a commit within {_COMMIT_SECONDS:g} s")
+            self._check(_POLL_SECONDS)
+        return self._answer is None or self._judge(self._answer)
+
+    def _committed_now(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
+        self._answered += 1
+        refused = [place.error for place in places if place.error is not None]
+        self._answer = error or (refused[0] if refused else None)
 
     def _judge(self, error: KafkaError) -> bool:
         if error.code() in _FENCED:
