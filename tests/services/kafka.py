@@ -64,7 +64,11 @@ def fetch_jars() -> Path:
     if done.returncode:
         shutil.rmtree(fresh, ignore_errors=True)
         services.refuse("kafka", f"Maven cannot fetch it: {done.stdout[-500:]}")
-    fresh.rename(folder)
+    try:
+        fresh.rename(folder)
+    except OSError:
+        # Another run was faster.
+        shutil.rmtree(fresh)
     return folder
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, Producer
 
 from headrace.base.errors import (
     CallError,
@@ -18,6 +18,7 @@ from headrace.base.errors import (
     FencedError,
     OutsideError,
     OverloadedError,
+    RecordError,
     UnavailableError,
     UnknownOptionError,
     UrlError,
@@ -144,7 +145,7 @@ def test_a_wrong_password_is_told(kafka, monkeypatch):
 def test_no_broker_is_told_in_time(unused_port):
     topics = open_topics(f"kafka://127.0.0.1:{unused_port}")
     started = time.monotonic()
-    with pytest.raises(UnavailableError, match="cannot be reached"):
+    with pytest.raises(UnavailableError, match="Connection refused"):
         Topic(topics, "clicks").append([Record(None, b"")])
     topics.close()
     assert time.monotonic() - started < 8
@@ -175,6 +176,41 @@ def test_a_sender_bounds_what_waits(topic):
     refused = [answer for answer in answers if isinstance(answer, OverloadedError)]
     assert len(refused) == 41
     assert len(read_all(topic)) == 50 - len(refused) + 2
+
+
+def test_a_sender_refuses_what_the_broker_would(topic):
+    async def send():
+        sender = topic.topics.open_sender(deadline_seconds=10, max_pending_bytes=10_000_000)
+        with pytest.raises(RecordError):
+            await sender.append(topic.name, [Record(None, b"first"), Record(None, b"x" * 2_000_000)])
+        await sender.append(topic.name, [Record(None, b"second")])
+        await sender.close()
+
+    asyncio.run(send())
+    assert b"second" in {message.value for message in read_all(topic)}
+
+
+def test_readers_see_what_transactions_committed_and_know_the_end(kafka, topic):
+    producer = Producer({"bootstrap.servers": kafka.address, "transactional.id": topic.name})
+    producer.init_transactions(20)
+    for commit in (True, False, True, False):
+        producer.begin_transaction()
+        for number in range(5):
+            producer.produce(topic.name, b"%d" % number, partition=1)
+        producer.flush()
+        if commit:
+            producer.commit_transaction(20)
+        else:
+            producer.abort_transaction(20)
+    started = time.monotonic()
+    assert [int(message.value) for message in read_all(topic)] == [*range(5), *range(5)]
+    with topic.consume("readers") as consumer:
+        assert len(poll(consumer, 10)) == 10
+        assert consumer.poll(wait_seconds=0) == []
+        consumer.commit()
+    assert time.monotonic() - started < 5
+    # The ends of four transactions and ten aborted records have offsets too.
+    assert topic.bounds()[1].end == 24
 
 
 def test_a_sender_outlives_the_loss_of_its_producer(topic):

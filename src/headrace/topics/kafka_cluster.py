@@ -48,13 +48,21 @@ _OFFSETS: Any = OffsetSpec
 _ASK_SECONDS = 5.0
 _WAIT_SECONDS = 0.01
 # Every client of a broker that is down tells of it several times a second.
-_SILENT_SECONDS = 10.0
+_RECENT_SECONDS = 10.0
 _RETENTION = "retention.ms"
 # Kafka refuses times over an hour ahead unless told so; a world's clock may well be ahead.
 _ANY_TIME = {"message.timestamp.type": "CreateTime", "message.timestamp.after.max.ms": str(2**63 - 1)}
 
 UNKNOWN = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
-_MOVING = UNKNOWN | {KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE, KafkaError._NOENT}
+_MOVING = UNKNOWN | {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.REPLICA_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.OFFSET_NOT_AVAILABLE,
+    KafkaError._NOENT,
+}
 
 FoundT = TypeVar("FoundT")
 
@@ -127,7 +135,8 @@ class Cluster:
                 "sasl.password": url.read_secret(),
             }
         self._last_error: KafkaError | None = None
-        self._silent_until = 0.0
+        self._heard_at = 0.0
+        self._told_at = -_RECENT_SECONDS
         self._admin = AdminClient(self.settings, logger=LOGGER)
         self._has_marks = False
 
@@ -238,20 +247,24 @@ class Cluster:
         """Returns what an error means, with what was wrong with the connection if that explains it."""
         self._admin.poll(0)
         found, last = meaning(error, what), self._last_error
-        if last is None or not isinstance(found, UnavailableError):
+        if (
+            last is None
+            or not isinstance(found, UnavailableError)
+            or time.monotonic() > self._heard_at + _RECENT_SECONDS
+        ):
             return found
         kind = _MEANINGS.get(last.code(), UnavailableError)
-        return kind(f"{what}: {str(self.url)!r} cannot be reached ({last.name()}, {last.str()})")
+        return kind(f"{found} ({str(self.url)!r}: {last.name()}, {last.str()})")
 
     def _note(self, error: KafkaError) -> None:
         # _ALL_BROKERS_DOWN only repeats what came before it, with less detail.
         if error.code() == KafkaError._ALL_BROKERS_DOWN:
             return
-        self._last_error = error
         now = time.monotonic()
-        if now >= self._silent_until:
-            self._silent_until = now + _SILENT_SECONDS
+        if now > self._told_at + _RECENT_SECONDS:
+            self._told_at = now
             LOGGER.warning("%s: %s", error.name(), error.str())
+        self._last_error, self._heard_at = error, now
 
     def _look_up(self, name: str) -> Any:
         found = self._admin.describe_topics(Names([name]), request_timeout=_ASK_SECONDS)[name]

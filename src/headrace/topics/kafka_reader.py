@@ -58,15 +58,14 @@ class Reader:
 
     def read(self, offsets: Mapping[int, int], max_records: int, wait_seconds: float) -> list[Message]:
         """Returns messages from the offsets on; an empty list only if the broker has none."""
-        deadline = time.monotonic() + wait_seconds
         if self.offsets != offsets:
             self._go_to(offsets)
-        found = self._take(max_records, deadline)
-        if not found and self._is_behind():
-            found = self._take(max_records, time.monotonic() + _FETCH_SECONDS)
-            if not found and self._is_behind():
-                raise UnavailableError(f"the brokers of topic {self.name!r} hand nothing over, {_FETCH_SECONDS:g} s")
-        return found
+        deadline = time.monotonic() + wait_seconds
+        found, left = self._take(max_records, wait_seconds), wait_seconds
+        while not found and left > 0:
+            left = deadline - time.monotonic()
+            found = self._take(max_records, max(left, 0.0))
+        return found or self._take_what_stands(max_records)
 
     def close(self) -> None:
         """Ends the consumer."""
@@ -80,23 +79,27 @@ class Reader:
         self.offsets = dict(offsets)
         self._ends = dict(offsets)
 
-    def _is_behind(self) -> bool:
-        ends = self._cluster.ends(self.name, list(self.offsets))
-        # What the end of a partition was met at may be past the last record: markers have offsets.
-        return any(self._ends[partition] < end for partition, end in zip(self.offsets, ends, strict=True))
-
-    def _take(self, max_records: int, deadline: float) -> list[Message]:
+    def _take_what_stands(self, max_records: int) -> list[Message]:
+        """Returns what the broker has by now, which may still be on its way here."""
+        ends = dict(zip(self.offsets, self._cluster.ends(self.name, list(self.offsets)), strict=True))
+        deadline = time.monotonic() + _FETCH_SECONDS
         found: list[Message] = []
-        while not found:
-            left = max(deadline - time.monotonic(), 0.0)
-            # `consume(many, seconds)` would wait the seconds out unless so many came.
-            heard = self._consumer.consume(1, left)
-            if max_records > 1:
-                heard += self._consumer.consume(max_records - 1, 0.0)
-            for message in heard:
-                self._hear(message, found)
-            if not heard and not left:
-                break
+        # The end of a partition may be past its last record: markers of transactions have offsets.
+        while not found and any(self._ends[partition] < end for partition, end in ends.items()):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise UnavailableError(f"the brokers hand nothing of topic {self.name!r} over, {_FETCH_SECONDS:g} s")
+            found = self._take(max_records, left)
+        return found
+
+    def _take(self, max_records: int, wait_seconds: float) -> list[Message]:
+        # `consume(many, seconds)` would wait the seconds out unless so many came.
+        heard = self._consumer.consume(1, wait_seconds)
+        if max_records > 1:
+            heard += self._consumer.consume(max_records - 1, 0.0)
+        found: list[Message] = []
+        for message in heard:
+            self._hear(message, found)
         return found
 
     def _hear(self, message: KafkaMessage, found: list[Message]) -> None:
