@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 import services
+from budget import pytest_runtest_logreport, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - pytest calls them
 from services.kafka import Broker, fetch_jars
 
 
