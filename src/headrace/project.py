@@ -125,7 +125,7 @@ def load_project(path: Path) -> Project:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except Exception as error:  # the user's own code may raise anything
         raise ProjectError(f"{_place(path, error)}: {_explain(error)}") from error
     return _find_project(path, module)
 

@@ -134,17 +134,15 @@ class Seat:
         with self._mutex:
             if self._writer is not None and self._writer.is_alive():
                 return False
-            lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-                return False
-            try:
+            with contextlib.ExitStack() as unless_taken:
+                lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                unless_taken.callback(os.close, lock)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    return False
                 self._writer = _Writer(self.path, lock, self._open_store())
-            except BaseException:
-                os.close(lock)
-                raise
+                unless_taken.pop_all()
             self._writer.start()
             return True
 
