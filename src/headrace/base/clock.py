@@ -16,7 +16,7 @@ from typing import Protocol, Self
 
 import msgspec
 
-from headrace.base.errors import CallError
+from headrace.base.errors import CallError, FormatError
 from headrace.base.urls import Registry, Scheme, Url
 
 _STATE_FILE = Path(".headrace") / "clock.json"
@@ -98,6 +98,8 @@ class WorldClock:
         except FileNotFoundError:
             now = machine_us()
             anchor = Anchor(now, now)
+        except msgspec.DecodeError as error:
+            raise FormatError(f"{path} holds no world's time: {error}. Delete it to begin at the present") from error
         return cls(rate, anchor, path=path)
 
     def now_us(self) -> int:

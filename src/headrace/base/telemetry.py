@@ -140,17 +140,23 @@ class Metrics:
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{process}{_SUFFIX}"
         start = _HEADER.pack(len(header)) + header
-        with path.open("r+b" if path.exists() else "w+b") as file:
-            if file.read(len(start)) != start:
-                file.seek(0)
-                file.truncate()
-                file.write(start)
-            # Real zeros, no hole: a mapped hole on a full disk kills the process with SIGBUS.
-            file.seek(0, 2)
-            file.write(bytes(max(len(start) + size - file.tell(), 0)))
-            file.flush()
+        if not _begins_with(path, start, size):
+            # Renamed into place, so that nobody reads half a file. Real zeros, no hole: a mapped hole
+            # on a full disk kills the process with SIGBUS.
+            temporary = path.with_suffix(".new")
+            temporary.write_bytes(start + bytes(size))
+            temporary.replace(path)
+        with path.open("r+b") as file:
             memory = mmap.mmap(file.fileno(), len(start) + size)
         return memoryview(memory)[len(start) :].cast("d")
+
+
+def _begins_with(path: Path, start: bytes, size: int) -> bool:
+    try:
+        with path.open("rb") as file:
+            return path.stat().st_size == len(start) + size and file.read(len(start)) == start
+    except FileNotFoundError:
+        return False
 
 
 def read_values(folder: Path) -> dict[str, float]:

@@ -58,7 +58,11 @@ class Url:
                 f"a password stands in the {scheme}:// URL. Put it into an environment variable "
                 f"and write {scheme}://{user}:env:NAME@{address}"
             )
-        options = dict(parse_qsl(query, keep_blank_values=True))
+        pairs = parse_qsl(query, keep_blank_values=True)
+        options = dict(pairs)
+        for name in options:
+            if sum(other == name for other, _ in pairs) > 1:
+                raise UrlError(f"the option {name!r} is given twice in the {scheme}:// URL")
         _refuse_open_secrets(scheme, options)
         return cls(
             scheme=scheme.lower(),
@@ -117,7 +121,7 @@ class Url:
 
 def _refuse_open_secrets(scheme: str, options: Mapping[str, str]) -> None:
     for name, value in options.items():
-        if any(word in name for word in ("password", "secret", "token")) and not value.startswith(_REFERENCE):
+        if any(word in name.lower() for word in ("password", "secret", "token")) and not value.startswith(_REFERENCE):
             raise SecretError(
                 f"the option {name!r} of the {scheme}:// URL is a secret. Put it into an environment "
                 f"variable and write {name}=env:NAME"
@@ -142,12 +146,11 @@ class Registry:
 
     def find(self, url: Url) -> Any:
         """Returns the backend class for `url`, imported now and not before."""
-        scheme = self.schemes.get(url.scheme)
-        if scheme is not None:
-            return self._load(url, scheme)
+        if url.scheme in self.schemes:
+            return self._load(url, self.schemes[url.scheme])
         outside = self._outside()
         if url.scheme in outside:
-            return outside[url.scheme].load()
+            return self._load(url, outside[url.scheme])
         known = [*self.schemes, *outside]
         raise UnknownSchemeError(
             f"no {self.noun} backend for {str(url)!r}."
@@ -162,7 +165,7 @@ class Registry:
     def unsupported(self, url: Url, operation: str, capability: str) -> UnsupportedError:
         """Returns the error for an operation that the backend of `url` lacks."""
         able = []
-        for name, scheme in self.schemes.items():
+        for name, scheme in {**self._outside(), **self.schemes}.items():
             try:
                 found = self._load(Url(scheme=name), scheme)
             except MissingExtraError:
@@ -182,9 +185,9 @@ class Registry:
             remedy = f"pip install 'headrace[{scheme.extra}]'" if scheme.extra else f"pip install {error.name}"
             raise MissingExtraError(f"{self.noun} {str(url)!r} needs the package {error.name!r}.  {remedy}") from error
 
-    def _outside(self) -> dict[str, Any]:
+    def _outside(self) -> dict[str, Scheme]:
         metadata = import_module("importlib.metadata")
-        return {point.name: point for point in metadata.entry_points(group=self.group)}
+        return {point.name: Scheme(point.value) for point in metadata.entry_points(group=self.group)}
 
 
 def _listed(schemes: list[str], separator: str = ", ") -> str:
