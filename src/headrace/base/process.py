@@ -13,10 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import msgspec
 
+from headrace.base.errors import DeadlineError, UnavailableError
 from headrace.base.telemetry import get_logger, start_logging
 
 _PR_SET_PDEATHSIG = 1
@@ -35,6 +37,8 @@ class Program:
     target: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     descriptors: tuple[int, ...] = ()
+    log: str = ""
+    """The file for its stderr; nothing for this process's own."""
 
 
 class _Spec(msgspec.Struct):
@@ -64,6 +68,42 @@ class _Child:
     ready_descriptor: int
     started_at: float
     ready: bool = False
+
+
+class Companion:
+    """One program beside this process, which ends with it at the latest.
+
+    with Companion(Program("up", "headrace.console.demo:run_up")) as up: ...
+    """
+
+    def __init__(self, program: Program) -> None:
+        self._life, self._own_end = os.pipe()
+        self._child = _spawn(program, self._life)
+
+    def wait_ready(self, seconds: float) -> None:
+        """Returns once the program said that it is ready."""
+        deadline = time.monotonic() + seconds
+        while not _has_byte(self._child.ready_descriptor):
+            if self._child.process.poll() is not None:
+                raise UnavailableError(f"{self._child.program.name} ended with {self._child.process.returncode}")
+            if time.monotonic() > deadline:
+                raise DeadlineError(f"{self._child.program.name} was not ready within {seconds:g} s")
+            time.sleep(_TICK_SECONDS)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._child.process.terminate()
+        try:
+            self._child.process.wait(2 * _STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._child.process.kill()
+            self._child.process.wait()
+        for descriptor in (self._child.ready_descriptor, self._own_end, self._life):
+            os.close(descriptor)
 
 
 class Supervisor:
@@ -107,7 +147,7 @@ class Supervisor:
         now = time.monotonic()
         for name in [name for name, due in self._due.items() if due <= now]:
             del self._due[name]
-            self._children[name] = self._spawn(self._programs[name])
+            self._children[name] = _spawn(self._programs[name], self._life)
             self._changed()
         for name, child in list(self._children.items()):
             if not child.ready and _has_byte(child.ready_descriptor):
@@ -127,9 +167,6 @@ class Supervisor:
             "%s ended with %s, starting it again in %.1f s", name, child.process.returncode, self._pauses[name]
         )
         self._changed()
-
-    def _spawn(self, program: Program) -> _Child:
-        return _spawn(program, self._life)
 
     def _end(self) -> None:
         deadline = time.monotonic() + _STOP_SECONDS
@@ -152,10 +189,12 @@ class Supervisor:
 def _spawn(program: Program, life: int) -> _Child:
     reading, writing = os.pipe()
     spec = _Spec(program.target, dict(program.arguments), os.getpid(), life, writing)
-    process = subprocess.Popen(  # noqa: S603 - our own program
-        [sys.executable, "-m", "headrace.base.process", msgspec.json.encode(spec).decode()],
-        pass_fds=(life, writing, *program.descriptors),
-    )
+    with open(program.log or os.devnull, "ab") as log:  # noqa: PTH123 - an empty name means none
+        process = subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-m", "headrace.base.process", msgspec.json.encode(spec).decode()],
+            pass_fds=(life, writing, *program.descriptors),
+            stderr=log if program.log else None,
+        )
     os.close(writing)
     os.set_blocking(reading, False)
     return _Child(program, process, reading, time.monotonic())

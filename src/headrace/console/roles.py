@@ -11,7 +11,7 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ clicks = Event("Product Clicked", item="product_id")
 _TOML = """# Where everything lives. The project in Python stays the same in every profile.
 [profile.laptop]
 topics = "sqlite:///.headrace/topics"
-clock = "real://"
+clock = "{clock}"
 
 [profile.cluster]
 topics = "kafka://127.0.0.1:9092"
@@ -68,7 +68,7 @@ def init(given: argparse.Namespace) -> None:
     print(f"next:\n  cd {folder}\n  headrace up")
 
 
-def write_project(folder: Path, *, empty: bool = False, port: int = 7070) -> None:
+def write_project(folder: Path, *, empty: bool = False, port: int = 7070, clock: str = "real://") -> None:
     """Writes project.py and headrace.toml; refuses to overwrite either."""
     for name in (PROJECT_FILE, PROFILE_FILE):
         if (folder / name).exists():
@@ -81,7 +81,9 @@ def write_project(folder: Path, *, empty: bool = False, port: int = 7070) -> Non
         if empty:
             text = text.replace("import Event, Project", "import Project")
         (folder / PROJECT_FILE).write_text(text, encoding="utf-8")
-        (folder / PROFILE_FILE).write_text(_TOML.format(port=port, dev=hash_key(DEV_KEY)), encoding="utf-8")
+        (folder / PROFILE_FILE).write_text(
+            _TOML.format(port=port, clock=clock, dev=hash_key(DEV_KEY)), encoding="utf-8"
+        )
     except OSError as error:
         raise CallError(f"cannot write into {str(folder)!r}: {error.strerror}") from error
 
@@ -93,41 +95,41 @@ def up(given: argparse.Namespace) -> None:
         if role not in ROLES:
             raise unknown_name("role", role, ROLES)
     start_logging()
-    with open_project(given.project, profile=given.profile) as project, contextlib.ExitStack() as stack:
+    with open_project(given.project, profile=given.profile) as project:
         if not given.roles:
             _ = project.declared
+        supervise(project, roles, announce=lambda doors: _announce(project, doors, as_json=given.json))
+
+
+def supervise(project: OpenProject, roles: Sequence[str], *, announce: Callable[[list[Door]], None]) -> None:
+    """Runs roles until SIGTERM; `announce` is called once all of them are ready."""
+    with contextlib.ExitStack() as stack:
         for role in roles:
             stack.enter_context(_sole(project, role))
         doors = [open_door(project, role) for role in roles]
-        project.topics.names()
-        _supervise(project, doors, as_json=given.json)
+        programs = [program for door in doors for program in ROLES[door.role](project, door)]
+        supervisor = Supervisor(programs, changed=lambda: _write_states(project, doors, supervisor.pids()))
+        supervisor.run(tick=_Ticker(project, supervisor, lambda: announce(doors)).tick)
 
 
-def _supervise(project: OpenProject, doors: list[Door], *, as_json: bool) -> None:
-    clock = project.clock
-    if isinstance(clock, WorldClock):
-        clock.resume()
-    programs = [program for door in doors for program in ROLES[door.role](project, door)]
-    announced = False
-    noted_at = 0.0
+class _Ticker:
+    """What a supervisor does beside watching: it announces once, and notes the world's time."""
 
-    def tick() -> None:
-        nonlocal announced, noted_at
-        if not announced and supervisor.all_ready():
-            announced = True
-            _announce(project, doors, as_json=as_json)
-        if time.monotonic() - noted_at > _NOTE_SECONDS:
-            noted_at = time.monotonic()
-            if isinstance(clock, WorldClock):
-                clock.note()
+    def __init__(self, project: OpenProject, supervisor: Supervisor, announce: Callable[[], None]) -> None:
+        self._world = project.clock if isinstance(project.clock, WorldClock) else None
+        self._supervisor = supervisor
+        self._announce: Callable[[], None] | None = announce
+        self._noted_at = time.monotonic()
+        if self._world is not None:
+            self._world.resume()
 
-    def changed() -> None:
-        for door in doors:
-            pids = {name: pid for name, pid in supervisor.pids().items() if name.startswith(door.role)}
-            _write_state(project, door, pids)
-
-    supervisor = Supervisor(programs, changed=changed)
-    supervisor.run(tick=tick)
+    def tick(self) -> None:
+        if self._announce is not None and self._supervisor.all_ready():
+            self._announce()
+            self._announce = None
+        if self._world is not None and time.monotonic() - self._noted_at > _NOTE_SECONDS:
+            self._noted_at = time.monotonic()
+            self._world.note()
 
 
 def _announce(project: OpenProject, doors: list[Door], *, as_json: bool) -> None:
@@ -149,19 +151,20 @@ def _state_path(project: OpenProject, role: str) -> Path:
     return project.profile.state / "run" / f"{role}.json"
 
 
-def _write_state(project: OpenProject, door: Door, pids: dict[str, int]) -> None:
-    path = _state_path(project, door.role)
-    state = {
-        "role": door.role,
-        "url": door.url,
-        "supervisor": os.getpid(),
-        "pids": pids,
-        "profile": project.profile.name,
-        "written_at": time.time(),
-    }
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(state), encoding="utf-8")
-    temporary.replace(path)
+def _write_states(project: OpenProject, doors: list[Door], pids: dict[str, int]) -> None:
+    for door in doors:
+        path = _state_path(project, door.role)
+        own = {name: pid for name, pid in pids.items() if name.startswith(door.role)}
+        state = {"role": door.role, "url": door.url, "supervisor": os.getpid(), "pids": own}
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(state), encoding="utf-8")
+        temporary.replace(path)
+
+
+def read_state(project: OpenProject, role: str) -> dict[str, Any]:
+    """Returns what the supervisor of a role wrote down last: its url and process ids."""
+    state: dict[str, Any] = json.loads(_state_path(project, role).read_text(encoding="utf-8"))
+    return state
 
 
 @contextlib.contextmanager
@@ -243,7 +246,7 @@ def _role_status(project: OpenProject, role: str) -> dict[str, Any]:
     if not _runs(project, role):
         return stopped
     try:
-        state = json.loads(_state_path(project, role).read_text(encoding="utf-8"))
+        state = read_state(project, role)
     except (OSError, ValueError):
         return {**stopped, "state": "starting"}
     values = read_values(project.profile.state / "metrics")
