@@ -44,7 +44,7 @@ def pytest_terminal_summary(terminalreporter):
     for room, seconds in sorted(_spent.items()):
         mark = "  OVER ITS BUDGET" if room in overspent({room: seconds}, budget) else ""
         terminalreporter.write_line(f"{room:<12} {seconds:7.1f} of {budget.get(room, 0):5.0f}{mark}")
-    if len(_spent) > 3:
+    if {"src", "tests"} <= set(_spent):
         _tell_sizes(terminalreporter)
 
 

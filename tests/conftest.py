@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+import budget
 import services
-from budget import pytest_runtest_logreport, pytest_sessionfinish, pytest_terminal_summary  # noqa: F401 - pytest calls them
 from services.kafka import Broker, fetch_jars
 
 
@@ -20,6 +20,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Hooks that stand here would not hear of the examples in src.
+    config.pluginmanager.register(budget, "budget")
     if config.getoption("--require-services"):
         os.environ[services.REQUIRED] = "required"
 
