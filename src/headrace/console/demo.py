@@ -66,7 +66,18 @@ class _Counts:
     stored: set[str] = field(default_factory=set)
     lag: int = 0
     killed_at: float | None = None
-    back_after: float | None = None
+    answered_at: float = 0.0
+    pause: float = 0.0
+    """The longest time after the kill in which nothing was acknowledged."""
+
+    def note_answer(self, delivery: Delivery, seconds: float) -> None:
+        now = time.monotonic()
+        if self.killed_at is not None:
+            self.pause = max(self.pause, now - self.answered_at)
+        self.answered_at = now
+        self.latencies.append(seconds)
+        self.acknowledged.update(event.message_id for event in delivery.events)
+        self.answered += len(delivery.events)
 
     def quantile_ms(self, q: float) -> float:
         ordered = sorted(self.latencies)
@@ -181,9 +192,7 @@ class _Client:
             while not await self._post(body):
                 self._counts.resent += 1
                 await asyncio.sleep(_RESEND_SECONDS)
-            self._counts.latencies.append(time.perf_counter() - started_at)
-            self._counts.acknowledged.update(event.message_id for event in delivery.events)
-            self._counts.answered += len(delivery.events)
+            self._counts.note_answer(delivery, time.perf_counter() - started_at)
         if self._streams is not None:
             self._streams[1].close()
 
@@ -208,28 +217,31 @@ class _Client:
 
 
 async def _kill_in_the_middle(project: OpenProject, counts: _Counts, seconds: float) -> None:
-    """Kills the collector with kill -9 and measures how long nothing is acknowledged."""
     await asyncio.sleep(seconds)
     (pid,) = read_state(project, "collector")["pids"].values()
-    os.kill(pid, signal.SIGKILL)
     counts.killed_at = seconds
-    killed_at, answered = time.monotonic(), counts.answered
-    while counts.answered == answered and time.monotonic() - killed_at < _START_SECONDS:
-        await asyncio.sleep(0.005)
-    counts.back_after = time.monotonic() - killed_at
+    os.kill(pid, signal.SIGKILL)
 
 
 async def _show(counts: _Counts, clock: Clock, url: str, ends_at: float, *, quiet: bool) -> None:
     console = Console(quiet=quiet, highlight=False)
     rates: deque[tuple[float, int]] = deque(maxlen=6)
-    with Live(console=console, auto_refresh=False, transient=False) as live:
+
+    def panel() -> RenderableType:
+        rates.append((time.monotonic(), counts.answered))
+        return _panel(counts, clock, url, _rate(rates), ends_at)
+
+    # A pipe gets the last picture only.
+    live = Live(panel(), console=console, auto_refresh=False) if console.is_terminal else None
+    with live or contextlib.nullcontext():
         try:
             while True:
-                rates.append((time.monotonic(), counts.answered))
-                live.update(_panel(counts, clock, url, _rate(rates), ends_at), refresh=True)
+                if live is not None:
+                    live.update(panel(), refresh=True)
                 await asyncio.sleep(_FRAME_SECONDS)
         finally:
-            live.update(_panel(counts, clock, url, _rate(rates), ends_at), refresh=True)
+            if live is None:
+                console.print(panel())
 
 
 def _rate(rates: deque[tuple[float, int]]) -> float:
@@ -242,18 +254,15 @@ def _panel(counts: _Counts, clock: Clock, url: str, rate: float, ends_at: float)
     left = max(ends_at - time.monotonic(), 0)
     killed = "-"
     if counts.killed_at is not None:
-        back = "…" if counts.back_after is None else f"acknowledging again after {counts.back_after:.2f} s"
-        killed = f"kill -9 at {counts.killed_at:g} s, {back}"
+        killed = f"kill -9 of the collector at {counts.killed_at:g} s, longest pause {counts.pause:.2f} s"
+    ack = f"{rate:,.0f} events/s  ack p50 {counts.quantile_ms(0.5):.1f} ms  p99 {counts.quantile_ms(0.99):.1f} ms"
     table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
+    table.add_column(style="bold", min_width=12)
     table.add_column()
     for name, text in (
         ("world", f"{_VISITORS:,} visitors, {world} there, an hour a second, {left:.0f} s to go"),
-        (
-            "collector",
-            f"{url}  {rate:,.0f} events/s  ack p50 {counts.quantile_ms(0.5):.1f} ms  "
-            f"p99 {counts.quantile_ms(0.99):.1f} ms",
-        ),
+        ("collector", url),
+        ("acknowledged", ack),
         ("topic clicks", f"{counts.read:,} records read  lag {counts.lag:,}"),
         ("failed", f"{counts.refused:,} requests refused, {counts.resent:,} sent again"),
         ("fault", killed),
@@ -274,7 +283,7 @@ def _conclude(counts: _Counts, given: argparse.Namespace, folder: Path) -> int:
         "refused": counts.refused,
         "ack_p50_ms": round(counts.quantile_ms(0.5), 2),
         "ack_p99_ms": round(counts.quantile_ms(0.99), 2),
-        "back_after_seconds": round(counts.back_after or 0.0, 2),
+        "longest_pause_seconds": round(counts.pause, 2),
     }
     if given.json:
         print_lines([summary])
