@@ -63,6 +63,11 @@ class Door:
         with self._lock:
             self._plan.extend(acts)
 
+    def recover(self) -> None:
+        """Forwards from now on, whatever was planned."""
+        with self._lock:
+            self._plan.clear()
+
     def next_act(self) -> int | None:
         with self._lock:
             return self._plan.popleft() if self._plan else None

@@ -25,15 +25,15 @@ _PAGE = """\
 # Segment's snippet form: calls are kept in an array until the SDK has come.
 SNIPPET = """\
 <script>
-  const analytics = (window.analytics = window.analytics || [])
-  for (const call of ["track", "page", "identify", "group", "screen", "alias", "ready", "setAnonymousId"]) {{
+  var analytics = (window.analytics = window.analytics || [])
+  for (const call of ["track", "page", "identify", "group", "screen", "alias", "ready"]) {{
     analytics[call] = (...rest) => analytics.push([call, ...rest])
   }}
   analytics._writeKey = "dev"
   analytics._cdn = "{door}"
   analytics._loadOptions = {options}
   analytics.page("Shop", "Home")
-  analytics.ready(() => {{ document.all.visitor.textContent = window.analytics.user().anonymousId() }})
+  analytics.ready(() => {{ document.all.visitor.textContent = analytics.user().anonymousId() }})
 </script>
 <script async src="/umd/standalone.js"></script>
 """
@@ -84,10 +84,14 @@ class Shop:
         """The origin of the shop's pages."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def page(self, form: str, door: str, options: Any) -> str:
-        """Returns the address of a page that loads the SDK in one of its forms and points it at a door."""
+    def page(self, form: str, door: str, options: Any, *, update: str = "(settings) => settings") -> str:
+        """Returns the address of a page that loads the SDK in one of its forms and points it at a door.
+
+        `update` is the page's own function over the settings that it got.
+        """
         name = f"page-{len(self._server.pages)}"
-        script = FORMS[form].format(door=door, options=json.dumps(options))
+        chosen = f"{json.dumps(options)[:-1]}, updateCDNSettings: {update} }}"
+        script = FORMS[form].format(door=door, options=chosen)
         self._server.pages[f"/{name}"] = _PAGE.format(script=script).encode()
         return f"{self.origin}/{name}"
 

@@ -23,6 +23,8 @@ def client(door, request):
         "dev",
         host=door.url,
         upload_interval=0.1,
+        # A collector that is gone must fail the test in seconds; ten retries take minutes.
+        max_retries=4,
         on_error=lambda error, batch: lost.append((error, len(batch))),
         **getattr(request, "param", {}),
     )
