@@ -22,26 +22,37 @@ class ProfileTable(msgspec.Struct, forbid_unknown_fields=True):
     """[profile.NAME]: where things live."""
 
     topics: str = "sqlite:///.headrace/topics"
+    """Where the topics are: `memory://`, `sqlite:///folder` or `kafka://broker:9092`."""
     clock: str = "real://"
+    """The project's time: `real://`, `world://?rate=3600` or `stepped://`."""
 
 
 class CollectTable(msgspec.Struct, forbid_unknown_fields=True):
     """[collect]: the collector's door."""
 
     host: str = "127.0.0.1"
+    """The address to listen at. Another than loopback is refused while the key `dev` stands."""
     port: int = 7070
+    """The port to listen at; 0 takes any free one, which `headrace up` prints."""
     workers: int = 1
+    """How many processes answer at the door, 1 to 64."""
     cookie_days: int = 365
+    """For how many days a browser keeps the cookie with the visitor's id."""
     cookie_domain: str = ""
+    """The domain of that cookie; nothing for the collector's own host."""
     cookie_same_site: str = "Lax"
+    """The cookie's SameSite: Strict, Lax or None; browsers keep None under TLS only."""
     trust_proxy: bool = False
+    """Whether the client's address and TLS are taken from the headers of a proxy in front."""
 
 
 class TopicTable(msgspec.Struct, forbid_unknown_fields=True):
     """[topic.NAME]: how a topic is made."""
 
     partitions: int = 4
+    """How many partitions the topic gets when it is made; fixed from then on."""
     retention_days: float = 7.0
+    """How long the topic keeps its records when it is made; 0 keeps them for ever."""
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
