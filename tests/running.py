@@ -71,12 +71,17 @@ class Running:
             found |= json.loads(path.read_text())["pids"]
         return found
 
-    def read(self, topic: str = "clicks") -> list[dict[str, Any]]:
+    def ends(self, topic: str = "clicks") -> dict[int, int]:
+        """Returns the next offset of each partition, for a later `read(start=...)`."""
+        with open_project(self.folder, profile=self.profile) as project:
+            return {p: bound.end for p, bound in enumerate(project.topic(topic).bounds())}
+
+    def read(self, topic: str = "clicks", start: Mapping[int, int] | None = None) -> list[dict[str, Any]]:
         """Returns what a topic holds: partition, offset, key, time_us, value (JSON), raw, headers."""
         with open_project(self.folder, profile=self.profile) as project:
             log = project.topic(topic)
             ends = {p: bound.end for p, bound in enumerate(log.bounds())}
-            offsets = {p: bound.start for p, bound in enumerate(log.bounds())}
+            offsets = {p: bound.start for p, bound in enumerate(log.bounds())} if start is None else dict(start)
             found: list[dict[str, Any]] = []
             while any(offset < ends[p] for p, offset in offsets.items()):
                 messages = log.read(offsets, wait_seconds=1.0)

@@ -461,6 +461,8 @@ async def _start(app: App, listener: socket.socket, limits: Limits) -> tuple[Ser
         lifespan="off",
         log_config=None,
         access_log=False,
+        # Who vouches for X-Forwarded-For is the application's business; uvicorn would trust all of loopback.
+        proxy_headers=False,
         timeout_keep_alive=int(limits.idle_seconds),
     )
     config.load()

@@ -75,8 +75,7 @@ class Collector:
             visitor = await self._file(request, call)
             response = Response(200, _OK, self._shared_headers(request, visitor))
         except HeadraceError as error:
-            refused = error_response(error)
-            response = Response(refused.status, refused.body, (*refused.headers, *_cors(request)))
+            response = _refused(error, request)
         self._answers[str(response.status)].add()
         return response
 
@@ -84,7 +83,7 @@ class Collector:
         """Returns the settings document that analytics.js asks for before it sends."""
         key = request.path.split("/")[3]
         if not self._keys.name_of(key):
-            raise RequestError(404, "no such write key")
+            return _refused(RequestError(404, "no such write key"), request)
         host = request.header(b"host")
         scheme = "https" if self._is_secure(request) else "http"
         document = {
@@ -160,6 +159,11 @@ class Collector:
             if cookie:
                 headers.append((b"set-cookie", cookie))
         return headers
+
+
+def _refused(error: HeadraceError, request: Request) -> Response:
+    refused = error_response(error)
+    return Response(refused.status, refused.body, (*refused.headers, *_cors(request)))
 
 
 def _cors(request: Request) -> Sequence[tuple[bytes, bytes]]:

@@ -189,6 +189,8 @@ def _item(event: bytes) -> Item:
 
 
 def _read_ids(event: bytes) -> _Ids:
+    if not event.startswith(b"{"):
+        return _Ids()
     try:
         return _ids.decode(event)
     except msgspec.DecodeError:
