@@ -19,7 +19,7 @@ check: $(VENV)/.dev
 	$(BIN)/deptry src
 	$(BIN)/python -m pytest -q -m "not soak and not service and not slow"
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/run.py $(if $(FULL),--full)
 
 soak: $(VENV)/.dev
@@ -32,6 +32,10 @@ $(VENV)/.core: pyproject.toml
 $(VENV)/.dev: pyproject.toml
 	PYTHON="$(PYTHON)" sh scripts/install $(VENV) dev
 	touch $@ $(VENV)/.core
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.dev
+	PYTHON="$(PYTHON)" sh scripts/install $(VENV) bench
+	touch $@
 
 clean:
 	rm -rf $(VENV) dist
