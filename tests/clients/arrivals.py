@@ -50,6 +50,11 @@ class Clicks:
             self.all.append(Click(message))
 
 
+def messages(clicks: list[Click]) -> set[str]:
+    """Returns the ids of the messages that stand in the topic, however often."""
+    return {click.value["messageId"] for click in clicks}
+
+
 def check_places(clicks: list[Click]) -> None:
     """Holds each click to the key rule, and its partition to the Java client's murmur2."""
     for click in clicks:

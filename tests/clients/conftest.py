@@ -8,12 +8,15 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 import services
 from clients.arrivals import Clicks
 from clients.door import Door
+from clients.shop import Shop
+from clients.webdriver import Browser, forget
 from headrace.project import open_project
 from headrace.topics import Topic
 from running import Running, running
@@ -71,3 +74,32 @@ def node_modules() -> Path:
         services.refuse("node", f"npm cannot fetch the SDKs: {done.stderr[-500:]}")
     fresh.rename(folder)
     return folder / "node_modules"
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One headless Chromium for the whole run."""
+    services.need("chromium")
+    browser = Browser(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="session")
+def shop(node_modules: Path) -> Iterator[Shop]:
+    """The server of the shop's pages."""
+    shop = Shop(node_modules / "@segment" / "analytics-next" / "dist" / "umd")
+    yield shop
+    shop.close()
+
+
+@pytest.fixture
+def browser(chromium: Browser, shop: Shop, door: Door) -> Iterator[Browser]:
+    """A browser that has never been to the shop; the test fails if it asks anybody but the shop and the door."""
+    chromium.open(f"{shop.origin}/umd/nothing")
+    forget(chromium, "headrace_visitor")
+    chromium.requested_urls()
+    yield chromium
+    chromium.open("data:,")
+    asked = {urlsplit(url).netloc for url in chromium.requested_urls() if url.startswith("http")}
+    assert asked <= {urlsplit(shop.origin).netloc, urlsplit(door.url).netloc}

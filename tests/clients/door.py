@@ -16,22 +16,24 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from running import wait_until
+
 RETRY_AFTER_SECONDS = 1
 
 # An act that is not the status of a refusal: the collector gets the post, its answer never arrives.
 CUT = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Exchange:
-    """One request that came to this door, and the status that it was answered; CUT for none."""
+    """One request that came to this door, and its answer's status: CUT for no answer, None while it is under way."""
 
     at: float
     method: str
     path: str
     headers: dict[str, str]
     body: bytes
-    status: int
+    status: int | None = None
 
     @property
     def sent(self) -> Any:
@@ -72,15 +74,11 @@ class Door:
         with self._lock:
             return self._plan.popleft() if self._plan else None
 
-    def note(self, exchange: Exchange) -> None:
-        with self._lock:
-            self.exchanges.append(exchange)
-
     @property
     def posts(self) -> list[Exchange]:
-        """The requests with events, in the order of their arrival."""
-        with self._lock:
-            return sorted((one for one in self.exchanges if one.method == "POST"), key=lambda one: one.at)
+        """The requests with events, in the order of their arrival; waits for the answers under way."""
+        wait_until(lambda: all(one.status is not None for one in list(self.exchanges)))
+        return [one for one in list(self.exchanges) if one.method == "POST"]
 
     def close(self) -> None:
         """Stops the server and its threads."""
@@ -109,12 +107,12 @@ class _Exchanges(BaseHTTPRequestHandler):
         if act is None:
             self._forward(body)
         elif act == CUT:
-            self._note(body, CUT)
             status, _, _ = self._ask(body)
             assert status == 200, status
+            self._exchange.status = CUT
             self.close_connection = True
         else:
-            self._refuse(act, body)
+            self._refuse(act)
 
     def do_GET(self) -> None:
         self._forward(self._read())
@@ -127,19 +125,19 @@ class _Exchanges(BaseHTTPRequestHandler):
 
     def _read(self) -> bytes:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        self._arrived_at = time.monotonic()
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self._exchange = Exchange(time.monotonic(), self.command, self.path, headers, body)
+        self.server.door.exchanges.append(self._exchange)
         return body
 
     def _forward(self, body: bytes) -> None:
         status, headers, answer = self._ask(body)
-        self._note(body, status)
         self._answer(status, headers, answer)
 
-    def _refuse(self, status: int, body: bytes) -> None:
+    def _refuse(self, status: int) -> None:
         # The collector's own answer to a body that is no JSON shows which CORS headers its refusals wear.
         _, theirs, _ = self._ask(b"{")
         headers = [(name, value) for name, value in theirs if name.startswith("access-control-") or name == "vary"]
-        self._note(body, status)
         self._answer(status, [*headers, ("retry-after", str(RETRY_AFTER_SECONDS))], b'{"error": "refused here"}')
 
     def _ask(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -156,11 +154,8 @@ class _Exchanges(BaseHTTPRequestHandler):
         finally:
             connection.close()
 
-    def _note(self, body: bytes, status: int) -> None:
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        self.server.door.note(Exchange(self._arrived_at, self.command, self.path, headers, body, status))
-
     def _answer(self, status: int, headers: Iterable[tuple[str, str]], body: bytes) -> None:
+        self._exchange.status = status
         self.send_response(status)
         for name, value in headers:
             if name not in ("content-length", "connection", "date", "server"):

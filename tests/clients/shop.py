@@ -89,11 +89,15 @@ class Shop:
 
         `update` is the page's own function over the settings that it got.
         """
-        name = f"page-{len(self._server.pages)}"
-        chosen = f"{json.dumps(options)[:-1]}, updateCDNSettings: {update} }}"
+        chosen = f"{{ ...{json.dumps(options)}, updateCDNSettings: {update} }}"
         script = FORMS[form].format(door=door, options=chosen)
-        self._server.pages[f"/{name}"] = _PAGE.format(script=script).encode()
-        return f"{self.origin}/{name}"
+        return self.serve(script)
+
+    def serve(self, script: str) -> str:
+        """Returns the address of a page with the given HTML at its end."""
+        path = f"/page-{len(self._server.pages)}"
+        self._server.pages[path] = _PAGE.format(script=script).encode()
+        return self.origin + path
 
     def close(self) -> None:
         """Stops the server."""

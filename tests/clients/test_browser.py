@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 import pytest
 
-from clients.arrivals import check_places
-from clients.door import RETRY_AFTER_SECONDS
-from clients.shop import Shop
-from clients.webdriver import Browser, png_size
+from clients.arrivals import check_places, messages
+from clients.door import CUT, RETRY_AFTER_SECONDS
+from clients.webdriver import forget, png_size
 from running import wait_until
 
 pytestmark = [pytest.mark.service("node"), pytest.mark.service("chromium")]
@@ -24,40 +21,6 @@ def options(strategy="standard", **config):
 
 
 BATCHING = options("batching", size=100, timeout=300)
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp("chromium"))
-    yield browser
-    browser.close()
-
-
-@pytest.fixture(scope="module")
-def shop(node_modules):
-    shop = Shop(node_modules / "@segment" / "analytics-next" / "dist" / "umd")
-    yield shop
-    shop.close()
-
-
-@pytest.fixture
-def browser(chromium, shop, door):
-    """A browser that has never been to the shop; the test fails if it asks anybody but the shop and the door."""
-    chromium.open(f"{shop.origin}/umd/nothing")
-    forget(chromium, COOKIE)
-    chromium.requested_urls()
-    yield chromium
-    chromium.open("data:,")
-    asked = {urlsplit(url).netloc for url in chromium.requested_urls() if url.startswith("http")}
-    assert asked <= {urlsplit(shop.origin).netloc, urlsplit(door.url).netloc}
-
-
-def forget(browser, *cookies):
-    """Clears what scripts may keep, and the named cookies beside."""
-    for name in browser.cookies():
-        if name in cookies or name.startswith("ajs_"):
-            browser.delete_cookie(name)
-    browser.run("localStorage.clear(); sessionStorage.clear()")
 
 
 def visitor(browser):
@@ -118,31 +81,40 @@ def test_the_snippet_delivers_every_call_across_origins(browser, shop, door, cli
 def test_the_cookie_is_hidden_from_scripts_and_remembered_across_a_reload(browser, shop, door, clicks):
     browser.open(shop.page("snippet", door.url, options()))
     anonymous = visitor(browser)
-    clicks.until(lambda found: len(found) == 1)
-    cookie = browser.cookies()[COOKIE]
+    cookie = wait_until(lambda: browser.cookies().get(COOKIE))
     assert cookie["value"] == anonymous
     assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Lax")
     assert COOKIE not in browser.run("return document.cookie")
     browser.reload()
     assert visitor(browser) == anonymous
-    clicks.until(lambda found: len(found) == 2)
-    assert [COOKIE in post.headers.get("cookie", "") for post in door.posts] == [False, True]
+    clicks.until(lambda found: len(messages(found)) == 2)
+    assert COOKIE not in door.posts[0].headers.get("cookie", "")
+    assert f"{COOKIE}={anonymous}" in door.posts[-1].headers["cookie"]
     assert {click.value["anonymousId"] for click in clicks.all} == {anonymous}
+
+
+def test_without_credentials_events_arrive_and_no_cookie_is_kept(browser, shop, door, clicks):
+    page = shop.page("snippet", door.url, {})
+    for count in (1, 2):
+        browser.open(page)
+        clicks.until(lambda found, count=count: len(messages(found)) == count)
+    assert all("cookie" not in one.headers for one in door.exchanges)
+    assert len({click.value["anonymousId"] for click in clicks.all}) == 1
 
 
 def test_the_visitor_is_handed_back_when_the_browser_forgot_what_scripts_kept(browser, shop, door, clicks):
     page = shop.page("remembered", door.url, options())
     browser.open(page)
     anonymous = visitor(browser)
-    clicks.until(lambda found: len(found) == 1)
+    wait_until(lambda: COOKIE in browser.cookies())
     forget(browser)
     browser.open(page)
     assert visitor(browser) == anonymous
-    clicks.until(lambda found: len(found) == 2)
+    clicks.until(lambda found: len(messages(found)) == 2)
     forget(browser, COOKIE)
     browser.open(page)
     assert visitor(browser) != anonymous
-    clicks.until(lambda found: len(found) == 3)
+    clicks.until(lambda found: len(messages(found)) == 3)
 
 
 def test_batching_sends_many_events_in_one_post(browser, shop, door, clicks):
@@ -175,6 +147,14 @@ def test_what_is_refused_with_429_and_503_is_sent_again(browser, shop, door, cli
     assert door.posts[1].at - door.posts[0].at >= RETRY_AFTER_SECONDS
 
 
+def test_an_answer_that_never_arrives_makes_the_event_arrive_twice(browser, shop, door, clicks):
+    door.answer_next(CUT)
+    browser.open(shop.page("snippet", door.url, options()))
+    found = clicks.until(lambda found: len(found) == 2)
+    assert len(messages(found)) == 1
+    assert len({click.partition for click in found}) == 1
+
+
 def test_what_could_not_be_sent_until_the_page_closed_is_sent_by_the_next(browser, shop, door, clicks):
     page = shop.page("snippet", door.url, options())
     door.answer_next(*[503] * 1000)
@@ -183,10 +163,10 @@ def test_what_could_not_be_sent_until_the_page_closed_is_sent_by_the_next(browse
     browser.run("""analytics.track("Product Clicked", { product_id: "1" })""")
     wait_until(lambda: {post.sent["type"] for post in door.posts} == {"page", "track"})
     browser.open("data:,")
+    refused = {post.sent["messageId"] for post in door.posts}
     door.recover()
     browser.open(page)
-    ids = {post.sent["messageId"] for post in door.posts}
-    found = clicks.until(lambda found: {click.value["messageId"] for click in found} >= ids and len(found) > len(ids))
+    found = clicks.until(lambda found: messages(found) > refused)
     assert {click.value["anonymousId"] for click in found} == {anonymous}
     assert {click.value["type"] for click in found} == {"page", "track"}
 
@@ -207,4 +187,5 @@ def test_the_sdk_reports_its_own_figures_to_nobody(browser, shop, door, clicks):
     browser.open(shop.page("package", door.url, options(), update=hasty))
     clicks.until(lambda found: len(found) == 1)
     browser.run("return new Promise((resolve) => setTimeout(resolve, 200))")
+    assert {one.path for one in door.posts} == {"/v1/p"}
     assert {one.path for one in door.exchanges} == {"/v1/projects/dev/settings", "/v1/p"}

@@ -127,3 +127,11 @@ def png_size(data: bytes) -> Sequence[int]:
     """Returns the width and height of a PNG."""
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
+def forget(browser: Browser, *cookies: str) -> None:
+    """Clears what scripts may keep, and the named cookies beside."""
+    for name in browser.cookies():
+        if name in cookies or name.startswith("ajs_"):
+            browser.delete_cookie(name)
+    browser.run("localStorage.clear(); sessionStorage.clear()")
