@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import msgspec
 
-from headrace.base.errors import DeadlineError, UnavailableError
+from headrace.base.errors import DeadlineError, HeadraceError, UnavailableError
 from headrace.base.telemetry import get_logger, start_logging
 
 _PR_SET_PDEATHSIG = 1
@@ -230,7 +230,11 @@ def main(text: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     start_logging()
     module, _, name = spec.target.partition(":")
-    getattr(import_module(module), name)(Life(spec.ready), **spec.arguments)
+    try:
+        getattr(import_module(module), name)(Life(spec.ready), **spec.arguments)
+    except HeadraceError as error:
+        get_logger("process").error("%s: %s", type(error).__name__, error)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,9 @@ def up(given: argparse.Namespace) -> None:
         if role not in ROLES:
             raise unknown_name("role", role, ROLES)
     start_logging()
+    with open_project(given.project, profile=given.profile) as probe:
+        # Said once and clearly here, rather than again and again by every worker.
+        probe.topics.names()
     with open_project(given.project, profile=given.profile) as project:
         if not given.roles:
             _ = project.declared

@@ -244,7 +244,7 @@ def _print_messages(messages: list[Message], *, as_json: bool) -> None:
     for message in messages:
         at = time.strftime("%H:%M:%S", time.localtime(message.time_us / 1e6))
         place = f"{message.partition}/{message.offset}"
-        print(f"{at}  {place:>12}  {_text(message.key) or '-':<24}  {_text(message.value)}", flush=True)
+        print(f"{at}  {place:>12}  {_shown(message.key):<24}  {_shown(message.value)}", flush=True)
 
 
 def _as_object(message: Message) -> dict[str, Any]:
@@ -267,6 +267,12 @@ def _value(data: bytes | None) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError):
         return _text(data)
+
+
+def _shown(data: bytes | None) -> str:
+    """Returns text that cannot steer the terminal: anybody may send events."""
+    text = _text(data)
+    return "-" if text is None else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _text(data: bytes | None) -> str | None:

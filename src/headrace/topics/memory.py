@@ -31,6 +31,7 @@ from headrace.topics.topic import (
     check_existing,
     check_partitions,
     check_range,
+    share_of,
     stamped,
 )
 
@@ -188,11 +189,12 @@ class MemoryTopics:
     def _take(self, stored: _Stored, offsets: Mapping[int, int], max_records: int) -> list[Message]:
         self._expire(stored)
         found: list[Message] = []
+        share = share_of(max_records, offsets)
         for index, offset in offsets.items():
             partition = stored.partitions[index]
             check_range(stored.description.name, index, offset, partition.bounds)
             first = offset - partition.start
-            found.extend(partition.messages[first : first + max_records - len(found)])
+            found.extend(partition.messages[first : first + min(share, max_records - len(found))])
         return found
 
     def _expire(self, stored: _Stored) -> None:

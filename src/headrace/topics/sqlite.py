@@ -36,6 +36,7 @@ from headrace.topics.topic import (
     check_existing,
     check_partitions,
     check_range,
+    share_of,
     stamped,
 )
 
@@ -234,13 +235,12 @@ class SqliteTopics:
 
     def _read_once(self, found: _Found, offsets: Mapping[int, int], max_records: int) -> list[Message]:
         messages: list[Message] = []
+        share = share_of(max_records, offsets)
         with self._reading:
             reader = self._open()
             for partition, offset in offsets.items():
                 check_range(found.description.name, partition, offset, read_bounds(reader, found.id, partition))
-                messages += read_rows(reader, found.id, partition, offset, max_records - len(messages))
-                if len(messages) >= max_records:
-                    break
+                messages += read_rows(reader, found.id, partition, offset, min(share, max_records - len(messages)))
         return messages
 
     def _version(self) -> int:

@@ -318,6 +318,8 @@ def read_rows(
     connection: sqlite3.Connection, topic: int, partition: int, offset: int, max_records: int
 ) -> list[Message]:
     """Returns up to `max_records` messages of a partition from `offset` on."""
+    if max_records <= 0:
+        return []
     first, last = row_id(topic, partition, 0), row_id(topic, partition, _OFFSET_MASK)
     target = row_id(topic, partition, offset)
     cursor = connection.execute(

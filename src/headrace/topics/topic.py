@@ -331,6 +331,15 @@ def check_range(name: str, partition: int, offset: int, bound: Bounds) -> None:
         )
 
 
+def share_of(max_records: int, offsets: Mapping[int, int]) -> int:
+    """Returns how many records each partition may give, so that a busy one cannot starve the others.
+
+    >>> share_of(10, {0: 5, 1: 0, 2: 0})
+    4
+    """
+    return -(-max_records // max(len(offsets), 1))
+
+
 def check_existing(found: Description, partitions: int) -> None:
     """Raises CallError when a topic that stands has another number of partitions."""
     if found.partitions != partitions:
