@@ -225,11 +225,16 @@ async def _kill_in_the_middle(project: OpenProject, counts: _Counts, seconds: fl
 
 async def _show(counts: _Counts, clock: Clock, url: str, ends_at: float, *, quiet: bool) -> None:
     console = Console(quiet=quiet, highlight=False)
-    rates: deque[tuple[float, int]] = deque(maxlen=6)
+    began_at = time.monotonic()
+    recent: deque[tuple[float, int]] = deque([(began_at, 0)], maxlen=6)
 
     def panel() -> RenderableType:
-        rates.append((time.monotonic(), counts.answered))
-        return _panel(counts, clock, url, _rate(rates), ends_at)
+        recent.append((time.monotonic(), counts.answered))
+        return _panel(counts, clock, url, _rate(recent), ends_at)
+
+    def last_panel() -> RenderableType:
+        whole = deque([(began_at, 0), (counts.answered_at, counts.answered)])
+        return _panel(counts, clock, url, _rate(whole), ends_at)
 
     # A pipe gets the last picture only.
     live = Live(panel(), console=console, auto_refresh=False) if console.is_terminal else None
@@ -241,7 +246,9 @@ async def _show(counts: _Counts, clock: Clock, url: str, ends_at: float, *, quie
                 await asyncio.sleep(_FRAME_SECONDS)
         finally:
             if live is None:
-                console.print(panel())
+                console.print(last_panel())
+            else:
+                live.update(last_panel(), refresh=True)
 
 
 def _rate(rates: deque[tuple[float, int]]) -> float:
