@@ -35,7 +35,7 @@ class Step:
     @property
     def stays(self):
         """Whether the command runs on while others are typed."""
-        return bool(re.match(r"headrace (up|topic tail(?!.*--max))\b", self.command)) and "&" not in self.command
+        return bool(re.match(r"headrace (up|topic tail(?!.*--max))\b[^;|&]*$", self.command))
 
 
 def read_steps(page, *, kafka):

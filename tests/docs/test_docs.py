@@ -181,3 +181,18 @@ def test_readme_says_little_before_it_shows_something():
 )
 def test_dots_stand_for_anything(shown, printed, agree):
     assert matches(shown, printed) is agree
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "```console\n$ echo one\ntwo\n```",
+        "```console\n$ false\n```",
+        "```console\n$ headrace topic list\n```",
+        "```console\n$ cd nowhere\n$ true\n```",
+    ],
+)
+def test_page_that_lies_is_found_out(page, tmp_path, unused_port):
+    (tmp_path / "page.md").write_text(f"{page}\n")
+    with pytest.raises(AssertionError):
+        _walk(tmp_path / "page.md", tmp_path, unused_port)
