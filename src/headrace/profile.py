@@ -6,7 +6,7 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -32,15 +32,15 @@ class CollectTable(msgspec.Struct, forbid_unknown_fields=True):
 
     host: str = "127.0.0.1"
     """The address to listen at. Another than loopback is refused while the key `dev` stands."""
-    port: int = 7070
+    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 7070
     """The port to listen at; 0 takes any free one, which `headrace up` prints."""
     workers: int = 1
     """How many processes answer at the door, 1 to 64."""
-    cookie_days: int = 365
+    cookie_days: Annotated[int, msgspec.Meta(ge=0)] = 365
     """For how many days a browser keeps the cookie with the visitor's id."""
-    cookie_domain: str = ""
+    cookie_domain: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.-]*$")] = ""
     """The domain of that cookie; nothing for the collector's own host."""
-    cookie_same_site: str = "Lax"
+    cookie_same_site: Literal["Strict", "Lax", "None"] = "Lax"
     """The cookie's SameSite: Strict, Lax or None; browsers keep None under TLS only."""
     trust_proxy: bool = False
     """Whether the client's address and TLS are taken from the headers of a proxy in front."""
@@ -51,7 +51,7 @@ class TopicTable(msgspec.Struct, forbid_unknown_fields=True):
 
     partitions: int = 4
     """How many partitions the topic gets when it is made; fixed from then on."""
-    retention_days: float = 7.0
+    retention_days: Annotated[float, msgspec.Meta(ge=0)] = 7.0
     """How long the topic keeps its records when it is made; 0 keeps them for ever."""
 
 

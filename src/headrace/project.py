@@ -164,7 +164,7 @@ class Door:
 def open_door(project: OpenProject, role: str) -> Door:
     """Returns the open door of a role; refuses to open it to others while the dev key stands."""
     table = project.profile.settings.collect
-    if not is_loopback(table.host) and DEV_KEY in project.profile.settings.keys:
+    if not is_loopback(table.host) and Keys.read(project.profile.settings.keys).name_of(DEV_KEY):
         raise CallError(
             f"collect.host = {table.host!r} is open to others while the write key 'dev' stands, which everybody "
             "knows. Put a key of your own into [keys] of headrace.toml and remove dev"

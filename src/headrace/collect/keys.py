@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headrace.base.errors import ProjectError
 
 _PREFIX = "sha256:"
+_HASH = re.compile(_PREFIX + "[0-9a-fA-F]{64}")
 
 DEV_KEY = "dev"
 
@@ -36,12 +38,12 @@ class Keys:
     def read(cls, table: Mapping[str, str]) -> Keys:
         """Returns the keys of headrace.toml's table [keys]: name = "sha256:..."."""
         for name, value in table.items():
-            if not value.startswith(_PREFIX) or len(value) != len(_PREFIX) + 64:
+            if not _HASH.fullmatch(value):
                 raise ProjectError(
                     f'headrace.toml [keys] {name}: found a plain text, write name = "sha256:HASH" with '
                     "the output of: printf %s THE-KEY | sha256sum"
                 )
-        return cls({value: name for name, value in table.items()})
+        return cls({value.lower(): name for name, value in table.items()})
 
     def name_of(self, key: str) -> str:
         """Returns the name of a key, or nothing for one that nobody made."""
