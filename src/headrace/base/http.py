@@ -386,11 +386,15 @@ class BoundedProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
         reason = HTTPStatus(status).phrase
         body = msgspec.json.encode({"error": "RequestError", "message": reason})
-        retry = b"retry-after: 1\r\n" if status == 503 else b""
+        extra = b"retry-after: 1\r\n" if status == 503 else b""
+        origin = dict(self.headers or ()).get(b"origin")
+        if origin is not None:
+            # Without these a page sees a network error, and sends an oversize body again and again.
+            extra += b"access-control-allow-origin: " + origin + b"\r\naccess-control-allow-credentials: true\r\n"
         self.transport.write(
             f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\nconnection: close\r\n"
             f"content-length: {len(body)}\r\n".encode()
-            + retry
+            + extra
             + b"\r\n"
             + body
         )
