@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from running import project_toml, running
 
 LOAD = Path(__file__).parents[2] / "benchmarks" / "load.py"
