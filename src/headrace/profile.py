@@ -110,7 +110,7 @@ def _read(path: Path) -> Settings:
             table = tomllib.load(file)
     except OSError as error:
         raise ProjectError(f"{path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # no TOML, or no UTF-8
         raise ProjectError(f"{path}: {error}") from error
     _refuse_unknown(path, table)
     try:
@@ -133,6 +133,8 @@ def _refuse_unknown(path: Path, table: dict[str, Any]) -> None:
     for name, kind in list_keys().items():
         section, named, _ = name.partition(".NAME")
         found = table.get(section, {})
+        if not isinstance(found, dict):
+            continue
         parts = {f"{section}.{part}": value for part, value in found.items()} if named else {section: found}
         for place, keys in parts.items():
             if isinstance(keys, dict):

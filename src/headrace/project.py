@@ -125,31 +125,33 @@ def load_project(path: Path) -> Project:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code may raise anything
-        raise ProjectError(f"{_place(path, error)}: {_explain(error)}") from error
+    except (Exception, SystemExit) as error:  # the user's own code may raise anything
+        raise ProjectError(f"{_place(path, error)}: {_explain(error, module)}") from error
     return _find_project(path, module)
 
 
 def _find_project(path: Path, module: ModuleType) -> Project:
-    found = [value for value in vars(module).values() if isinstance(value, Project)]
+    found = list({id(value): value for value in vars(module).values() if isinstance(value, Project)}.values())
     if len(found) != 1:
         raise ProjectError(f"{path}: found {len(found)} projects, need one line like: project = Project('shop')")
     return found[0]
 
 
-def _place(path: Path, error: Exception) -> str:
-    if isinstance(error, SyntaxError):
+def _place(path: Path, error: BaseException) -> str:
+    if isinstance(error, SyntaxError) and error.lineno:
         return f"{error.filename or path}:{error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     return f"{path}:{lines[-1]}" if lines else str(path)
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: BaseException, module: ModuleType) -> str:
     hint = ""
+    if isinstance(error, NameError) and error.name:
+        hint = did_you_mean(error.name, [*sys.modules["headrace"].__all__, *vars(module)])
     missing = re.match(r"cannot import name '(\w+)' from 'headrace'", str(error))
     if missing:
         hint = did_you_mean(missing[1], sys.modules["headrace"].__all__)
-    return f"{type(error).__name__}: {error}{hint}"
+    return f"{type(error).__name__}: {error}{'.' if hint else ''}{hint}"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import time
 import urllib.error
@@ -65,7 +66,7 @@ def init(given: argparse.Namespace) -> None:
     folder = Path(given.dir)
     write_project(folder, empty=given.empty)
     print(f"{folder / PROJECT_FILE}\n{folder / PROFILE_FILE}\n")
-    print(f"next:\n  cd {folder}\n  headrace up")
+    print(f"next:\n  cd {shlex.quote(str(folder))}\n  headrace up")
 
 
 def write_project(folder: Path, *, empty: bool = False, port: int = 7070, clock: str = "real://") -> None:

@@ -1,0 +1,218 @@
+"""headrace init, up and status as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from running import is_alive, project_toml, running, wait_until
+
+
+def headrace(*words, cwd, stdin=None, env=None):
+    """Returns exit code, stdout and stderr of one command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "headrace", *map(str, words)],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "COLUMNS": "120", **(env or {})},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def lines(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def shop(tmp_path):
+    """A project's folder as `headrace init` writes it, with a free port."""
+    assert headrace("init", "shop", cwd=tmp_path)[0] == 0
+    folder = tmp_path / "shop"
+    (folder / "headrace.toml").write_text(project_toml())
+    return folder
+
+
+# init.
+
+
+def test_init_writes_the_smallest_project_and_says_what_comes_next(tmp_path):
+    code, out, error = headrace("init", "my shop", cwd=tmp_path)
+    assert (code, error) == (0, "")
+    assert out == "my shop/project.py\nmy shop/headrace.toml\n\nnext:\n  cd 'my shop'\n  headrace up\n"
+    text = (tmp_path / "my shop" / "project.py").read_text()
+    assert 'project = Project("my-shop", events=(views, clicks))' in text
+    assert headrace("status", cwd=tmp_path / "my shop")[0] == 0
+
+
+def test_init_empty_declares_nothing_and_loads(tmp_path):
+    assert headrace("init", "shop", "--empty", cwd=tmp_path)[0] == 0
+    text = (tmp_path / "shop" / "project.py").read_text()
+    assert text.endswith('from headrace import Project\n\nproject = Project("shop")\n')
+    with running(tmp_path / "shop", toml=project_toml()) as up:
+        assert up.get("/ready").status == 200
+
+
+def test_init_refuses_to_overwrite_either_file(tmp_path):
+    assert headrace("init", "shop", cwd=tmp_path)[0] == 0
+    before = (tmp_path / "shop" / "project.py").read_bytes()
+    code, out, error = headrace("init", "shop", cwd=tmp_path)
+    assert (code, out) == (2, "")
+    assert error == "CallError: 'shop/project.py' stands already; choose another folder\n"
+    (tmp_path / "shop" / "project.py").unlink()
+    code, _, error = headrace("init", "shop", cwd=tmp_path)
+    assert (code, error) == (2, "CallError: 'shop/headrace.toml' stands already; choose another folder\n")
+    assert not (tmp_path / "shop" / "project.py").exists(), "nothing is written by halves"
+    assert len(before) > 0
+
+
+def test_init_in_an_existing_folder_leaves_other_files_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    assert headrace("init", ".", cwd=tmp_path)[0] == 0
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_init_where_a_file_stands_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, error = headrace("init", "file/shop", cwd=tmp_path)
+    assert (code, error) == (2, "CallError: cannot write into 'file/shop': Not a directory\n")
+
+
+# up.
+
+
+def test_up_prints_a_line_for_people_that_works_as_it_stands(shop):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "headrace", "up"], cwd=shop, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        printed = [process.stdout.readline() for _ in range(4)]
+        assert printed[0].startswith("collector  http://127.0.0.1:")
+        assert printed[1] == "profile    laptop (sqlite:///.headrace/topics)\n"
+        command = printed[2].removeprefix("try        ").strip()
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+        assert done.stdout == '{"success":true}'
+        assert printed[3] == "stop       Ctrl-C\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 0
+    finally:
+        process.kill()
+        process.communicate()
+    code, out, _ = headrace("topic", "read", "clicks", "--json", cwd=shop)
+    assert (code, lines(out)[0]["value"]["event"]) == (0, "Product Clicked")
+
+
+def test_up_twice_is_refused_and_the_first_goes_on(shop):
+    with running(shop) as up:
+        code, out, error = headrace("up", cwd=shop)
+        assert (code, out) == (2, "")
+        assert error == f"CallError: role 'collector' of {str(shop)!r} runs already. See: headrace status\n"
+        assert up.get("/ready").status == 200
+    with running(shop) as up:
+        assert up.get("/ready").status == 200
+
+
+def test_up_with_an_unknown_role_names_the_nearest(shop):
+    code, _, error = headrace("up", "colector", cwd=shop)
+    assert (code, error) == (
+        2, "UnknownNameError: no role 'colector'. Did you mean collector?  known: collector\n",
+    )  # fmt: skip
+
+
+def test_up_of_one_role_needs_no_project_file(shop):
+    (shop / "project.py").unlink()
+    with running(shop, "collector") as up:
+        assert up.get("/ready").status == 200
+
+
+def test_up_on_a_taken_port_says_so(shop):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (shop / "headrace.toml").write_text(project_toml(port=port))
+        code, _, error = headrace("up", cwd=shop)
+    assert (code, error) == (
+        2, f"CallError: cannot listen on 127.0.0.1:{port}: Address already in use. Choose another port\n",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("workers", [0, 65])
+def test_up_with_an_impossible_number_of_workers_is_refused(shop, workers):
+    (shop / "headrace.toml").write_text(project_toml(workers=workers))
+    code, _, error = headrace("up", cwd=shop)
+    assert (code, error) == (2, f"CallError: collect.workers == {workers}, must be 1 to 64\n")
+
+
+def test_an_unknown_crash_point_is_refused(shop):
+    code, _, error = headrace("up", cwd=shop, env={"HEADRACE_FAULT": "topics.writen=kill"})
+    assert code == 2
+    assert error.startswith("UnknownNameError: no crash point 'topics.writen'. Did you mean topics.written?")
+
+
+def test_a_port_stays_open_while_a_worker_is_started_anew(shop):
+    with running(shop) as up:
+        first = up.pids["collector-1"]
+        os.kill(first, signal.SIGKILL)
+        # The door is the supervisor's: the request waits for the next worker, no connection is refused.
+        assert up.post("/v1/t", {"n": 1}, timeout=10).status == 200
+        assert up.pids["collector-1"] != first
+
+
+def test_all_is_gone_a_second_after_up_is_killed(shop):
+    with running(shop, toml=project_toml(workers=2)) as up:
+        pids = list(up.pids.values())
+        up.kill()
+        wait_until(lambda: not any(map(is_alive, pids)), seconds=1.0)
+
+
+# status.
+
+
+def test_status_of_a_project_that_never_ran(shop):
+    code, out, error = headrace("status", "--json", cwd=shop)
+    assert (code, error) == (0, "")
+    role, disk = lines(out)
+    assert role == {
+        "kind": "role", "role": "collector", "state": "stopped", "url": None, "pids": [], "events": 0,
+        "ack_p99_seconds": None,
+    }  # fmt: skip
+    assert disk["kind"] == "disk"
+    assert disk["free_bytes"] > 0
+    code, out, _ = headrace("status", cwd=shop)
+    assert code == 0
+    assert "stopped" in out
+    assert "no topics yet" in out
+
+
+def test_status_of_a_running_project_and_after(shop):
+    with running(shop) as up:
+        for n in range(3):
+            assert up.post("/v1/t", {"anonymousId": "ann", "n": n}).status == 200
+        code, out, _ = headrace("status", "--json", cwd=shop)
+        role, topic, disk = lines(out)
+        assert (code, role["state"], role["url"], role["events"]) == (0, "ready", up.url, 3)
+        assert set(role["pids"]) == {up.process.pid, *up.pids.values()}
+        assert role["ack_p99_seconds"] > 0
+        assert (topic["kind"], topic["topic"], topic["records"], topic["partitions"]) == ("topic", "clicks", 3, 4)
+        assert disk["used_bytes"] > 0
+        code, out, _ = headrace("status", cwd=shop)
+        assert code == 0
+        assert "3 events acknowledged, ack p99 ≤ " in out
+        os.kill(up.pids["collector-1"], signal.SIGSTOP)
+        code, out, _ = headrace("status", "--json", cwd=shop)
+        assert (code, lines(out)[0]["state"]) == (0, "not ready")
+        os.kill(up.pids["collector-1"], signal.SIGCONT)
+        up.kill()
+        state = lines(headrace("status", "--json", cwd=shop)[1])[0]
+        assert (state["state"], state["pids"]) == ("stopped", [])
+    assert lines(headrace("status", "--json", cwd=shop)[1])[1]["records"] == 3
