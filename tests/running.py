@@ -245,3 +245,25 @@ def is_alive(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return status.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def headrace(
+    *words: object, cwd: Path, stdin: str | None = None, env: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    """Returns exit code, stdout and stderr of one command, run in a project's folder."""
+    done = subprocess.run(
+        [sys.executable, "-m", "headrace", *map(str, words)],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "COLUMNS": "120", **(env or {})},
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def lines(text: str) -> list[Any]:
+    """Returns the JSON objects that a command printed, one per line."""
+    return [json.loads(line) for line in text.splitlines()]

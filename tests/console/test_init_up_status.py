@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -11,26 +10,7 @@ import sys
 
 import pytest
 
-from running import is_alive, project_toml, running, wait_until
-
-
-def headrace(*words, cwd, stdin=None, env=None):
-    """Returns exit code, stdout and stderr of one command."""
-    done = subprocess.run(
-        [sys.executable, "-m", "headrace", *map(str, words)],
-        cwd=cwd,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-        env={**os.environ, "COLUMNS": "120", **(env or {})},
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def lines(text):
-    return [json.loads(line) for line in text.splitlines()]
+from running import headrace, is_alive, lines, project_toml, running, wait_until
 
 
 @pytest.fixture

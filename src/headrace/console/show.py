@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
@@ -14,7 +14,7 @@ from rich.table import Table
 def print_lines(rows: Iterable[Mapping[str, Any]]) -> None:
     """Prints one JSON object per line."""
     for row in rows:
-        print(json.dumps(row, ensure_ascii=False, separators=(",", ":")), flush=True)
+        print(msgspec.json.encode(row).decode(), flush=True)
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "", empty: str = "") -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from headrace.base.errors import CallError
 from headrace.console.show import print_lines, print_table
@@ -18,6 +21,15 @@ from headrace.topics import GroupPosition, Message, Record, Topic
 from headrace.topics import replay as replay_group
 
 _PORTION = 1_000
+
+
+class _Line(msgspec.Struct):
+    value: msgspec.Raw
+    key: str | None = None
+    time_us: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+_lines = msgspec.json.Decoder(_Line)
 
 
 @contextmanager
@@ -175,7 +187,7 @@ def _audit(project: OpenProject, rows: list[dict[str, Any]]) -> None:
 
 
 def _seconds(days: float | None) -> int | None:
-    if days is not None and days < 0:
+    if days is not None and not 0 <= days < math.inf:
         raise CallError(f"--retention-days {days:g}: must be 0 or more")
     return int(days * 86400) if days else None
 
@@ -227,14 +239,14 @@ def _read_record(line: tuple[int, bytes], given: argparse.Namespace) -> Record:
     if not given.json:
         return Record(key, data)
     try:
-        value = json.loads(data)
-        own_key = value.get("key")
-        body = value["value"]
-        time_us = value.get("time_us") or 0
-    except (ValueError, AttributeError, KeyError) as error:
-        raise CallError(f'stdin line {number}: found {data[:80]!r}, need {{"key": ..., "value": ...}}') from error
-    encoded = None if body is None else body.encode() if isinstance(body, str) else json.dumps(body).encode()
-    return Record(own_key.encode() if own_key is not None else key, encoded, time_us)
+        found = _lines.decode(data)
+        text = msgspec.json.decode(found.value) if bytes(found.value).startswith(b'"') else None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CallError(
+            f'stdin line {number}: found {data[:80]!r}, need {{"key": ..., "value": ...}}: {error}'
+        ) from error
+    value = None if bytes(found.value) == b"null" else bytes(found.value) if text is None else text.encode()
+    return Record(key if found.key is None else found.key.encode(), value, found.time_us)
 
 
 def _print_messages(messages: list[Message], *, as_json: bool) -> None:
@@ -248,7 +260,7 @@ def _print_messages(messages: list[Message], *, as_json: bool) -> None:
 
 
 def _as_object(message: Message) -> dict[str, Any]:
-    found = {
+    found: dict[str, Any] = {
         "partition": message.partition,
         "offset": message.offset,
         "key": _text(message.key),
@@ -260,12 +272,12 @@ def _as_object(message: Message) -> dict[str, Any]:
     return found
 
 
-def _value(data: bytes | None) -> Any:
+def _value(data: bytes | None) -> msgspec.Raw | str | None:
     if data is None:
         return None
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
+        return msgspec.Raw(msgspec.json.format(data, indent=-1))
+    except (msgspec.DecodeError, RecursionError):
         return _text(data)
 
 
