@@ -1,5 +1,6 @@
 """The pages are true: their commands run, their examples give what they show, their links lead somewhere."""
 
+import contextlib
 import doctest
 import importlib.util
 import re
@@ -14,6 +15,7 @@ from headrace.base import fault
 from headrace.console.cli import COMMANDS, COMMON
 from headrace.profile import Settings, list_keys
 from headrace.project import load_project
+from headrace.topics import open_topics
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -65,7 +67,12 @@ def test_commands_of_a_page_run_and_print_what_it_shows(page, tmp_path, unused_p
 @pytest.mark.service("kafka")
 @pytest.mark.parametrize("page", ON_KAFKA, ids=_name)
 def test_commands_of_a_page_run_on_kafka(page, tmp_path, unused_port, kafka):
-    _walk(page, tmp_path, unused_port, kafka=True, broker=kafka.address)
+    try:
+        _walk(page, tmp_path, unused_port, kafka=True, broker=kafka.address)
+    finally:
+        # The broker is everybody's; the next test finds it as this one did.
+        with contextlib.closing(open_topics(kafka.url)) as topics:
+            topics.drop("clicks")
 
 
 def test_tutorial_is_walked_with_and_without_kafka():
