@@ -256,13 +256,13 @@ def ended(wire):
 @pytest.mark.parametrize(
     ("sent", "status", "most_seconds"),
     [
-        (b"", 0, 1.3),
-        (b"POST /ec", 408, 1.3),
-        (b"POST /echo HTTP/1.1\r\nHost: x\r\n", 408, 1.3),
-        (b"POST /echo HTTP/1.1\r\nContent-Length: 100\r\n\r\n", 408, 1.5),
-        (b"POST /echo HTTP/1.1\r\nContent-Length: 100\r\n\r\nhalf of", 408, 1.5),
-        (b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe", 408, 1.5),
-        (b"POST /echo HTTP/1.1\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n", 100, 1.5),
+        (b"", 0, 2.5),
+        (b"POST /ec", 408, 2.5),
+        (b"POST /echo HTTP/1.1\r\nHost: x\r\n", 408, 2.5),
+        (b"POST /echo HTTP/1.1\r\nContent-Length: 100\r\n\r\n", 408, 2.5),
+        (b"POST /echo HTTP/1.1\r\nContent-Length: 100\r\n\r\nhalf of", 408, 2.5),
+        (b"POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhe", 408, 2.5),
+        (b"POST /echo HTTP/1.1\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n", 100, 2.5),
     ],
     ids=["silent", "half a line", "half a head", "no body", "half a body", "half a chunk", "waits for 100"],
 )

@@ -207,6 +207,15 @@ def test_a_long_id_a_huge_number_and_duplicate_names_are_filed(door):
         assert (click["raw"], click["key"]) == (event, key)
 
 
+def test_an_event_that_no_topic_may_hold_is_refused_whole(door):
+    # The id stands in the event and again as the record's key.
+    batch = {"batch": [EVENT, {"anonymousId": "x" * 505_000}]}
+    answer, clicks = door.send("/v1/batch", batch)
+    assert (answer.status, clicks) == (400, [])
+    assert answer.json()["message"].startswith("record 1 has 1,010,")
+    assert len(door.file("/v1/batch", {"batch": [EVENT, {"anonymousId": "x" * 450_000}]})) == 2
+
+
 def test_any_content_type_is_taken(door):
     for kind in ("text/plain", "application/json; charset=utf-8", "application/x-www-form-urlencoded", "x"):
         assert len(door.file("/v1/track", EVENT, headers={"content-type": kind})) == 1

@@ -27,6 +27,7 @@ from headrace.collect.keys import Keys
 from headrace.collect.segment import CALLS, MAX_FILED_BYTES, Body, read_body, too_large
 from headrace.events.click import VERSION, Door, encode_door
 from headrace.topics import Record, Sender
+from headrace.topics.topic import MAX_RECORD_BYTES, check_records
 
 CLICKS = "clicks"
 MAX_BODY_BYTES = 500 * 1024
@@ -120,8 +121,11 @@ class Collector:
             raise RequestError(401, "no write key, or one that nobody made")
         doors = {name: encode_door(self._door(request, call, body, name)) for name in set(names)}
         records = [Record(item.key, item.event, 0, doors[name]) for item, name in zip(body.items, names, strict=True)]
-        if sum(len(record.value or b"") + len(record.headers[0][1]) for record in records) > MAX_FILED_BYTES:
+        size = sum(len(record.value or b"") + len(record.headers[0][1]) for record in records)
+        if size > MAX_FILED_BYTES:
             raise too_large()
+        if size > MAX_RECORD_BYTES // 2:
+            check_records(records)
         return records
 
     def _door(self, request: Request, call: str, body: Body, key_name: str) -> Door:
