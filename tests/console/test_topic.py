@@ -186,6 +186,16 @@ def test_what_read_prints_append_takes(topic):
     assert topic("read", "copy", "--json")[1] == out
 
 
+def test_a_copy_keeps_the_headers(topic):
+    line = '{"key":"ann","value":{"a":1},"headers":{"door":{"version":1,"source":"http/track"},"note":"plain"}}'
+    assert topic("append", "notes", "--json", stdin=line)[0] == 0
+    out = topic("read", "notes", "--json")[1]
+    assert '"headers":{"door":{"version":1,"source":"http/track"},"note":"plain"}' in out
+    assert topic("create", "copy", "--partitions", "1")[0] == 0
+    assert topic("append", "copy", "--json", stdin=out)[0] == 0
+    assert topic("read", "copy", "--json")[1] == out
+
+
 @pytest.mark.parametrize(
     "line",
     [

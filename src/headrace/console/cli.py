@@ -129,7 +129,7 @@ COMMANDS = (
     Command(
         "topic append",
         "headrace.console.topics:append",
-        "append lines from stdin: plain values, or with --json objects with key, value, time_us",
+        "append lines from stdin: plain values, or with --json objects with key, value, time_us, headers",
         (TOPIC, _option("--key", text="the key of all records"), JSON),
     ),
     Command(

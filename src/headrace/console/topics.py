@@ -27,6 +27,7 @@ class _Line(msgspec.Struct):
     value: msgspec.Raw
     key: str | None = None
     time_us: Annotated[int, msgspec.Meta(ge=0)] = 0
+    headers: dict[str, msgspec.Raw] = {}
 
 
 _lines = msgspec.json.Decoder(_Line)
@@ -240,13 +241,21 @@ def _read_record(line: tuple[int, bytes], given: argparse.Namespace) -> Record:
         return Record(key, data)
     try:
         found = _lines.decode(data)
-        text = msgspec.json.decode(found.value) if bytes(found.value).startswith(b'"') else None
+        value = _bytes_of(found.value)
+        headers = tuple((name, _bytes_of(raw) or b"") for name, raw in found.headers.items())
     except (msgspec.DecodeError, RecursionError) as error:
         raise CallError(
             f'stdin line {number}: found {data[:80]!r}, need {{"key": ..., "value": ...}}: {error}'
         ) from error
-    value = None if bytes(found.value) == b"null" else bytes(found.value) if text is None else text.encode()
-    return Record(key if found.key is None else found.key.encode(), value, found.time_us)
+    return Record(key if found.key is None else found.key.encode(), value, found.time_us, headers)
+
+
+def _bytes_of(raw: msgspec.Raw) -> bytes | None:
+    """Returns what a JSON value stands for in a topic: a text its bytes, null nothing, the rest itself."""
+    value = bytes(raw)
+    if value.startswith(b'"'):
+        return msgspec.json.decode(raw, type=str).encode()
+    return None if value == b"null" else value
 
 
 def _print_messages(messages: list[Message], *, as_json: bool) -> None:
