@@ -242,6 +242,23 @@ def test_more_connections_than_allowed_are_told_to_come_again():
         wait_until(lambda: server.talk(get("/live"))[0] == 200, seconds=5)
 
 
+def test_more_body_than_allowed_in_all_is_told_to_come_again():
+    half = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n" + bytes(5000)
+    with Web(max_open_body_bytes=14_000) as server, contextlib.ExitStack() as stack:
+        held = [stack.enter_context(server.connect()) for _ in range(2)]
+        for wire in held:
+            wire.send(half)
+        third = stack.enter_context(server.connect())
+        third.send(half)
+        status, headers, _ = third.answer()
+        assert (status, headers["retry-after"]) == (503, "1")
+        third.socket.close()
+        held[0].send(bytes(4000))
+        assert held[0].answer()[0] == 200
+        held[1].socket.close()
+        wait_until(lambda: server.talk(post(bytes(9000)))[0] == 200, seconds=5)
+
+
 # Deadlines.
 
 

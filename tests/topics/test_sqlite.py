@@ -189,6 +189,13 @@ def test_large_appends_are_cut_into_rows_and_read_from_anywhere(clicks):
         assert (message.offset, message.value) == (offset, b"%d" % offset)
 
 
+def test_large_records_are_cut_into_frames(clicks):
+    values = [os.urandom(990_000) for _ in range(30)]
+    places = clicks.append([Record(b"%d" % n, value) for n, value in enumerate(values)])
+    assert len({(place.partition, place.offset) for place in places}) == 30
+    assert sorted(m.value for m in clicks.read()) == sorted(values)
+
+
 def test_offsets_at_counts_the_newest_time_so_far(clicks):
     times = [1_000, 5_000, 3_000, 9_000, 4_000, 9_000, 12_000]
     for time_ms in times:

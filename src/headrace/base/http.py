@@ -51,6 +51,8 @@ class Limits:
     body_seconds: float = 10.0
     idle_seconds: float = 60.0
     max_connections: int = 2_000
+    max_open_body_bytes: int = 128 << 20
+    """For the bodies of all connections together, from their first byte to their answer."""
 
 
 class Request:
@@ -264,10 +266,18 @@ async def _read_body(receive: Any) -> bytes | None:
     return b"".join(parts)
 
 
+@dataclass
+class _Bodies:
+    """What the bodies of all connections hold together."""
+
+    open_bytes: int = 0
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with limits on headers and body, and a deadline for each half-sent request."""
 
     limits: ClassVar[Limits] = Limits()
+    bodies: ClassVar[_Bodies]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the deadline of the first request."""
@@ -276,6 +286,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._header_count = 0
         self._header_bytes = 0
         self._body_bytes = 0
+        self._held_bytes = 0
         self._open_head_bytes = -1
         self._head_began = False
         self._is_upgrade = False
@@ -367,6 +378,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body_bytes += len(body)
         if self._body_bytes > self.limits.max_body_bytes:
             raise _Refused(self.limits.oversize_status)
+        self._hold(len(body))
+        if self.bodies.open_bytes > self.limits.max_open_body_bytes:
+            raise _Refused(503)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -377,9 +391,24 @@ class BoundedProtocol(HttpToolsProtocol):
         self.deadline = 0
         self._header_count = self._header_bytes = self._body_bytes = 0
 
+    def on_response_complete(self) -> None:
+        """Lets go of the bodies that are answered."""
+        self._hold(-self._held_bytes)
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Lets go of everything."""
+        self._hold(-self._held_bytes)
+        super().connection_lost(exc)
+
+    def _hold(self, count: int) -> None:
+        self._held_bytes += count
+        self.bodies.open_bytes += count
+
     def refuse(self, status: int) -> None:
         """Answers with `status`, then reads on for a second so that the answer is not lost in a reset."""
         self.refusal = status
+        self._hold(-self._held_bytes)
         self.deadline = self.loop.time() + _LINGER_SECONDS
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
@@ -457,7 +486,7 @@ async def serve(
 async def _start(app: App, listener: socket.socket, limits: Limits) -> tuple[ServerState, asyncio.Server]:
     # Its own log would let any client write to our disk; what matters is counted.
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-    protocol = type("Protocol", (BoundedProtocol,), {"limits": limits})
+    protocol = type("Protocol", (BoundedProtocol,), {"limits": limits, "bodies": _Bodies()})
     config = uvicorn.Config(
         app,
         http=protocol,

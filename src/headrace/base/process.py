@@ -119,8 +119,11 @@ class Supervisor:
         # Children hold the reading end; the kernel closes the other when this process dies.
         self._life, self._own_end = os.pipe()
 
-    def run(self, *, tick: Callable[[], None] = lambda: None) -> None:
-        """Starts all programs and watches them until SIGTERM or SIGINT, then stops them in order."""
+    def run(self, *, tick: Callable[[], None] = lambda: None, stopping: Callable[[], None] = lambda: None) -> None:
+        """Starts all programs and watches them until SIGTERM or SIGINT, then stops them in order.
+
+        `tick` is called again and again meanwhile, `stopping` once before the first program is told to stop.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         try:
@@ -129,6 +132,7 @@ class Supervisor:
                 tick()
                 time.sleep(_TICK_SECONDS)
         finally:
+            stopping()
             self._end()
 
     def all_ready(self) -> bool:

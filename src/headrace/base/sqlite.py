@@ -26,7 +26,7 @@ from typing import Protocol, cast
 from headrace.base.errors import DeadlineError, FormatError, UnavailableError
 from headrace.base.telemetry import get_logger
 
-MAX_FRAME_BYTES = 16 << 20
+MAX_FRAME_BYTES = 64 << 20
 
 _HEADER = struct.Struct("<I")
 _RECEIVE_BYTES = 1 << 20

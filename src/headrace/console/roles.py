@@ -113,7 +113,16 @@ def supervise(project: OpenProject, roles: Sequence[str], *, announce: Callable[
         doors = [open_door(project, role) for role in roles]
         programs = [program for door in doors for program in ROLES[door.role](project, door)]
         supervisor = Supervisor(programs, changed=lambda: _write_states(project, doors, supervisor.pids()))
-        supervisor.run(tick=_Ticker(project, supervisor, lambda: announce(doors)).tick)
+        supervisor.run(
+            tick=_Ticker(project, supervisor, lambda: announce(doors)).tick,
+            # A door that nobody serves any more must refuse, not queue.
+            stopping=lambda: _close_doors(doors),
+        )
+
+
+def _close_doors(doors: list[Door]) -> None:
+    for door in doors:
+        door.listener.close()
 
 
 class _Ticker:

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -37,12 +37,14 @@ from headrace.topics.topic import (
     check_partitions,
     check_range,
     share_of,
+    size_of,
     stamped,
 )
 
 _FILE = "topics.db"
 _POLL_SECONDS = 0.01
 _FRAME_ROWS = 64
+_FRAME_BYTES = 8 << 20
 
 
 class _Options(msgspec.Struct):
@@ -123,11 +125,8 @@ class SqliteTopics:
         for index, record in enumerate(records):
             split.setdefault(partition_for(record.key, found.description.partitions), []).append(index)
         places: list[Place | None] = [None] * len(records)
-        portions = [
-            (partition, portion) for partition, indices in split.items() for portion in _portions(records, indices)
-        ]
-        for start in range(0, len(portions), _FRAME_ROWS):
-            self._append_rows(found.id, records, portions[start : start + _FRAME_ROWS], places, deadline_seconds)
+        for portions in _frames_of(records, split):
+            self._append_rows(found.id, records, portions, places, deadline_seconds)
         return [place for place in places if place is not None]
 
     def read(self, name: str, offsets: Mapping[int, int], *, max_records: int, wait_seconds: float) -> list[Message]:
@@ -292,6 +291,24 @@ class _Membership:
         pass
 
 
+def _frames_of(
+    records: Sequence[Record], split: Mapping[int, Sequence[int]]
+) -> Iterator[list[tuple[int, Sequence[int]]]]:
+    """Yields the rows of one frame after the other: partition and indices of its records."""
+    rows: list[tuple[int, Sequence[int]]] = []
+    size = 0
+    for partition, indices in split.items():
+        for portion in _portions(records, indices):
+            added = sum(size_of(records[index]) for index in portion)
+            if rows and (len(rows) == _FRAME_ROWS or size + added > _FRAME_BYTES):
+                yield rows
+                rows, size = [], 0
+            rows.append((partition, portion))
+            size += added
+    if rows:
+        yield rows
+
+
 def _portions(records: Sequence[Record], indices: Sequence[int]) -> list[Sequence[int]]:
     """Splits indices so that the records of each portion fit one row."""
     portions, start, size = [], 0, 0
@@ -299,6 +316,6 @@ def _portions(records: Sequence[Record], indices: Sequence[int]) -> list[Sequenc
         if count - start >= frames.MAX_ROW_RECORDS or size > frames.MAX_ROW_BYTES:
             portions.append(indices[start:count])
             start, size = count, 0
-        size += len(records[index].value or b"")
+        size += size_of(records[index])
     portions.append(indices[start:])
     return portions

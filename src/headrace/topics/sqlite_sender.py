@@ -15,7 +15,7 @@ from headrace.base.ids import make_id
 from headrace.base.sqlite import AsyncLink, Seat
 from headrace.topics import sqlite_frames as frames
 from headrace.topics.partition import partition_for
-from headrace.topics.topic import Record, stamped
+from headrace.topics.topic import Record, size_of, stamped
 
 _FRAME_BYTES = 4 << 20
 _RECORD_OVERHEAD_BYTES = 64
@@ -60,7 +60,7 @@ class SqliteSender:
         """Returns once the records are durable."""
         size = 0
         for record in records:
-            size += len(record.value or b"") + _RECORD_OVERHEAD_BYTES
+            size += size_of(record) + _RECORD_OVERHEAD_BYTES
         if self._pending_bytes + size > self._max_pending_bytes:
             raise OverloadedError(f"{self._pending_bytes:,} bytes are waiting for the topic already")
         future: asyncio.Future[None] = self._loop.create_future()

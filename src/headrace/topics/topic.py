@@ -307,11 +307,21 @@ def check_records(records: Sequence[Record]) -> None:
     for index, record in enumerate(records):
         if not isinstance(record.value, bytes | None) or not isinstance(record.key, bytes | None):
             raise RecordError(f"record {index}: key and value must be bytes or None, got {record!r}")
-        size = len(record.value or b"") + len(record.key or b"")
-        for name, value in record.headers:
-            size += len(name) + len(value)
+        size = size_of(record)
         if size > MAX_RECORD_BYTES:
             raise RecordError(f"record {index} has {size:,} bytes, a topic takes at most {MAX_RECORD_BYTES:,}")
+
+
+def size_of(record: Record) -> int:
+    """Returns the bytes of a record's key, value and headers.
+
+    >>> size_of(Record(b"ann", b"hello", headers=(("door", b"x"),)))
+    13
+    """
+    size = len(record.value or b"") + len(record.key or b"")
+    for name, value in record.headers:
+        size += len(name) + len(value)
+    return size
 
 
 def check_partitions(name: str, partitions: int) -> None:
