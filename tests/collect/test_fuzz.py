@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 
 from running import project_toml, running
 
+pytestmark = pytest.mark.slow
+
 SOAK = os.environ.get("HEADRACE_FUZZ_EXAMPLES")
 FUZZ = settings(
     max_examples=int(SOAK or 250),

@@ -59,6 +59,7 @@ WALKED = [page for page in PAGES if any(True for _ in read_steps(_text(page), ka
 ON_KAFKA = [page for page in PAGES if "```console kafka" in _text(page)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WALKED, ids=_name)
 def test_commands_of_a_page_run_and_print_what_it_shows(page, tmp_path, unused_port):
     _walk(page, tmp_path, unused_port)
