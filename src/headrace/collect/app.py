@@ -111,7 +111,7 @@ class Collector:
             self._acks.observe(time.perf_counter() - started_at)
         fault.point("collect.answering")
         self._events.add(len(records))
-        self._bytes.add(sum(len(record.value or b"") for record in records))
+        self._bytes.add(body.size)
         return next((item.visitor for item in body.items if item.visitor), "")
 
     def _records(self, request: Request, call: str, body: Body) -> list[Record]:
@@ -120,11 +120,11 @@ class Collector:
         if not shared and not any(names):
             raise RequestError(401, "no write key, or one that nobody made")
         doors = {name: encode_door(self._door(request, call, body, name)) for name in set(names)}
-        records = [Record(item.key, item.event, 0, doors[name]) for item, name in zip(body.items, names, strict=True)]
-        size = sum(len(record.value or b"") + len(record.headers[0][1]) for record in records)
-        if size > MAX_FILED_BYTES:
+        longest = max((len(headers[0][1]) for headers in doors.values()), default=0)
+        if body.size + longest * len(names) > MAX_FILED_BYTES:
             raise too_large()
-        if size > MAX_RECORD_BYTES // 2:
+        records = [Record(item.key, item.event, 0, doors[name]) for item, name in zip(body.items, names, strict=True)]
+        if body.size > MAX_RECORD_BYTES // 4:
             check_records(records)
         return records
 

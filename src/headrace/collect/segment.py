@@ -74,6 +74,8 @@ class Body(msgspec.Struct):
     items: list[Item]
     write_key: str
     sent_at: str
+    size: int
+    """The bytes of all events."""
     repaired: bool = False
 
 
@@ -113,18 +115,19 @@ def _parse(call: str, data: bytes) -> Body:
 
 
 def _read(call: str, data: bytes) -> Body:
-    _anything.decode(data)
     if call == "batch":
         try:
             batch = _batches.decode(data)
         except msgspec.ValidationError:
-            # JSON, but no batch: filed as it is, judged by the settler.
+            # Perhaps JSON, but no batch: filed as it is, judged by the settler.
             return _read("track", data)
-        items = [_item(event) for event in _merged(batch)]
-        return Body(items, _text_of(batch.write_key), _text_of(batch.sent_at))
+        items = [_item(event, _read_ids(event)) for event in _merged(batch)]
+        size = sum([len(item.event) for item in items])
+        return Body(items, _text_of(batch.write_key), _text_of(batch.sent_at), size)
+    _anything.decode(data)
     event = bytes(data).strip()
     ids = _read_ids(event)
-    return Body([_item(event)], _text(ids.write_key), _text(ids.sent_at))
+    return Body([_item(event, ids)], _text(ids.write_key), _text(ids.sent_at), len(event))
 
 
 def _repair(data: bytes) -> bytes:
@@ -181,8 +184,7 @@ def _object(data: msgspec.Raw | bytes) -> dict[str, msgspec.Raw] | None:
         return None
 
 
-def _item(event: bytes) -> Item:
-    ids = _read_ids(event)
+def _item(event: bytes, ids: _Ids) -> Item:
     visitor = _text(ids.anonymous_id)
     key = visitor or _text(ids.user_id) or _text(ids.message_id)
     return Item(event, key.encode() if key else None, visitor, _text(ids.write_key))
@@ -207,6 +209,8 @@ def _text_of(raw: msgspec.Raw) -> str:
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, str):
         return value
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""

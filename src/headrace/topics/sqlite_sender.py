@@ -58,9 +58,7 @@ class SqliteSender:
 
     async def append(self, name: str, records: Sequence[Record]) -> None:
         """Returns once the records are durable."""
-        size = 0
-        for record in records:
-            size += size_of(record) + _RECORD_OVERHEAD_BYTES
+        size = _RECORD_OVERHEAD_BYTES * len(records) + sum(map(size_of, records))
         if self._pending_bytes + size > self._max_pending_bytes:
             raise OverloadedError(f"{self._pending_bytes:,} bytes are waiting for the topic already")
         future: asyncio.Future[None] = self._loop.create_future()
