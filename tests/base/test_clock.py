@@ -77,6 +77,33 @@ def test_a_world_never_goes_back_whatever_was_unnoted_at_a_kill(tmp_path, unnote
     assert again.now_us() >= seen
 
 
+def test_a_world_stands_still_while_its_supervisor_is_frozen_and_never_goes_back(tmp_path):
+    machine = Machine(1_000_000)
+    path = tmp_path / "clock.json"
+
+    def opened():
+        return WorldClock(3600.0, msgspec.json.decode(path.read_bytes(), type=Anchor), path=path, machine=machine)
+
+    supervisor = world(machine, path=path)
+    supervisor.resume()
+    worker = opened()
+    seen = [worker.now_us()]
+    for _ in range(200):
+        machine.now_us += 333_333
+        supervisor.note()
+        seen.append(worker.now_us())
+    assert seen[-1] == supervisor.now_us()
+    # From here on the supervisor is frozen: no note for a minute, then a kill.
+    for _ in range(60):
+        machine.now_us += 1_000_000
+        seen.append(worker.now_us())
+    assert seen[-1] - seen[-60] <= 2 * 3_600_000_000
+    again = opened()
+    again.resume()
+    seen += [again.now_us(), opened().now_us()]
+    assert seen == sorted(seen)
+
+
 def test_a_machine_set_back_does_not_take_a_resumed_world_back(tmp_path):
     machine = Machine(10_000_000)
     clock = world(machine, path=tmp_path / "clock.json")

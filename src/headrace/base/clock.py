@@ -6,6 +6,8 @@ time-outs and metrics read the machine's.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import mmap
 import os
 import struct
@@ -23,8 +25,10 @@ _STATE_FILE = Path(".headrace") / "clock.json"
 _STEPPED_FILE = Path(".headrace") / "clock.stepped"
 _MICROSECONDS = struct.Struct("<q")
 
-# A supervisor notes the world's time every second. After a kill -9 up to two seconds may be
-# unnoted: the world then goes on that much later, so that its time never runs backwards.
+# A supervisor notes the world's time every second, and the others read the note when theirs is older.
+# Two seconds after the last note (a frozen supervisor, a full disk) time stands still for them; after
+# a kill -9 the world goes on that much later. So its time never runs backwards.
+_NOTE_US = 1_000_000
 _UNNOTED_US = 2_000_000
 
 
@@ -87,6 +91,7 @@ class WorldClock:
         self.anchor = anchor
         self._path = path
         self._machine = machine
+        self._leads = path is None
 
     @classmethod
     def from_url(cls, url: Url) -> Self:
@@ -103,14 +108,21 @@ class WorldClock:
         return cls(rate, anchor, path=path)
 
     def now_us(self) -> int:
-        """Returns the world's time."""
-        return self.anchor.world_us + int((self._machine() - self.anchor.machine_us) * self.rate)
+        """Returns the world's time, which no later start will go behind."""
+        now = self._machine()
+        if self._leads:
+            return self._at(now)
+        if now - self.anchor.machine_us > _NOTE_US and self._path is not None:
+            with contextlib.suppress(OSError, msgspec.DecodeError):
+                self.anchor = msgspec.json.decode(self._path.read_bytes(), type=Anchor)
+        return self._at(min(now, self.anchor.machine_us + _UNNOTED_US))
 
     def resume(self) -> None:
         """Goes on where the world stopped, as its supervisor does once at start."""
         now = self._machine()
         unnoted = min(max(now - self.anchor.machine_us, 0), _UNNOTED_US)
         self.anchor = Anchor(now, self.anchor.world_us + int(unnoted * self.rate))
+        self._leads = True
         self.note()
 
     def note(self) -> None:
@@ -118,11 +130,15 @@ class WorldClock:
         if self._path is None:
             return
         now = self._machine()
-        noted = Anchor(now, self.anchor.world_us + int((now - self.anchor.machine_us) * self.rate))
+        # Rounded up: who reads this note must not fall behind who went on from the one before.
+        noted = Anchor(now, self.anchor.world_us + math.ceil((now - self.anchor.machine_us) * self.rate))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(f".{os.getpid()}")
         temporary.write_bytes(msgspec.json.encode(noted))
         temporary.replace(self._path)
+
+    def _at(self, machine_us: int) -> int:
+        return self.anchor.world_us + int((machine_us - self.anchor.machine_us) * self.rate)
 
 
 class SteppedClock:
