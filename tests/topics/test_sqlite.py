@@ -15,8 +15,17 @@ from pathlib import Path
 import pytest
 
 from headrace.base.clock import machine_us
-from headrace.base.errors import DeadlineError, FencedError, OverloadedError, UnknownNameError
-from headrace.topics import Bounds, Record, open_topic, open_topics, sqlite_store
+from headrace.base.errors import (
+    CallError,
+    DeadlineError,
+    FencedError,
+    OverloadedError,
+    PositionError,
+    RecordError,
+    UnavailableError,
+    UnknownNameError,
+)
+from headrace.topics import Bounds, Record, Topic, open_topic, open_topics, partition_for, sqlite_store
 from headrace.topics import sqlite_frames as frames
 from headrace.topics.sqlite_store import SqliteStore
 from running import wait_until
@@ -26,6 +35,7 @@ _WRITER = """
 import sys, time
 from headrace.topics import Record, open_topic
 topic = open_topic("sqlite:///" + sys.argv[1], "clicks", create=True)
+topic.topics._seat.resident = True
 assert topic.topics.is_writer
 print("writing", flush=True)
 time.sleep(600)
@@ -57,8 +67,6 @@ def clicks(log):
 
 
 def open_topic_of(topics, name):
-    from headrace.topics import Topic
-
     return Topic(topics, name)
 
 
@@ -145,6 +153,8 @@ def test_a_frozen_writer_makes_appends_fail_by_their_deadline(tmp_path):
 
 def test_closing_the_writer_hands_over_to_the_others(tmp_path):
     first = open_topic(f"sqlite:///{tmp_path}/log", "clicks", create=True)
+    first.topics._seat.resident = True
+    first.append([Record(b"a", b"0")])
     second = open_topic(f"sqlite:///{tmp_path}/log", "clicks")
     second.append([Record(b"a", b"1")])
     assert first.topics.is_writer
@@ -152,7 +162,7 @@ def test_closing_the_writer_hands_over_to_the_others(tmp_path):
     first.topics.close()
     second.append([Record(b"a", b"2")])
     assert second.topics.is_writer
-    assert [m.value for m in second.read()] == [b"1", b"2"]
+    assert [m.value for m in second.read()] == [b"0", b"1", b"2"]
     second.topics.close()
 
 
@@ -326,3 +336,237 @@ def test_json_of_positions_survives_a_restart(clicks):
     with again.consume("g") as consumer:
         assert consumer.poll(wait_seconds=0) == []
     again.topics.close()
+
+
+# What a review found, each reproduced before it was mended.
+
+
+def test_a_record_that_cannot_be_kept_costs_only_its_own_append(clicks):
+    bad = [
+        Record(bytearray(b"key"), b"v"),
+        Record(b"k", "text"),
+        Record(b"k", b"v", headers=(("\ud800", b"x"),)),
+        Record(b"k", b"v", headers=(("name", "text"),)),
+        Record(b"k", b"v", time_us=1 << 63),
+        Record(b"k", b"v", time_us=-1),
+        Record(b"k", b"v", time_us=1.5),
+    ]
+
+    async def main() -> list[object]:
+        sender = clicks.topics.open_sender(deadline_seconds=2, max_pending_bytes=1 << 20)
+        appends = [sender.append("clicks", [Record(b"k", b"good-0")])]
+        for number, record in enumerate(bad, 1):
+            appends += [sender.append("clicks", [record]), sender.append("clicks", [Record(b"k", b"good-%d" % number)])]
+        results = await asyncio.gather(*appends, return_exceptions=True)
+        await sender.close()
+        return results
+
+    results = asyncio.run(main())
+    assert results[0::2] == [None] * (len(bad) + 1)
+    assert [type(result) for result in results[1::2]] == [RecordError] * len(bad)
+    assert [m.value for m in clicks.read()] == [b"good-%d" % n for n in range(len(bad) + 1)]
+    for record in bad:
+        with pytest.raises(RecordError):
+            clicks.append([record])
+
+
+def test_a_forked_child_appends_as_somebody_else(tmp_path):
+    topic = open_topic(f"sqlite:///{tmp_path}/log", "clicks", create=True)
+    topic.append([Record(b"a", b"before")])
+    child = os.fork()
+    if child == 0:
+        topic.append([Record(b"a", b"child")])
+        os._exit(0)
+    topic.append([Record(b"a", b"parent")])
+    assert os.waitpid(child, 0)[1] == 0
+    assert sorted(m.value for m in topic.read()) == [b"before", b"child", b"parent"]
+    topic.topics.close()
+
+
+def test_a_consumer_that_starts_with_the_first_records_skips_none(tmp_path):
+    writer = open_topics(f"sqlite:///{tmp_path}/log")
+    reader = open_topics(f"sqlite:///{tmp_path}/log")
+    wrong = []
+    for number in range(60):
+        name = f"topic-{number}"
+        writer.create(name, partitions=4, retention_seconds=None)
+        thread = threading.Thread(
+            target=lambda name=name: writer.append(
+                name, [Record(b"%d" % n, b"v") for n in range(40)], deadline_seconds=5
+            )
+        )
+        thread.start()
+        while thread.is_alive():
+            wrong += [bounds for bounds in reader.bounds(name) if bounds.start]
+        thread.join()
+    assert not wrong
+    reader.close()
+    writer.close()
+
+
+def test_a_commit_cut_off_after_it_was_saved_is_no_rival(tmp_path):
+    folder, mark = tmp_path / "log", tmp_path / "mark"
+    topic = open_topic(f"sqlite:///{folder}", "clicks", create=True)
+    topic.append([Record(b"a", b"%d" % n) for n in range(9)])
+    topic.topics.close()
+    # Passages: create, join, commit.
+    writer = start_writer(folder, HEADRACE_FAULT=f"topics.synced=kill@3:{mark}")
+    topic = open_topic(f"sqlite:///{folder}", "clicks")
+    with topic.consume("g") as consumer:
+        consumer.poll()
+        consumer.commit()
+        assert writer.wait(5) == -9
+        assert mark.exists()
+        topic.append([Record(b"a", b"more")])
+        consumer.poll()
+        consumer.commit()
+    assert sum(group.position.offset for group in topic.topics.groups("clicks")) == 10
+    topic.topics.close()
+
+
+def test_a_refused_commit_changes_nothing(clicks):
+    clicks.append([Record(b"%d" % n, b"v") for n in range(40)])
+    with clicks.consume("g") as consumer:
+        consumer.poll()
+        consumer.commit()
+    before = clicks.topics.groups("clicks")
+    moves = [(0, before[0].position.offset, 1), (1, 999, 2)]
+    with pytest.raises(FencedError, match="partition 1: expected position 999"):
+        clicks.topics.commit(frames.Commit("g", "clicks", clicks.describe().incarnation, 1, moves))
+    assert clicks.topics.groups("clicks") == before
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\xc1",
+        frames.pack(frames.Answer(1, [])),
+        frames.pack(frames.Create("x", 4, "i", 1 << 63)),
+        frames.pack(frames.Append("p", 1, [frames.Part(1, 0, 1, 1 << 63, b"x")])),
+        frames.pack(frames.Append("p", 1, [frames.Part(1 << 13, 0, 1, 1, b"x")])),
+        frames.pack(frames.Append("p", 1, [frames.Part(1, 1 << 10, 1, 1, b"x")])),
+    ],
+)
+def test_a_frame_that_cannot_be_read_is_answered_and_harms_nobody(log, frame):
+    log.create("clicks", partitions=1, retention_seconds=None)
+    writer = log._seat._writer
+    assert frames.read_answer(log._link.ask(frame, deadline_seconds=2)).error == "call"
+    assert log._seat._writer is writer
+    assert writer.is_alive()
+
+
+def test_retention_keeps_up_with_many_rows(log, monkeypatch):
+    monkeypatch.setattr(sqlite_store, "_REST_SECONDS", 0.5)
+    log._seat.resident = True
+    log.create("clicks", partitions=1, retention_seconds=60)
+    part = [Record(b"a", b"x", machine_us() - 3_600_000_000)]
+    blob = frames.pack_records(part)
+    number = log.find("clicks").id
+    for sequence in range(40):
+        parts = [frames.Part(number, 0, 1, part[0].time_us, blob) for _ in range(250)]
+        log._link.ask(frames.pack(frames.Append("many", sequence, parts)), deadline_seconds=5)
+    wait_until(lambda: log.bounds("clicks") == [Bounds(10_000, 10_000)], seconds=20)
+
+
+def test_waiting_in_line_counts_towards_the_deadline(tmp_path):
+    folder = tmp_path / "log"
+    writer = start_writer(folder)
+    topic = open_topic(f"sqlite:///{folder}", "clicks")
+    topic.append([Record(b"a", b"before")])
+    os.kill(writer.pid, 19)
+
+    def append(_: int) -> float:
+        started_at = time.monotonic()
+        with pytest.raises(DeadlineError):
+            topic.append([Record(b"a", b"x")], deadline_seconds=0.5)
+        return time.monotonic() - started_at
+
+    with ThreadPoolExecutor(5) as pool:
+        took = list(pool.map(append, range(5)))
+    assert max(took) < 1.5
+    os.kill(writer.pid, 18)
+    writer.kill()
+    writer.wait()
+    topic.topics.close()
+
+
+def test_nobody_becomes_the_writer_through_what_was_closed(tmp_path):
+    topic = open_topic(f"sqlite:///{tmp_path}/log", "clicks", create=True)
+    topic.append([Record(b"a", b"1")])
+    topic.topics.close()
+    with pytest.raises(UnavailableError, match="was closed by this process"):
+        topic.append([Record(b"a", b"2")])
+    assert not topic.topics.is_writer
+
+
+def test_a_guest_gives_the_seat_back_when_it_is_quiet(tmp_path):
+    """A notebook that joined a group first must not freeze the log when it is stopped."""
+    topic = open_topic(f"sqlite:///{tmp_path}/log", "clicks", create=True)
+    topic.append([Record(b"a", b"1")])
+    wait_until(lambda: not topic.topics.is_writer, seconds=5)
+    topic.append([Record(b"a", b"2")])
+    assert [m.value for m in topic.read()] == [b"1", b"2"]
+    topic.topics.close()
+
+
+def test_a_group_that_has_seen_no_record_yet_does_not_skip_what_was_forgotten(log, monkeypatch):
+    monkeypatch.setattr(sqlite_store, "_REST_SECONDS", 0.0)
+    log.create("clicks", partitions=2, retention_seconds=60)
+    clicks = open_topic_of(log, "clicks")
+    clicks.append([Record(b"a", b"x")])
+    with clicks.consume("g") as consumer:
+        consumer.poll()
+        consumer.commit()
+    key = next(b"%d" % n for n in range(99) if partition_for(b"%d" % n, 2) != partition_for(b"a", 2))
+    clicks.append([Record(key, b"old", machine_us() - 3_600_000_000)])
+    wait_until(lambda: max(bound.start for bound in clicks.bounds()) == 1)
+    with pytest.raises(PositionError, match="offset 0 is outside 1 to 1"):
+        clicks.consume("g")
+
+
+def test_a_time_is_found_in_a_row_of_many_records(log):
+    log.create("clicks", partitions=1, retention_seconds=None)
+    records = [Record(b"a", b"", 1_000_000 + n * 1000) for n in range(5_000)]
+    parts = [frames.Part(log.find("clicks").id, 0, len(records), records[-1].time_us, frames.pack_records(records))]
+    log._link.ask(frames.pack(frames.Append("p", 1, parts)), deadline_seconds=5)
+    assert log.offsets_at("clicks", 1_000_000 + 3_000_000) == [3_000]
+
+
+def test_a_partition_that_a_topic_does_not_have_is_refused(clicks):
+    for partition in (4, 1024, -1):
+        with pytest.raises(CallError, match=f"has partitions 0 to 3, not {partition}"):
+            clicks.read({partition: 0})
+
+
+def test_an_empty_append_is_done_at_once(clicks):
+    async def main() -> None:
+        sender = clicks.topics.open_sender(deadline_seconds=0.3, max_pending_bytes=1 << 20)
+        await sender.append("clicks", [])
+        await sender.close()
+
+    assert clicks.append([]) == []
+    asyncio.run(main())
+
+
+def test_overlapping_readers_do_not_let_the_log_grow(clicks):
+    clicks.topics._seat.resident = True
+    stop = threading.Event()
+
+    def read_again_and_again() -> None:
+        own = open_topic(f"sqlite:///{clicks.topics._path.parent}", "clicks")
+        while not stop.is_set():
+            own.read(max_records=20_000)
+        own.topics.close()
+
+    readers = [threading.Thread(target=read_again_and_again) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(80):
+            clicks.append([Record(b"%d" % n, os.urandom(1000)) for n in range(1000)])
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+    wal = clicks.topics._path.with_name("topics.db-wal")
+    wait_until(lambda: wal.stat().st_size < 32 << 20, seconds=15)

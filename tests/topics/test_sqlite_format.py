@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import zstandard
 
-from headrace.base.errors import FormatError, UnavailableError
+from headrace.base.errors import FormatError, UnavailableError, UnknownNameError
 from headrace.topics import Bounds, Record, Topic
 from headrace.topics import sqlite_frames as frames
 from headrace.topics.sqlite import SqliteTopics
@@ -162,13 +162,24 @@ def test_file_of_a_newer_format_is_refused(folder, topics, call):
     assert _user_version(folder) == 2
 
 
-def test_file_that_nobody_has_written_to_yet_may_be_tried_again(tmp_path):
-    sqlite3.connect(tmp_path / "topics.db").execute("pragma journal_mode = wal").connection.close()
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_file_that_nobody_has_written_to_yet_is_no_file(tmp_path, journal):
+    (tmp_path / "topics.db").touch()
+    sqlite3.connect(tmp_path / "topics.db").execute(f"pragma journal_mode = {journal}").connection.close()
     topics = SqliteTopics(tmp_path)
-    with pytest.raises(UnavailableError, match="has format 0"):
-        topics.names()
+    assert topics.names() == []
+    with pytest.raises(UnknownNameError, match="none yet"):
+        topics.describe("clicks")
     topics.create("clicks", partitions=1, retention_seconds=None)
     assert topics.names() == ["clicks"]
+    topics.close()
+
+
+def test_file_that_is_no_database_is_an_error_that_says_so(tmp_path):
+    (tmp_path / "topics.db").write_bytes(b"this is no database, whatever its name says" * 100)
+    topics = SqliteTopics(tmp_path)
+    with pytest.raises(UnavailableError, match="file is not a database"):
+        topics.names()
     topics.close()
 
 

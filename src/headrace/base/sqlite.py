@@ -3,7 +3,8 @@
 Several processes that write one file starve each other (two writers: median 3.1 s). So whoever
 holds the lock beside the file is its writer; everybody else sends it frames over a socket. There
 is no standby: a link whose writer is gone tries the lock itself, and the kernel frees the lock of
-a process that dies. A frozen writer keeps lock and socket, so nobody takes over from it.
+a process that dies. A frozen writer keeps lock and socket, so nobody takes over from it. That is why
+a guest, who came for a few frames, gives the seat back once it has been quiet for a moment.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
-from headrace.base.errors import DeadlineError, FormatError, UnavailableError
+from headrace.base.errors import DeadlineError, FormatError, HeadraceError, UnavailableError
 from headrace.base.telemetry import get_logger
 
 MAX_FRAME_BYTES = 64 << 20
@@ -32,6 +33,8 @@ _HEADER = struct.Struct("<I")
 _RECEIVE_BYTES = 1 << 20
 _RETRY_SECONDS = 0.005
 _IDLE_SECONDS = 1.0
+_GUEST_SECONDS = 0.2
+_CHECKPOINT_WAIT_SECONDS = 0.05
 _PAGE_BYTES = 4096
 _WAL_PAGES = 4000
 _SOCKET_PATH_BYTES = 100
@@ -58,7 +61,13 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
         )
         connection.execute("pragma busy_timeout = 2000")
         return connection
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+    connection = sqlite3.connect(
+        path,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+        timeout=_CHECKPOINT_WAIT_SECONDS,
+    )
     connection.execute(f"pragma page_size = {_PAGE_BYTES}")
     connection.execute("pragma journal_mode = wal")
     connection.execute("pragma synchronous = full")
@@ -67,6 +76,24 @@ def connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     connection.execute(f"pragma journal_size_limit = {2 * _WAL_PAGES * _PAGE_BYTES}")
     connection.execute("pragma cache_size = -16384")
     return connection
+
+
+def shrink_log(connection: sqlite3.Connection, path: Path) -> None:
+    """Begins the log anew when readers that overlap have kept it from being reused (187 MB seen)."""
+    log = path.with_name(f"{path.name}-wal")
+    if log.stat().st_size > 1.5 * _WAL_PAGES * _PAGE_BYTES:
+        # Waits a moment for the readers of now; those who come meanwhile no longer need the log.
+        connection.execute("pragma wal_checkpoint(truncate)").fetchall()
+
+
+@contextlib.contextmanager
+def one_view(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """Yields the connection in a read transaction: all that is read inside is of one instant."""
+    connection.execute("begin")
+    try:
+        yield connection
+    finally:
+        connection.execute("rollback")
 
 
 def migrate(connection: sqlite3.Connection, steps: Sequence[str], *, what: str) -> None:
@@ -115,6 +142,10 @@ class Seat:
         self._open_store = open_store
         self._writer: _Writer | None = None
         self._mutex = threading.Lock()
+        self._closed = False
+        self.resident = False
+        """Whether this process stays the writer while it is quiet, as roles do."""
+        self.used_at = 0.0
 
     def connect(self) -> socket.socket | None:
         """Returns a connection to the writer, or None if nobody listens."""
@@ -123,15 +154,18 @@ class Seat:
         try:
             with _socket_address(self.path) as address:
                 connection.connect(address)
-        except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
-            # Blocking means that the backlog of a frozen writer is full: that is nobody, too.
+        except OSError:
+            # Refused, no such file, or the full backlog of a frozen writer: nobody listens.
             connection.close()
             return None
+        self.used_at = time.monotonic()
         return connection
 
     def try_to_take(self) -> bool:
         """Becomes the writer if nobody else is; returns whether this process took the seat now."""
         with self._mutex:
+            if self._closed:
+                raise UnavailableError(f"{self.path} was closed by this process")
             if self._writer is not None and self._writer.is_alive():
                 return False
             with contextlib.ExitStack() as unless_taken:
@@ -141,7 +175,7 @@ class Seat:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     return False
-                self._writer = _Writer(self.path, lock, self._open_store())
+                self._writer = _Writer(self, lock, self._open_store())
                 unless_taken.pop_all()
             self._writer.start()
             return True
@@ -151,12 +185,22 @@ class Seat:
         """Whether this process is the writer."""
         return self._writer is not None and self._writer.is_alive()
 
-    def leave(self) -> None:
-        """Gives the seat back, after all that was received is committed and answered."""
+    def is_due(self) -> bool:
+        """Whether a guest should give the seat back."""
+        return not self.resident and time.monotonic() - self.used_at > _GUEST_SECONDS
+
+    def close(self) -> None:
+        """Gives the seat back for good; frames that were not answered go to the next writer."""
         with self._mutex:
+            self._closed = True
             if self._writer is not None:
                 self._writer.stop()
                 self._writer = None
+
+    def abandon(self) -> None:
+        """Lets go without a word to anybody, in a forked child: the seat is its parent's."""
+        if self._writer is not None:
+            self._writer.abandon()
 
 
 @contextlib.contextmanager
@@ -178,9 +222,10 @@ def _socket_address(path: Path) -> Iterator[str]:
 class _Writer(threading.Thread):
     """Drains all sockets, commits once, answers all; then again."""
 
-    def __init__(self, path: Path, lock: int, store: Store) -> None:
-        super().__init__(name=f"writer of {path.name}", daemon=True)
-        self._path = path
+    def __init__(self, seat: Seat, lock: int, store: Store) -> None:
+        super().__init__(name=f"writer of {seat.path.name}", daemon=True)
+        self._seat = seat
+        self._path = seat.path
         self._lock = lock
         self._store = store
         self._buffers: dict[socket.socket, bytearray] = {}
@@ -198,9 +243,16 @@ class _Writer(threading.Thread):
             self._wake.send(b".")
         self.join()
 
+    def abandon(self) -> None:
+        """Closes what a forked child has inherited; the file stays open, it is the parent's to close."""
+        self._selector.close()
+        for inherited in (self._listener, self._wake, self._woken, *self._buffers):
+            inherited.close()
+        os.close(self._lock)
+
     def run(self) -> None:
         try:
-            while not self._stopping:
+            while not self._stopping and not self._seat.is_due():
                 self._turn()
         except Exception:  # noqa: BLE001 - whatever broke the writer, it must give the seat back
             get_logger("sqlite").exception("the writer of %s stopped", self._path)
@@ -210,7 +262,7 @@ class _Writer(threading.Thread):
     def _turn(self) -> None:
         frames: list[bytes] = []
         senders: list[socket.socket] = []
-        for key, _ in self._selector.select(_IDLE_SECONDS):
+        for key, _ in self._selector.select(_IDLE_SECONDS if self._seat.resident else _GUEST_SECONDS):
             ready = key.fileobj
             if ready is self._listener:
                 self._accept()
@@ -237,7 +289,8 @@ class _Writer(threading.Thread):
         return listener
 
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+        # Out of descriptors, too: whoever could not come in tries again.
+        with contextlib.suppress(OSError):
             connection, _ = self._listener.accept()
             connection.setblocking(False)
             self._buffers[connection] = bytearray()
@@ -307,20 +360,28 @@ class Link:
     def ask(self, frame: bytes, *, deadline_seconds: float) -> bytes:
         """Returns the writer's answer. The same frame is sent again to the next writer."""
         deadline = time.monotonic() + deadline_seconds
-        with self._mutex:
+        if not self._mutex.acquire(timeout=max(deadline_seconds, 0)):
+            raise self._too_late(deadline_seconds)
+        try:
             while True:
                 connection = self._connected(deadline)
                 try:
                     connection.settimeout(max(deadline - time.monotonic(), 0.001))
                     connection.sendall(_HEADER.pack(len(frame)) + frame)
-                    return _receive_frame(connection)
+                    answer = _receive_frame(connection)
                 except TimeoutError as error:
                     self._drop()
-                    raise DeadlineError(
-                        f"the writer of {self._seat.path} did not answer within {deadline_seconds:g} s"
-                    ) from error
+                    raise self._too_late(deadline_seconds) from error
                 except OSError:
                     self._drop()
+                else:
+                    self._seat.used_at = time.monotonic()
+                    return answer
+        finally:
+            self._mutex.release()
+
+    def _too_late(self, seconds: float) -> DeadlineError:
+        return DeadlineError(f"the writer of {self._seat.path} did not answer within {seconds:.3g} s")
 
     def close(self) -> None:
         """Closes the connection."""
@@ -427,7 +488,7 @@ class AsyncLink(asyncio.Protocol):
     def _take(self) -> bool:
         try:
             return self._seat.try_to_take()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, HeadraceError) as error:
             get_logger("sqlite").error("cannot open %s: %s", self._seat.path, error)
             time.sleep(0.1)
             return False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,9 +16,9 @@ from typing import Any, ClassVar, Self
 import msgspec
 
 from headrace.base.clock import machine_us
-from headrace.base.errors import HeadraceError, unknown_name
+from headrace.base.errors import CallError, DeadlineError, HeadraceError, unknown_name
 from headrace.base.ids import make_id
-from headrace.base.sqlite import Link, Seat, check_format, connect
+from headrace.base.sqlite import Link, Seat, check_format, connect, one_view
 from headrace.base.urls import Url
 from headrace.topics import sqlite_frames as frames
 from headrace.topics.partition import partition_for
@@ -65,6 +67,11 @@ class SqliteTopics:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / _FILE
+        self._inherited: list[object] = []
+        self._begin()
+        os.register_at_fork(after_in_child=_begin_anew(weakref.ref(self)))
+
+    def _begin(self) -> None:
         self._seat = Seat(self._path, lambda: SqliteStore.open(self._path))
         self._link = Link(self._seat)
         self._producer = make_id(machine_us(), os.urandom(10))
@@ -72,6 +79,14 @@ class SqliteTopics:
         self._appending = threading.Lock()
         self._reading = threading.Lock()
         self._reader: sqlite3.Connection | None = None
+
+    def begin_anew(self) -> None:
+        """Forgets what a forked child has inherited: as its parent's twin, its appends would pass for repeats."""
+        self._seat.abandon()
+        self._link.close()
+        # SQLite's connections may be neither used nor closed by a child.
+        self._inherited += [self._reader, self._seat]
+        self._begin()
 
     @classmethod
     def from_url(cls, url: Url) -> Self:
@@ -114,9 +129,8 @@ class SqliteTopics:
 
     def bounds(self, name: str) -> list[Bounds]:
         """Returns the first and the next offset of each partition."""
-        found = self.find(name)
-        with self._reading:
-            return [read_bounds(self._open(), found.id, p) for p in range(found.description.partitions)]
+        with self._view(name) as (reader, found):
+            return [read_bounds(reader, found.id, p) for p in range(found.description.partitions)]
 
     def append(self, name: str, records: Sequence[Record], *, deadline_seconds: float) -> list[Place]:
         """Returns the places of the records once they are durable."""
@@ -125,8 +139,9 @@ class SqliteTopics:
         for index, record in enumerate(records):
             split.setdefault(partition_for(record.key, found.description.partitions), []).append(index)
         places: list[Place | None] = [None] * len(records)
+        deadline = time.monotonic() + deadline_seconds
         for portions in _frames_of(records, split):
-            self._append_rows(found.id, records, portions, places, deadline_seconds)
+            self._append_rows(found.id, records, portions, places, deadline)
         return [place for place in places if place is not None]
 
     def read(self, name: str, offsets: Mapping[int, int], *, max_records: int, wait_seconds: float) -> list[Message]:
@@ -134,7 +149,7 @@ class SqliteTopics:
         deadline = time.monotonic() + wait_seconds
         while True:
             version = self._version()
-            messages = self._read_once(self.find(name), offsets, max_records)
+            messages = self._read_once(name, offsets, max_records)
             if messages:
                 return messages
             # An unchanged version costs 2 us to see, so that waiting costs next to nothing.
@@ -146,9 +161,8 @@ class SqliteTopics:
 
     def offsets_at(self, name: str, time_us: int) -> list[int]:
         """Returns the first offsets whose records are not older than `time_us`."""
-        found = self.find(name)
-        with self._reading:
-            return [read_offset_at(self._open(), found.id, p, time_us) for p in range(found.description.partitions)]
+        with self._view(name) as (reader, found):
+            return [read_offset_at(reader, found.id, p, time_us) for p in range(found.description.partitions)]
 
     def join(self, name: str, group: str) -> _Membership:
         """Returns the membership that fences every older one."""
@@ -171,6 +185,7 @@ class SqliteTopics:
 
     def open_sender(self, *, deadline_seconds: float, max_pending_bytes: int) -> Sender:
         """Returns an asyncio sender with a connection of its own."""
+        self._seat.resident = True
         return SqliteSender(
             self._seat, self._resolve, deadline_seconds=deadline_seconds, max_pending_bytes=max_pending_bytes
         )
@@ -178,7 +193,7 @@ class SqliteTopics:
     def close(self) -> None:
         """Releases the file; if this process was its writer, the next one takes over."""
         self._link.close()
-        self._seat.leave()
+        self._seat.close()
         with self._reading:
             if self._reader is not None:
                 self._reader.close()
@@ -186,11 +201,8 @@ class SqliteTopics:
 
     def find(self, name: str) -> _Found:
         """Returns a topic with its number in the file."""
-        rows = self._query("select id, partitions, incarnation, retention_seconds from topics where name = ?", (name,))
-        if not rows:
-            raise unknown_name("topic", name, self.names())
-        number, partitions, incarnation, retention_seconds = rows[0]
-        return _Found(number, Description(name, partitions, incarnation, retention_seconds))
+        with self._view(name) as (_, found):
+            return found
 
     def commit(self, frame: frames.Commit) -> None:
         """Saves a group's positions, unless it was taken over."""
@@ -217,7 +229,7 @@ class SqliteTopics:
         records: Sequence[Record],
         portions: Sequence[tuple[int, Sequence[int]]],
         places: list[Place | None],
-        deadline_seconds: float,
+        deadline: float,
     ) -> None:
         now_us = machine_us()
         parts = []
@@ -225,20 +237,28 @@ class SqliteTopics:
             rows = [stamped(records[index], now_us) for index in indices]
             newest_us = max(row.time_us for row in rows)
             parts.append(frames.Part(topic, partition, len(rows), newest_us, frames.pack_records(rows)))
-        with self._appending:
+        if not self._appending.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            raise DeadlineError(f"other appends of this process to {self._path} took all the time there was")
+        try:
             self._sequence += 1
-            bases = self._ask(frames.Append(self._producer, self._sequence, parts), deadline_seconds)
+            left = deadline - time.monotonic()
+            bases = self._ask(frames.Append(self._producer, self._sequence, parts), left)
+        finally:
+            self._appending.release()
         for (partition, indices), base in zip(portions, bases, strict=True):
             for step, index in enumerate(indices):
                 places[index] = Place(partition, base + step)
 
-    def _read_once(self, found: _Found, offsets: Mapping[int, int], max_records: int) -> list[Message]:
+    def _read_once(self, name: str, offsets: Mapping[int, int], max_records: int) -> list[Message]:
         messages: list[Message] = []
         share = share_of(max_records, offsets)
-        with self._reading:
-            reader = self._open()
+        with self._view(name) as (reader, found):
             for partition, offset in offsets.items():
-                check_range(found.description.name, partition, offset, read_bounds(reader, found.id, partition))
+                if not 0 <= partition < found.description.partitions:
+                    raise CallError(
+                        f"topic {name!r} has partitions 0 to {found.description.partitions - 1}, not {partition}"
+                    )
+                check_range(name, partition, offset, read_bounds(reader, found.id, partition))
                 messages += read_rows(reader, found.id, partition, offset, min(share, max_records - len(messages)))
         return messages
 
@@ -248,20 +268,61 @@ class SqliteTopics:
 
     def _query(self, sql: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         with self._reading:
-            if self._reader is None and not self._path.exists():
-                return []
-            return self._open().execute(sql, values).fetchall()
+            reader = self._open()
+            return [] if reader is None else reader.execute(sql, values).fetchall()
 
-    def _open(self) -> sqlite3.Connection:
-        if self._reader is None:
-            reader = connect(self._path, read_only=True)
+    @contextlib.contextmanager
+    def _view(self, name: str) -> Iterator[tuple[sqlite3.Connection, _Found]]:
+        """Yields the reader and a topic, in one read transaction."""
+        with self._reading:
+            reader = self._open()
+            if reader is None:
+                raise unknown_name("topic", name, [])
             try:
-                check_format(reader, len(FORMAT), what=str(self._path))
-            except HeadraceError:
-                reader.close()
-                raise
-            self._reader = reader
+                with one_view(reader):
+                    yield reader, _find(reader, name)
+            except sqlite3.Error as error:
+                raise outside_error(error) from error
+
+    def _open(self) -> sqlite3.Connection | None:
+        if self._reader is None and self._path.exists():
+            try:
+                self._reader = _open_reader(self._path)
+            except sqlite3.Error as error:
+                raise outside_error(error) from error
         return self._reader
+
+
+def _open_reader(path: Path) -> sqlite3.Connection | None:
+    reader = connect(path, read_only=True)
+    try:
+        if not reader.execute("select count(*) from sqlite_master").fetchone()[0]:
+            # Made by a writer that died, or met a full disk, before it could fill it.
+            reader.close()
+            return None
+        check_format(reader, len(FORMAT), what=str(path))
+    except (HeadraceError, sqlite3.Error):
+        reader.close()
+        raise
+    return reader
+
+
+def _find(reader: sqlite3.Connection, name: str) -> _Found:
+    row = reader.execute(
+        "select id, partitions, incarnation, retention_seconds from topics where name = ?", (name,)
+    ).fetchone()
+    if row is None:
+        raise unknown_name("topic", name, [known for (known,) in reader.execute("select name from topics")])
+    return _Found(row[0], Description(name, *row[1:]))
+
+
+def _begin_anew(topics: weakref.ref[SqliteTopics]) -> Callable[[], None]:
+    def in_child() -> None:
+        found = topics()
+        if found is not None:
+            found.begin_anew()
+
+    return in_child
 
 
 @dataclass
@@ -298,7 +359,8 @@ def _frames_of(
     rows: list[tuple[int, Sequence[int]]] = []
     size = 0
     for partition, indices in split.items():
-        for portion in _portions(records, indices):
+        for cut in frames.cut_rows([records[index] for index in indices]):
+            portion = indices[cut]
             added = sum(size_of(records[index]) for index in portion)
             if rows and (len(rows) == _FRAME_ROWS or size + added > _FRAME_BYTES):
                 yield rows
@@ -307,15 +369,3 @@ def _frames_of(
             size += added
     if rows:
         yield rows
-
-
-def _portions(records: Sequence[Record], indices: Sequence[int]) -> list[Sequence[int]]:
-    """Splits indices so that the records of each portion fit one row."""
-    portions, start, size = [], 0, 0
-    for count, index in enumerate(indices):
-        if count - start >= frames.MAX_ROW_RECORDS or size > frames.MAX_ROW_BYTES:
-            portions.append(indices[start:count])
-            start, size = count, 0
-        size += size_of(records[index])
-    portions.append(indices[start:])
-    return portions

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated
 
 import msgspec
 import zstandard
@@ -28,13 +29,16 @@ _encoder = msgspec.msgpack.Encoder()
 _messages = msgspec.msgpack.Decoder(list[Message])
 
 
+_Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+
+
 class Part(msgspec.Struct, array_like=True, gc=False):
     """Records of one partition, packed; the writer never opens the blob."""
 
-    topic: int
-    partition: int
-    count: int
-    newest_us: int
+    topic: Annotated[int, msgspec.Meta(ge=1, lt=1 << 13)]
+    partition: Annotated[int, msgspec.Meta(ge=0, lt=1 << 10)]
+    count: Annotated[int, msgspec.Meta(ge=1, lt=1 << 40)]
+    newest_us: _Number
     blob: bytes
 
 
@@ -42,7 +46,7 @@ class Append(msgspec.Struct, array_like=True, tag="append"):
     """Rows to add. The same producer and sequence twice is a repeat."""
 
     producer: str
-    sequence: int
+    sequence: _Number
     parts: list[Part]
 
 
@@ -53,7 +57,7 @@ class Commit(msgspec.Struct, array_like=True, tag="commit"):
     topic: str
     incarnation: str
     generation: int
-    moves: list[tuple[int, int, int]]
+    moves: list[tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 10)], int, _Number]]
 
 
 class Join(msgspec.Struct, array_like=True, tag="join"):
@@ -69,14 +73,14 @@ class Create(msgspec.Struct, array_like=True, tag="create"):
     topic: str
     partitions: int
     incarnation: str
-    retention_seconds: int | None
+    retention_seconds: _Number | None
 
 
 class Alter(msgspec.Struct, array_like=True, tag="alter"):
     """Changes how long a topic keeps its records."""
 
     topic: str
-    retention_seconds: int | None
+    retention_seconds: _Number | None
 
 
 class Drop(msgspec.Struct, array_like=True, tag="drop"):
@@ -128,9 +132,12 @@ def pack(message: Frame | Answer) -> bytes:
     return _encoder.encode(message)
 
 
-def read_frame(data: bytes) -> Frame:
-    """Returns the frame in `data`."""
-    frame: Frame = _frames.decode(data)
+def read_frame(data: bytes) -> Frame | Answer:
+    """Returns the frame in `data`, or the answer that refuses one that cannot be read."""
+    try:
+        frame: Frame = _frames.decode(data)
+    except msgspec.DecodeError as error:
+        return refuse(0, CallError(f"the writer cannot read this: {error}"))
     return frame
 
 
@@ -162,3 +169,14 @@ def unpack_records(blob: bytes, partition: int, offset: int) -> list[Message]:
         message.offset = offset
         offset += 1
     return messages
+
+
+def cut_rows(records: Sequence[Record]) -> Iterator[slice]:
+    """Yields the portions that fit one row each."""
+    start, size = 0, 0
+    for index, record in enumerate(records):
+        if index - start >= MAX_ROW_RECORDS or size > MAX_ROW_BYTES:
+            yield slice(start, index)
+            start, size = index, 0
+        size += len(record.value or b"")
+    yield slice(start, len(records))

@@ -15,7 +15,7 @@ from headrace.base.ids import make_id
 from headrace.base.sqlite import AsyncLink, Seat
 from headrace.topics import sqlite_frames as frames
 from headrace.topics.partition import partition_for
-from headrace.topics.topic import Record, size_of, stamped
+from headrace.topics.topic import Record, check_records, stamped
 
 _FRAME_BYTES = 4 << 20
 _RECORD_OVERHEAD_BYTES = 64
@@ -58,7 +58,10 @@ class SqliteSender:
 
     async def append(self, name: str, records: Sequence[Record]) -> None:
         """Returns once the records are durable."""
-        size = _RECORD_OVERHEAD_BYTES * len(records) + sum(map(size_of, records))
+        size = _RECORD_OVERHEAD_BYTES * len(records) + check_records(records)
+        if not records:
+            self._find(name)
+            return
         if self._pending_bytes + size > self._max_pending_bytes:
             raise OverloadedError(f"{self._pending_bytes:,} bytes are waiting for the topic already")
         future: asyncio.Future[None] = self._loop.create_future()
@@ -90,8 +93,20 @@ class SqliteSender:
         self._flush_planned = False
         if not self._link.idle or not self._pending:
             return
-        size = 0
+        taken, rows = self._take()
+        if not rows:
+            return
+        self._sequence += 1
+        parts = [_pack_part(place, records[cut]) for place, records in rows.items() for cut in frames.cut_rows(records)]
+        frame = frames.pack(frames.Append(self._producer, self._sequence, parts))
+        self._flying = taken
+        self._link.send(frame)
+
+    def _take(self) -> tuple[list[_Waiting], dict[tuple[int, int], list[Record]]]:
+        """Returns the appends of the next frame, and their records by topic number and partition."""
+        taken: list[_Waiting] = []
         rows: dict[tuple[int, int], list[Record]] = {}
+        size = 0
         now_us = machine_us()
         while self._pending and size < _FRAME_BYTES:
             waiting = self._pending.popleft()
@@ -104,14 +119,11 @@ class SqliteSender:
                 waiting.future.set_exception(error)
                 continue
             size += waiting.size
-            self._flying.append(waiting)
+            taken.append(waiting)
             for record in waiting.records:
                 place = (topic, partition_for(record.key, partitions))
                 rows.setdefault(place, []).append(stamped(record, now_us))
-        if rows:
-            self._sequence += 1
-            parts = [_pack_part(place, records) for place, records in rows.items()]
-            self._link.send(frames.pack(frames.Append(self._producer, self._sequence, parts)))
+        return taken, rows
 
     def _find(self, name: str) -> tuple[int, int]:
         if name not in self._known:
@@ -126,14 +138,14 @@ class SqliteSender:
         if error is not None:
             # The topic may have been made anew: look its number up again.
             self._known.clear()
-        for waiting in self._flying:
+        flown, self._flying = self._flying, []
+        for waiting in flown:
             if waiting.future.done():
                 continue
             if error is None:
                 waiting.future.set_result(None)
             else:
                 waiting.future.set_exception(error)
-        self._flying.clear()
         self._flush()
 
     def _expire(self) -> None:

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 from headrace.base import fault
 from headrace.base.clock import machine_us
-from headrace.base.errors import FencedError, FullError, HeadraceError, PositionError, UnavailableError, unknown_name
-from headrace.base.sqlite import connect, migrate, transaction
+from headrace.base.errors import FencedError, FullError, HeadraceError, PositionError, UnavailableError
+from headrace.base.sqlite import connect, migrate, shrink_log, transaction
 from headrace.topics import sqlite_frames as frames
 from headrace.topics.topic import Bounds, Message
 
@@ -22,7 +22,8 @@ _PARTITION_BITS = 10
 _OFFSET_MASK = (1 << _OFFSET_BITS) - 1
 
 _REST_SECONDS = 5.0
-_EXPIRED_ROWS_AT_ONCE = 200
+_BUSY_REST_SECONDS = 0.05
+_EXPIRED_ROWS_AT_ONCE = 1_000
 _PRODUCER_AGE_US = 24 * 3600 * 1_000_000
 
 FORMAT = (
@@ -69,8 +70,9 @@ class _Topic:
 class SqliteStore:
     """The one writer's view of the file. Frames are answered after their commit, never before."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self.connection = connection
+        self._path = path
         self.topics: dict[str, _Topic] = {}
         self.ends: dict[tuple[int, int], _End] = {}
         self.producers: dict[str, tuple[int, bytes]] = {}
@@ -82,7 +84,7 @@ class SqliteStore:
         """Returns the store of a file, made or migrated if need be. The caller holds the lock."""
         connection = connect(path)
         migrate(connection, FORMAT, what=str(path))
-        return cls(connection)
+        return cls(connection, path)
 
     def commit(self, data: Sequence[bytes]) -> list[bytes]:
         """Returns the answers to all frames, which are committed together."""
@@ -94,7 +96,7 @@ class SqliteStore:
                 answers = [turn.take(frame) for frame in asked]
                 turn.write()
                 fault.point("topics.written")
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             self._load()
             refusal = outside_error(error)
             return [frames.pack(frames.refuse(getattr(frame, "sequence", 0), refusal)) for frame in asked]
@@ -113,6 +115,7 @@ class SqliteStore:
         self._rested_at = now
         now_us = machine_us()
         try:
+            shrink_log(self.connection, self._path)
             with transaction(self.connection):
                 for topic in self.topics.values():
                     if topic.retention_seconds is not None:
@@ -121,12 +124,14 @@ class SqliteStore:
                 gone = self.connection.execute("delete from producers where used_us < ? returning id", old)
                 for (producer,) in gone.fetchall():
                     self.producers.pop(producer, None)
-        except sqlite3.OperationalError:
-            # A full disk: the next rest tries again.
+        except (sqlite3.OperationalError, FileNotFoundError):
+            # A full disk, a reader in the way, or no log yet: the next rest tries again.
             return
 
     def close(self) -> None:
-        """Closes the file."""
+        """Tidies up once more, since a guest is rarely here for long, and closes the file."""
+        self._rested_at = float("-inf")
+        self.rest()
         self.connection.close()
 
     def _load(self) -> None:
@@ -141,20 +146,23 @@ class SqliteStore:
         self.producers = {producer: (sequence, answer) for producer, sequence, answer in rows}
 
     def _expire(self, topic: _Topic, before_us: int) -> None:
+        """Deletes the rows that are too old, as many as a commit may wait for, the rest soon."""
         for partition in range(topic.partitions):
-            first, last = row_id(topic.id, partition, 0), row_id(topic.id, partition, _OFFSET_MASK)
-            rows = self.connection.execute(
-                "select id, newest_us from log where id between ? and ? order by id limit ?",
-                (first, last, _EXPIRED_ROWS_AT_ONCE),
-            ).fetchall()
-            expired = [number for number, newest_us in rows if newest_us < before_us]
-            if not expired:
+            place = (topic.id, partition)
+            start = read_bounds(self.connection, *place).start
+            keep = _row_at_or_after(self.connection, *place, before_us)
+            if keep <= start:
                 continue
-            end = self.ends[topic.id, partition]
+            end = self.ends[place]
             self.connection.execute(
-                "insert or replace into ends values (?, ?, ?, ?)", (topic.id, partition, end.next, end.newest_us)
+                "insert or replace into ends values (?, ?, ?, ?)", (*place, end.next, end.newest_us)
             )
-            self.connection.execute("delete from log where id between ? and ?", (first, expired[-1]))
+            deleted = self.connection.execute(
+                "delete from log where id in (select id from log where id >= ? and id < ? order by id limit ?)",
+                (row_id(*place, 0), row_id(*place, keep), _EXPIRED_ROWS_AT_ONCE),
+            ).rowcount
+            if deleted == _EXPIRED_ROWS_AT_ONCE:
+                self._rested_at = time.monotonic() - _REST_SECONDS + _BUSY_REST_SECONDS
 
 
 class _Turn:
@@ -168,9 +176,11 @@ class _Turn:
         self.producers: dict[str, tuple[int, bytes]] = {}
         self.changed = False
 
-    def take(self, frame: frames.Frame) -> bytes:
+    def take(self, frame: frames.Frame | frames.Answer) -> bytes:
         """Returns the answer to a frame, to be sent if the transaction commits."""
         try:
+            if isinstance(frame, frames.Answer):
+                return frames.pack(frame)
             if isinstance(frame, frames.Append):
                 return self._append(frame)
             return frames.pack(frames.Answer(0, self._change(frame)))
@@ -247,30 +257,36 @@ class _Turn:
                 f"group {frame.group!r} of topic {frame.topic!r}: generation {frame.generation} was taken over "
                 f"by generation {generation}"
             )
-        for partition, expected, position in frame.moves:
-            self._move(frame, partition, expected, position)
+        moves = [(p, position) for p, expected, position in frame.moves if self._is_new(frame, p, expected, position)]
+        for partition, position in moves:
+            self._connection.execute(
+                "insert or replace into positions values (?, ?, ?, ?, ?)",
+                (frame.group, frame.topic, partition, frame.incarnation, position),
+            )
         return []
 
-    def _move(self, frame: frames.Commit, partition: int, expected: int, position: int) -> None:
+    def _is_new(self, frame: frames.Commit, partition: int, expected: int, position: int) -> bool:
+        """Returns whether a position is yet to be saved; raises FencedError if somebody else moved it."""
         row = self._connection.execute(
-            "select position from positions where name = ? and topic = ? and partition = ?",
+            "select position, incarnation from positions where name = ? and topic = ? and partition = ?",
             (frame.group, frame.topic, partition),
         ).fetchone()
+        if row == (position, frame.incarnation):
+            # The same commit, sent again because its answer was lost.
+            return False
         found = row[0] if row else -1
         if found != expected:
             raise FencedError(
                 f"group {frame.group!r} of topic {frame.topic!r}, partition {partition}: expected position "
                 f"{expected}, found {found}; somebody else moved it"
             )
-        self._connection.execute(
-            "insert or replace into positions values (?, ?, ?, ?, ?)",
-            (frame.group, frame.topic, partition, frame.incarnation, position),
-        )
+        return True
 
     def _drop(self, name: str) -> None:
         topic = self._store.topics.get(name)
         if topic is None:
-            raise unknown_name("topic", name, self._store.topics)
+            # The same drop, sent again because its answer was lost.
+            return
         first, last = row_id(topic.id, 0, 0), row_id(topic.id + 1, 0, 0) - 1
         self._connection.execute("delete from log where id between ? and ?", (first, last))
         self._connection.execute("delete from ends where topic = ?", (topic.id,))
@@ -296,8 +312,9 @@ def outside_error(error: sqlite3.Error) -> HeadraceError:
 def read_bounds(connection: sqlite3.Connection, topic: int, partition: int) -> Bounds:
     """Returns the first and the next offset of a partition."""
     first, last = row_id(topic, partition, 0), row_id(topic, partition, _OFFSET_MASK)
-    row = connection.execute("select min(id) from log where id between ? and ?", (first, last)).fetchone()
+    # The end first: rows that come in between must not look as if they had been forgotten.
     end = _read_end(connection, topic, partition).next
+    row = connection.execute("select min(id) from log where id between ? and ?", (first, last)).fetchone()
     return Bounds(end if row[0] is None else row[0] & _OFFSET_MASK, end)
 
 
@@ -343,25 +360,30 @@ def read_rows(
 
 
 def read_offset_at(connection: sqlite3.Connection, topic: int, partition: int, time_us: int) -> int:
-    """Returns the first offset whose record is not older than `time_us`.
+    """Returns the first offset whose record is not older than `time_us`."""
+    end = _read_end(connection, topic, partition).next
+    base = _row_at_or_after(connection, topic, partition, time_us)
+    if base >= end:
+        return end
+    _, count, _ = _row_at(connection, topic, partition, base)
+    messages = read_rows(connection, topic, partition, base, count)
+    return next((message.offset for message in messages if message.time_us >= time_us), end)
+
+
+def _row_at_or_after(connection: sqlite3.Connection, topic: int, partition: int, time_us: int) -> int:
+    """Returns the first offset of the first row that is not wholly older than `time_us`.
 
     `newest_us` never falls from row to row, so the row can be found by halving.
     """
     bounds = read_bounds(connection, topic, partition)
     low, high = bounds.start, bounds.end
     while low < high:
-        middle = (low + high) // 2
-        base, count, newest_us = _row_at(connection, topic, partition, middle)
+        base, count, newest_us = _row_at(connection, topic, partition, (low + high) // 2)
         if newest_us < time_us:
             low = base + count
         else:
             high = base
-    if low >= bounds.end:
-        return bounds.end
-    for message in read_rows(connection, topic, partition, low, frames.MAX_ROW_RECORDS):
-        if message.time_us >= time_us:
-            return message.offset
-    return bounds.end
+    return low
 
 
 def _row_at(connection: sqlite3.Connection, topic: int, partition: int, offset: int) -> tuple[int, int, int]:

@@ -227,11 +227,12 @@ class Consumer:
         self._checked_at = time.monotonic()
         self._membership = topic.topics.join(topic.name, group)
         try:
-            self._offsets = _starting_offsets(topic, group, self._description, self._membership.saved())
+            saved = self._membership.saved()
+            self._committed = {p: position.offset for p, position in saved.items()}
+            self._offsets = _starting_offsets(topic, group, self._description, saved)
         except PositionError:
             self._membership.close()
             raise
-        self._committed = dict(self._offsets)
 
     @property
     def positions(self) -> dict[int, Position]:
@@ -253,8 +254,11 @@ class Consumer:
         return messages
 
     def commit(self) -> None:
-        """Saves the positions of all that was polled; raises FencedError if somebody newer joined."""
-        moved = {p: position for p, position in self.positions.items() if position.offset != self._committed[p]}
+        """Saves the positions of all that was polled; raises FencedError if somebody newer joined.
+
+        The first commit saves every partition: one that had no records yet must not look as if nobody read it.
+        """
+        moved = {p: position for p, position in self.positions.items() if position.offset != self._committed.get(p)}
         if moved:
             self._membership.commit(moved)
             self._committed.update({p: position.offset for p, position in moved.items()})
@@ -302,14 +306,41 @@ def stamped(record: Record, now_us: int) -> Record:
     return record if record.time_us == time_us else Record(record.key, record.value, time_us, record.headers)
 
 
-def check_records(records: Sequence[Record]) -> None:
-    """Raises RecordError for a record that no backend may hold."""
+def check_records(records: Sequence[Record]) -> int:
+    """Returns the bytes of all records; raises RecordError for one that no backend may hold."""
+    total = 0
     for index, record in enumerate(records):
-        if not isinstance(record.value, bytes | None) or not isinstance(record.key, bytes | None):
-            raise RecordError(f"record {index}: key and value must be bytes or None, got {record!r}")
+        if not _is_sound(record):
+            raise RecordError(
+                f"record {index}: key and value must be bytes or None, headers (str, bytes), time_us 0 to 2**63 - 1, "
+                f"got {record!r:.300}"
+            )
         size = size_of(record)
         if size > MAX_RECORD_BYTES:
             raise RecordError(f"record {index} has {size:,} bytes, a topic takes at most {MAX_RECORD_BYTES:,}")
+        total += size
+    return total
+
+
+def _is_sound(record: Record) -> bool:
+    # Exact types: a bytearray cannot be hashed, and a wrong header would make its whole row unreadable.
+    if type(record.time_us) is not int or not 0 <= record.time_us < 1 << 63:
+        return False
+    for data in (record.key, record.value):
+        if data is not None and type(data) is not bytes:
+            return False
+    for name, value in record.headers:
+        if type(name) is not str or type(value) is not bytes or not (name.isascii() or _is_utf8(name)):
+            return False
+    return True
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def size_of(record: Record) -> int:
