@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -82,23 +83,48 @@ def test_without_fsync_the_power_test_finds_the_loss(tmp_path):
     assert len(stored) < len(acknowledged)
 
 
-def test_disk_full_is_told_and_service_resumes(tmp_path):
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 24 MB."""
     if os.geteuid() != 0 or shutil.which("mount") is None:
         pytest.skip("needs root, to mount a small disk")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", disk], check=True)
-    try:
-        (tmp_path / "p").mkdir()
-        toml = project_toml(topics=f"sqlite:///{disk}/topics", workers=2)
-        with running(tmp_path / "p", toml=toml) as up:
-            acknowledged = fill_up(up, disk)
-            (disk / "ballast").unlink()
-            wait_until(lambda: up.post("/v1/track", {"anonymousId": "ann", "messageId": "after"}).status == 200)
-            stored = {one["value"]["messageId"] for one in up.read()}
-            assert acknowledged | {"after"} <= stored
-    finally:
-        subprocess.run(["umount", "--lazy", disk], check=True)
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_disk_full_is_told_and_service_resumes(tmp_path, disk):
+    (tmp_path / "p").mkdir()
+    toml = project_toml(topics=f"sqlite:///{disk}/topics", workers=2)
+    with running(tmp_path / "p", toml=toml) as up:
+        acknowledged = fill_up(up, disk)
+        (disk / "ballast").unlink()
+        wait_until(lambda: up.post("/v1/track", {"anonymousId": "ann", "messageId": "after"}).status == 200)
+        stored = {one["value"]["messageId"] for one in up.read()}
+        assert acknowledged | {"after"} <= stored
+
+
+def test_a_project_whose_whole_disk_is_full_goes_on_once_there_is_room(disk):
+    (disk / "p").mkdir()
+    with running(disk / "p", toml=project_toml(clock="world://?rate=60")) as up:
+        acknowledged = fill_up(up, disk)
+        with contextlib.suppress(OSError), (disk / "crumbs").open("wb", buffering=0) as crumbs:
+            while crumbs.write(bytes(512)):
+                pass
+        first = up.pids["collector-1"]
+        os.kill(first, signal.SIGKILL)
+        # Two world's times are due to be noted, and the new worker is.
+        time.sleep(2.5)
+        assert up.process.poll() is None, up.log.read_text()
+        for name in ("ballast", "crumbs"):
+            (disk / name).unlink()
+        wait_until(lambda: up.pids.get("collector-1", first) != first, seconds=20)
+        wait_until(lambda: up.post("/v1/track", {"anonymousId": "ann", "messageId": "after"}).status == 200)
+        assert acknowledged | {"after"} <= {one["value"]["messageId"] for one in up.read()}
+        assert up.stop() == 0
+        assert up.log.read_text().count("trying on") <= 1, "the log is on the full disk too"
 
 
 def fill_up(up, disk: Path) -> set[str]:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from headrace.base.clock import WorldClock
-from headrace.base.errors import CallError, unknown_name
-from headrace.base.process import Supervisor
-from headrace.base.telemetry import quantile, read_values, start_logging
+from headrace.base.errors import CallError, UnavailableError, unknown_name
+from headrace.base.process import Program, Supervisor
+from headrace.base.telemetry import get_logger, quantile, read_values, start_logging
 from headrace.collect.keys import DEV_KEY, hash_key
 from headrace.console.show import format_bytes, print_lines, print_table
 from headrace.console.topics import describe, list_groups
@@ -112,9 +112,9 @@ def supervise(project: OpenProject, roles: Sequence[str], *, announce: Callable[
             stack.enter_context(_sole(project, role))
         doors = [open_door(project, role) for role in roles]
         programs = [program for door in doors for program in ROLES[door.role](project, door)]
-        supervisor = Supervisor(programs, changed=lambda: _write_states(project, doors, supervisor.pids()))
-        supervisor.run(
-            tick=_Ticker(project, supervisor, lambda: announce(doors)).tick,
+        ticker = _Ticker(project, doors, programs, announce=lambda: announce(doors))
+        ticker.supervisor.run(
+            tick=ticker.tick,
             # A door that nobody serves any more must refuse, not queue.
             stopping=lambda: _close_doors(doors),
         )
@@ -126,23 +126,48 @@ def _close_doors(doors: list[Door]) -> None:
 
 
 class _Ticker:
-    """What a supervisor does beside watching: it announces once, and notes the world's time."""
+    """What a supervisor does beside watching: it announces once, and notes who runs and the world's time."""
 
-    def __init__(self, project: OpenProject, supervisor: Supervisor, announce: Callable[[], None]) -> None:
+    def __init__(
+        self, project: OpenProject, doors: list[Door], programs: list[Program], *, announce: Callable[[], None]
+    ) -> None:
         self._world = project.clock if isinstance(project.clock, WorldClock) else None
-        self._supervisor = supervisor
+        self._project = project
+        self.supervisor = Supervisor(programs, changed=self._note_change)
+        self._doors = doors
         self._announce: Callable[[], None] | None = announce
+        self._is_changed = False
+        self._is_failing = False
         self._noted_at = time.monotonic()
         if self._world is not None:
-            self._world.resume()
+            try:
+                self._world.resume()
+            except OSError as error:
+                raise UnavailableError(f"cannot note the world's time: {error}") from error
 
     def tick(self) -> None:
-        if self._announce is not None and self._supervisor.all_ready():
+        """Does what is due; what a full disk refuses is tried again at the next tick."""
+        try:
+            self._write()
+        except OSError as error:
+            if not self._is_failing:
+                get_logger("up").warning("cannot write into %s: %s; trying on", self._project.profile.state, error)
+            self._is_failing = True
+        if self._announce is not None and self.supervisor.all_ready():
             self._announce()
             self._announce = None
+
+    def _note_change(self) -> None:
+        self._is_changed = True
+
+    def _write(self) -> None:
+        if self._is_changed:
+            _write_states(self._project, self._doors, self.supervisor.pids())
+            self._is_changed = self._is_failing = False
         if self._world is not None and time.monotonic() - self._noted_at > _NOTE_SECONDS:
-            self._noted_at = time.monotonic()
             self._world.note()
+            self._noted_at = time.monotonic()
+            self._is_failing = False
 
 
 def _announce(project: OpenProject, doors: list[Door], *, as_json: bool) -> None:
