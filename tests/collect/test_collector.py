@@ -18,6 +18,7 @@ import pytest
 from headrace.base.errors import ProjectError
 from headrace.collect.keys import Keys, hash_key
 from headrace.console.roles import write_project
+from headrace.project import open_project
 from running import Running, project_toml, running, wait_until
 
 
@@ -171,3 +172,22 @@ def test_a_full_buffer_is_429_and_ready_says_why(tmp_path):
         wait_until(lambda: door.get("/ready").status == 200)
         ids = [click["value"].get("messageId") for click in door.read()]
         assert {"before", "after"} <= set(ids)
+
+
+def test_a_dropped_topic_is_503_which_sdks_send_again_and_ready_says_why(tmp_path):
+    with running(tmp_path, toml=project_toml()) as up, open_project(tmp_path) as project:
+        assert up.post("/v1/t", {"messageId": "before"}).status == 200
+        project.topics.drop("clicks")
+        assert up.post("/v1/t", {"messageId": "again"}).status == 503
+        answer = up.post("/v1/t", {"messageId": "again"})
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json() == {
+            "error": "UnavailableError",
+            "message": "the topic 'clicks' takes no events: no topic 'clicks'.  known: none yet",
+        }
+        ready = up.get("/ready")
+        assert (ready.status, ready.json()["reasons"]) == (503, [answer.json()["message"]])
+        project.make_topic("clicks")
+        wait_until(lambda: up.post("/v1/t", {"messageId": "again"}).status == 200)
+        assert up.get("/ready").status == 200
+        assert [click["value"]["messageId"] for click in up.read()] == ["again"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from headrace.base import fault
 from headrace.base.clock import Clock
-from headrace.base.errors import HeadraceError, RequestError
+from headrace.base.errors import HeadraceError, OutsideError, RecordError, RequestError, UnavailableError
 from headrace.base.http import (
     JSON,
     App,
@@ -33,6 +33,8 @@ CLICKS = "clicks"
 MAX_BODY_BYTES = 500 * 1024
 ACK_SECONDS = 0.9
 MAX_PENDING_BYTES = 64 << 20
+# Short, so that a balancer that heeds /ready soon lets a request try again.
+_REFUSED_SECONDS = 5.0
 
 LIMITS = Limits(max_body_bytes=MAX_BODY_BYTES, oversize_status=400)
 
@@ -69,6 +71,8 @@ class Collector:
         self._events = metrics.count("headrace_collect_events_total")
         self._bytes = metrics.count("headrace_collect_bytes_total")
         self._acks = metrics.measure("headrace_collect_ack_seconds")
+        self._refusal = ""
+        self._refused_at = 0.0
 
     async def collect(self, request: Request, call: str) -> Response:
         """Returns the answer to a request with events."""
@@ -101,13 +105,29 @@ class Collector:
         seconds = self._sender.stalled_seconds()
         return f"the topic has not answered for {seconds:.1f} s" if seconds > ACK_SECONDS else ""
 
+    def refused(self) -> str:
+        """Returns why the topic has just refused events for a reason that is not theirs, or nothing."""
+        return self._refusal if time.monotonic() - self._refused_at < _REFUSED_SECONDS else ""
+
+    async def _append(self, records: list[Record]) -> None:
+        try:
+            await self._sender.append(CLICKS, records)
+        except (OutsideError, RecordError):
+            raise
+        except HeadraceError as error:
+            # The client did nothing wrong, and a 400 would make every SDK drop its batch for ever.
+            self._refusal = f"the topic {CLICKS!r} takes no events: {error}"
+            self._refused_at = time.monotonic()
+            raise UnavailableError(self._refusal) from error
+        self._refusal = ""
+
     async def _file(self, request: Request, call: str) -> str:
         body = read_body(call, inflate(request.body, request.header(b"content-encoding"), MAX_BODY_BYTES))
         records = self._records(request, call, body)
         fault.point("collect.parsed")
         if records:
             started_at = time.perf_counter()
-            await self._sender.append(CLICKS, records)
+            await self._append(records)
             self._acks.observe(time.perf_counter() - started_at)
         fault.point("collect.answering")
         self._events.add(len(records))
@@ -213,7 +233,7 @@ def build_app(collector: Collector, *, metrics_text: Callable[[], str], sender: 
     return App(
         routes,  # type: ignore[arg-type]  # lambdas that return coroutines
         fallback=other,
-        readiness=(collector.stalled,),
+        readiness=(collector.stalled, collector.refused),
         metrics_text=metrics_text,
         close=sender.close,
     )
