@@ -570,3 +570,27 @@ def test_overlapping_readers_do_not_let_the_log_grow(clicks):
             reader.join()
     wal = clicks.topics._path.with_name("topics.db-wal")
     wait_until(lambda: wal.stat().st_size < 32 << 20, seconds=15)
+
+
+def test_a_frozen_writer_is_known_while_nothing_is_sent(tmp_path):
+    writer = start_writer(tmp_path / "log")
+    topics = open_topics(f"sqlite:///{tmp_path}/log")
+
+    async def main() -> None:
+        sender = topics.open_sender(deadline_seconds=5, max_pending_bytes=1 << 20)
+        await sender.append("clicks", [Record(b"a", b"v")])
+        os.kill(writer.pid, 19)
+        deadline = time.monotonic() + 5
+        while sender.stalled_seconds() < 0.9:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        os.kill(writer.pid, 18)
+        while sender.stalled_seconds() > 0.5:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        await sender.close()
+
+    asyncio.run(main())
+    writer.kill()
+    writer.wait()
+    topics.close()

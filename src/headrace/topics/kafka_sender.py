@@ -15,7 +15,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from headrace.base.clock import machine_us
 from headrace.base.errors import DeadlineError, HeadraceError, OverloadedError
 from headrace.topics.kafka_cluster import LOGGER, UNKNOWN, Cluster, cause_of
-from headrace.topics.topic import Place, Record
+from headrace.topics.topic import Place, Record, check_records
 
 _POLL_SECONDS = 0.1
 _CHECK_SECONDS = 0.05
@@ -224,6 +224,7 @@ class KafkaSender:
 
     async def append(self, name: str, records: Sequence[Record]) -> None:
         """Returns once the broker has acknowledged the records."""
+        check_records(records)
         if name not in self._known:
             await self._find(name)
         if not records:

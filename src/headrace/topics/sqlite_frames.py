@@ -89,7 +89,11 @@ class Drop(msgspec.Struct, array_like=True, tag="drop"):
     topic: str
 
 
-Frame = Append | Commit | Join | Create | Alter | Drop
+class Ping(msgspec.Struct, array_like=True, tag="ping"):
+    """Asks whether the writer is there; nothing is written."""
+
+
+Frame = Append | Commit | Join | Create | Alter | Drop | Ping
 
 
 class Answer(msgspec.Struct, array_like=True):

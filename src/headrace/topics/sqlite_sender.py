@@ -20,6 +20,7 @@ from headrace.topics.topic import Record, check_records, stamped
 _FRAME_BYTES = 4 << 20
 _RECORD_OVERHEAD_BYTES = 64
 _CHECK_SECONDS = 0.05
+_PING_SECONDS = 0.5
 
 
 @dataclass(slots=True)
@@ -55,6 +56,8 @@ class SqliteSender:
         self._flush_planned = False
         self._check: asyncio.TimerHandle | None = None
         self._link = AsyncLink(seat, self._answered)
+        self._sent_at = time.monotonic()
+        self._ping = self._loop.call_later(0, self._ask_for_life)
 
     async def append(self, name: str, records: Sequence[Record]) -> None:
         """Returns once the records are durable."""
@@ -76,15 +79,15 @@ class SqliteSender:
         await future
 
     def stalled_seconds(self) -> float:
-        """Returns for how long the oldest append has been waiting."""
-        oldest = self._flying or self._pending
-        return max(time.monotonic() - oldest[0].deadline + self._deadline_seconds, 0.0) if oldest else 0.0
+        """Returns for how long the writer has not answered; it is asked twice a second at least."""
+        return 0.0 if self._link.idle else time.monotonic() - self._sent_at
 
     async def close(self) -> None:
         """Waits for what was handed over, then lets go."""
         waiting = [one.future for one in (*self._flying, *self._pending) if not one.future.done()]
         if waiting:
             await asyncio.wait(waiting, timeout=self._deadline_seconds)
+        self._ping.cancel()
         if self._check is not None:
             self._check.cancel()
         self._link.close()
@@ -100,7 +103,17 @@ class SqliteSender:
         parts = [_pack_part(place, records[cut]) for place, records in rows.items() for cut in frames.cut_rows(records)]
         frame = frames.pack(frames.Append(self._producer, self._sequence, parts))
         self._flying = taken
+        self._send(frame)
+
+    def _send(self, frame: bytes) -> None:
+        self._sent_at = time.monotonic()
         self._link.send(frame)
+
+    def _ask_for_life(self) -> None:
+        """Pings the writer while there is nothing else to send: a frozen one is known before the next event."""
+        if self._link.idle:
+            self._send(frames.pack(frames.Ping()))
+        self._ping = self._loop.call_later(_PING_SECONDS, self._ask_for_life)
 
     def _take(self) -> tuple[list[_Waiting], dict[tuple[int, int], list[Record]]]:
         """Returns the appends of the next frame, and their records by topic number and partition."""

@@ -90,6 +90,8 @@ class SqliteStore:
         """Returns the answers to all frames, which are committed together."""
         fault.point("topics.received")
         asked = [frames.read_frame(one) for one in data]
+        if all(isinstance(frame, frames.Ping) for frame in asked):
+            return [frames.pack(frames.Answer(0, []))] * len(asked)
         try:
             with transaction(self.connection):
                 turn = _Turn(self)
@@ -221,6 +223,8 @@ class _Turn:
 
     def _change(self, frame: frames.Frame) -> list[int]:
         match frame:
+            case frames.Ping():
+                return []
             case frames.Commit():
                 return self._commit(frame)
             case frames.Join():

@@ -114,7 +114,7 @@ class Sender(Protocol):
         """Returns once the records are durable; raises an OutsideError if not in time."""
 
     def stalled_seconds(self) -> float:
-        """Returns for how long the oldest append has been waiting."""
+        """Returns for how long the topic has not answered; 0 while all is well."""
 
     async def close(self) -> None:
         """Waits for what was handed over, then lets go."""
