@@ -186,7 +186,7 @@ class World:
     """A seeded audience and what it does.
 
     >>> world = World(7, visitors=100)
-    >>> [event.event or event.type for event in world.visit(3, at_us=BORN_US)][:2]
+    >>> [event.event or event.type for event in world.visit(3)][:2]
     ['page', 'Product List Viewed']
     >>> visits = world.traffic(BORN_US, BORN_US + DAY)
     >>> sum(len(visit.events) for visit in visits) > 1000
@@ -232,10 +232,13 @@ class World:
             found = self._visitors[number] = self._make_visitor(number)
         return found
 
-    def visit(self, visitor: int, *, at_us: int, policy: Policy | None = None) -> list[ClientEvent]:
-        """Returns the events of a visit that begins at `at_us`; `policy` is asked for each list shown."""
+    def visit(self, visitor: int, *, at_us: int | None = None, policy: Policy | None = None) -> list[ClientEvent]:
+        """Returns the events of a visit; `policy` is asked for each list shown.
+
+        It begins at `at_us`, or when the world does.
+        """
         who = self.visitor(visitor)
-        diary = _Diary(self, who, at_us, policy or self.popular)
+        diary = _Diary(self, who, self.born_us if at_us is None else at_us, policy or self.popular)
         if who.bot:
             diary.crawl()
         else:
