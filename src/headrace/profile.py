@@ -12,6 +12,7 @@ import msgspec
 
 from headrace.base.errors import ProjectError, did_you_mean, unknown_name
 from headrace.base.urls import Url
+from headrace.topics.topic import MAX_PARTITIONS
 
 FILE = "headrace.toml"
 VARIABLE = "HEADRACE_PROFILE"
@@ -49,9 +50,9 @@ class CollectTable(msgspec.Struct, forbid_unknown_fields=True):
 class TopicTable(msgspec.Struct, forbid_unknown_fields=True):
     """[topic.NAME]: how a topic is made."""
 
-    partitions: int = 4
+    partitions: Annotated[int, msgspec.Meta(ge=1, le=MAX_PARTITIONS)] = 4
     """How many partitions the topic gets when it is made; fixed from then on."""
-    retention_days: Annotated[float, msgspec.Meta(ge=0)] = 7.0
+    retention_days: Annotated[float, msgspec.Meta(ge=0, le=36_500)] = 7.0
     """How long the topic keeps its records when it is made; 0 keeps them for ever."""
 
 
@@ -139,6 +140,15 @@ def _refuse_unknown(path: Path, table: dict[str, Any]) -> None:
         for place, keys in parts.items():
             if isinstance(keys, dict):
                 _refuse_keys(path, place, keys, kind.__struct_fields__)
+                _refuse_values(path, place, keys, kind)
+
+
+def _refuse_values(path: Path, place: str, table: dict[str, Any], kind: type[msgspec.Struct]) -> None:
+    try:
+        msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        # msgspec calls every key of a dict [...]; this names the table.
+        raise ProjectError(f"{path}: {str(error).replace('`$.', f'`$.{place}.', 1)}") from error
 
 
 def _refuse_keys(path: Path, place: str, table: dict[str, Any], known: tuple[str, ...]) -> None:

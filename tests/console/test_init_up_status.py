@@ -133,6 +133,24 @@ def test_up_with_an_impossible_number_of_workers_is_refused(shop, workers):
     assert (code, error) == (2, f"CallError: collect.workers == {workers}, must be 1 to 64\n")
 
 
+def test_up_with_other_partitions_than_the_topic_has_is_refused(shop):
+    assert headrace("topic", "create", "clicks", "--partitions", "3", cwd=shop)[0] == 0
+    code, _, error = headrace("up", cwd=shop)
+    assert code == 2
+    assert error.startswith("CallError: topic 'clicks' stands with 3 partitions, asked for 4. ")
+    (shop / "headrace.toml").write_text(project_toml(extra="[topic.clicks]\npartitions = 3\n"))
+    with running(shop) as up:
+        assert up.post("/v1/t", {"anonymousId": "ann"}).status == 200
+
+
+@pytest.mark.parametrize("line", ["partitions = 0", "retention_days = inf"])
+def test_up_with_an_impossible_topic_is_refused(shop, line):
+    (shop / "headrace.toml").write_text(project_toml(extra=f"[topic.clicks]\n{line}\n"))
+    code, _, error = headrace("up", cwd=shop)
+    assert code == 2
+    assert f"at `$.topic.clicks.{line.split()[0]}`" in error
+
+
 def test_an_unknown_crash_point_is_refused(shop):
     code, _, error = headrace("up", cwd=shop, env={"HEADRACE_FAULT": "topics.writen=kill"})
     assert code == 2

@@ -20,6 +20,7 @@ from headrace.base.clock import WorldClock
 from headrace.base.errors import CallError, UnavailableError, unknown_name
 from headrace.base.process import Program, Supervisor
 from headrace.base.telemetry import get_logger, quantile, read_values, start_logging
+from headrace.collect.app import CLICKS
 from headrace.collect.keys import DEV_KEY, hash_key
 from headrace.console.show import format_bytes, print_lines, print_table
 from headrace.console.topics import describe, list_groups
@@ -96,9 +97,6 @@ def up(given: argparse.Namespace) -> None:
         if role not in ROLES:
             raise unknown_name("role", role, ROLES)
     start_logging()
-    with open_project(given.project, profile=given.profile) as probe:
-        # Said once and clearly here, rather than again and again by every worker.
-        probe.topics.names()
     with open_project(given.project, profile=given.profile) as project:
         if not given.roles:
             _ = project.declared
@@ -110,6 +108,9 @@ def supervise(project: OpenProject, roles: Sequence[str], *, announce: Callable[
     with contextlib.ExitStack() as stack:
         for role in roles:
             stack.enter_context(_sole(project, role))
+        with OpenProject(project.folder, project.profile) as probe:
+            # What is wrong is said once and clearly here, rather than again and again by every worker.
+            probe.make_topic(CLICKS)
         doors = [open_door(project, role) for role in roles]
         programs = [program for door in doors for program in ROLES[door.role](project, door)]
         ticker = _Ticker(project, doors, programs, announce=lambda: announce(doors))
