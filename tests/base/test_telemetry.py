@@ -242,3 +242,15 @@ def test_logs_are_one_json_object_per_line(capsys):
     assert first["process"] == os.getpid()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first["at"])
     assert "ValueError: invalid" in second["error"]
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 120, -8, -1])
+def test_a_damaged_file_does_not_hide_what_the_others_count(tmp_path, length):
+    whole = Metrics(METRICS, folder=tmp_path, process="whole")
+    whole.count("shop_open").set(1)
+    data = (tmp_path / "whole.metrics").read_bytes()
+    (tmp_path / "damaged.metrics").write_bytes(data[:length])
+    (tmp_path / "noise.metrics").write_bytes(b"\xff" * 200)
+    (tmp_path / "folder.metrics").mkdir()
+    assert read_values(tmp_path) == whole.values()
+    assert parse_strictly(read_text(tmp_path))

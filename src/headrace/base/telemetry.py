@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 _HEADER = struct.Struct("<Q")
 _SUFFIX = ".metrics"
 
@@ -97,6 +99,13 @@ class Distribution:
         self._numbers[self._at + size + 2] += 1
 
 
+class _Header(msgspec.Struct):
+    """How the file of a process begins."""
+
+    metrics: list[tuple[str, str, str]]
+    series: list[str]
+
+
 class Metrics:
     """The metrics of one process, kept in `folder` beside those of the others, or in memory."""
 
@@ -110,7 +119,7 @@ class Metrics:
                 self._at[(metric.name, *values)] = len(names)
                 names.append(name)
         self._names = names
-        header = json.dumps({"metrics": [(m.name, m.help, m.kind) for m in metrics], "series": names}).encode()
+        header = msgspec.json.encode(_Header([(m.name, m.help, m.kind) for m in metrics], names))
         header += b" " * (-len(header) % _HEADER.size)
         self._numbers = self._map(process, header)
 
@@ -173,16 +182,22 @@ def _read(folder: Path) -> tuple[list[tuple[str, str, str]], dict[str, float]]:
     metrics: dict[str, tuple[str, str, str]] = {}
     total: dict[str, float] = {}
     for path in sorted(folder.glob(f"*{_SUFFIX}")):
-        data = path.read_bytes()
-        if len(data) < _HEADER.size:
+        try:
+            header, numbers = _read_file(path)
+        except (OSError, ValueError, struct.error, msgspec.MsgspecError):
+            # One damaged file must not hide what the other processes tell.
             continue
-        (length,) = _HEADER.unpack_from(data)
-        header = json.loads(data[_HEADER.size : _HEADER.size + length])
-        metrics.update({name: (name, text, kind) for name, text, kind in header["metrics"]})
-        numbers = memoryview(data)[_HEADER.size + length :].cast("d")
-        for series, number in zip(header["series"], numbers, strict=False):
+        metrics.update({name: (name, text, kind) for name, text, kind in header.metrics})
+        for series, number in zip(header.series, numbers, strict=True):
             total[series] = total.get(series, 0.0) + number
     return list(metrics.values()), total
+
+
+def _read_file(path: Path) -> tuple[_Header, tuple[float, ...]]:
+    data = path.read_bytes()
+    (length,) = _HEADER.unpack_from(data)
+    header = msgspec.json.decode(data[_HEADER.size : _HEADER.size + length], type=_Header)
+    return header, struct.unpack(f"{len(header.series)}d", data[_HEADER.size + length :])
 
 
 def _format(metrics: Iterable[tuple[str, str, str]], values: dict[str, float]) -> str:
