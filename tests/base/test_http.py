@@ -161,6 +161,16 @@ def test_an_unknown_path_is_quoted_in_the_answer(web):
     assert json.loads(body)["message"] == "nothing answers GET '/nowhere'"
 
 
+def test_trailers_of_a_chunked_body_are_no_headers(web):
+    head = b"POST /echo HTTP/1.1\r\nUser-Agent: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    trailers = b"User-Agent: b\r\nAuthorization: Basic YW5uOg==\r\n\r\n"
+    with web.connect() as wire:
+        wire.send(head + b"2\r\nhi\r\n0\r\n" + trailers + post(b"next", "User-Agent: c"))
+        first, second = echoed(wire.answer()), echoed(wire.answer())
+    assert (first["agent"], first["user"], first["length"]) == ("a", "", 2)
+    assert (second["agent"], second["length"]) == ("c", 4)
+
+
 # Limits.
 
 

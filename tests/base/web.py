@@ -11,7 +11,7 @@ import json
 import sys
 
 from headrace.base.errors import FencedError, OverloadedError, RequestError, UnavailableError
-from headrace.base.http import App, Limits, Request, Response, inflate, json_response, listen, run, serve
+from headrace.base.http import App, Limits, Request, Response, basic_user, inflate, json_response, listen, run, serve
 
 ERRORS = {
     "/errors/overloaded": OverloadedError("too much"),
@@ -29,6 +29,8 @@ async def echo(request: Request) -> Response:
             "method": request.method,
             "path": request.path,
             "query": request.query,
+            "agent": request.header(b"user-agent"),
+            "user": basic_user(request),
             "length": len(body),
             "sha": hashlib.sha256(body).hexdigest(),
         }

@@ -290,6 +290,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._open_head_bytes = -1
         self._head_began = False
         self._is_upgrade = False
+        self._is_trailing = False
         self.deadline = self.loop.time() + self.limits.header_seconds
         if len(self.connections) > self.limits.max_connections:
             self.refuse(503)
@@ -345,6 +346,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._open_head_bytes = 0
         self._head_began = True
+        self._is_trailing = False
 
     def on_url(self, url: bytes) -> None:
         """Counts the URL as a header."""
@@ -353,8 +355,9 @@ class BoundedProtocol(HttpToolsProtocol):
         self._check_headers()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Counts a header."""
-        super().on_header(name, value)
+        """Counts a header, or a trailer, which could not be trusted as one: uvicorn would add it to the headers."""
+        if not self._is_trailing:
+            super().on_header(name, value)
         self._header_count += 1
         self._header_bytes += len(name) + len(value)
         self._check_headers()
@@ -362,6 +365,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Gives the body its deadline, and refuses one that announces too much."""
         self._open_head_bytes = -1
+        self._is_trailing = True
         self._is_upgrade = self.parser.should_upgrade()
         if self._is_upgrade:
             if self.parser.get_method() == b"CONNECT":
