@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def assert_gone(made, since):
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_every_descendant_is_gone_within_a_second(family, number):
     made = family("quiet", "deaf", "hashing", "querying", "parent")
     made.wait_for("all-ready")
@@ -157,6 +158,18 @@ def test_ready_is_told_once_everybody_is(family):
     made = family("quiet", "late")
     told = made.wait_for("all-ready")[0][2]
     assert told >= made.said("ready")[0][2]
+
+
+def test_a_child_may_open_as_many_files_as_the_machine_allows(family):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        made = family("quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    child = made.wait_for("quiet")[0][1]
+    assert resource.prlimit(made.process.pid, resource.RLIMIT_NOFILE) == (256, hard)
+    assert resource.prlimit(child, resource.RLIMIT_NOFILE) == (hard, hard)
 
 
 def test_children_leave_no_zombies(family):

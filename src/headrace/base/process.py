@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 10.0
 _STEADY_SECONDS = 10.0
 _STOP_SECONDS = 0.8
+_OPEN_FILES = 65_536
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,15 @@ class Supervisor:
         self._life, self._own_end = os.pipe()
 
     def run(self, *, tick: Callable[[], None] = lambda: None, stopping: Callable[[], None] = lambda: None) -> None:
-        """Starts all programs and watches them until SIGTERM or SIGINT, then stops them in order.
+        """Starts all programs and watches them until SIGTERM, SIGINT or SIGHUP, then stops them in order.
 
         `tick` is called again and again meanwhile, `stopping` once before the first program is told to stop.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        # Under nohup it stays ignored.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._stop)
         try:
             while not self._stopping:
                 self._turn()
@@ -226,12 +231,24 @@ def _wait_for_end(life: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _open_many_files() -> None:
+    """Lifts the soft limit, often 1,024, to the hard one: a door holds 2,000 connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else hard
+    if soft not in (resource.RLIM_INFINITY, wanted):
+        # macOS allows less than its hard limit says.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
 def main(text: str) -> None:
     """Runs the program that a supervisor describes in `text`."""
     spec = msgspec.json.decode(text, type=_Spec)
     die_with_parent(spec.parent, spec.life)
-    # Ctrl-C reaches the whole terminal group, but the order of stopping is the supervisor's.
+    # Ctrl-C and a closed terminal reach its whole group, but the order of stopping is the supervisor's.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _open_many_files()
     start_logging()
     module, _, name = spec.target.partition(":")
     try:
