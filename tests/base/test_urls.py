@@ -176,7 +176,9 @@ def test_a_password_in_the_url_is_refused_and_not_repeated():
     )
 
 
-@pytest.mark.parametrize("name", ["password", "sasl_password", "client_secret", "token", "Password"])
+@pytest.mark.parametrize(
+    "name", ["password", "sasl_password", "client_secret", "token", "Password", "sasl_pwd", "api_key"]
+)
 def test_a_secret_option_in_the_url_is_refused_and_not_repeated(name):
     with pytest.raises(SecretError) as caught:
         Url.parse(f"kafka://broker?{name}=hunter2")
@@ -268,3 +270,10 @@ def test_a_url_survives_json_of_its_parts():
         '{"x": "1"}',
     )
     assert str(url) == "kafka://ann@broker:9092,other:9092/a/b?x=1"
+
+
+@pytest.mark.parametrize("text", ["kafka//ann:hunter2@broker", "kafka//broker?password=hunter2", "ann:hunter2@broker"])
+def test_what_is_no_url_is_not_repeated_where_a_password_may_stand(text):
+    with pytest.raises(UrlError, match=r"^'\w+(//\w+)?\.\.\.' is not a URL\.") as caught:
+        Url.parse(text)
+    assert "hunter2" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -23,6 +24,7 @@ from headrace.base.errors import (
 )
 
 _REFERENCE = "env:"
+_SECRET_WORDS = ("pass", "pwd", "secret", "token", "credential", "apikey", "api_key")
 
 OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
 
@@ -48,7 +50,9 @@ class Url:
         """Returns the parts of `text`; local paths will be resolved against `root`."""
         scheme, mark, rest = text.partition("://")
         if not mark or not scheme:
-            raise UrlError(f"{text!r} is not a URL. Write it as scheme://..., for example memory://")
+            # With a login or a query, what stands behind these marks may be a password.
+            quoted = re.split("[:@?]", text)[0] + "..." if re.search("[@?]", text) else text
+            raise UrlError(f"{quoted!r} is not a URL. Write it as scheme://..., for example memory://")
         rest, _, query = rest.partition("?")
         netloc, slash, path = rest.partition("/")
         login, at, address = netloc.rpartition("@")
@@ -121,7 +125,7 @@ class Url:
 
 def _refuse_open_secrets(scheme: str, options: Mapping[str, str]) -> None:
     for name, value in options.items():
-        if any(word in name.lower() for word in ("password", "secret", "token")) and not value.startswith(_REFERENCE):
+        if any(word in name.lower() for word in _SECRET_WORDS) and not value.startswith(_REFERENCE):
             raise SecretError(
                 f"the option {name!r} of the {scheme}:// URL is a secret. Put it into an environment "
                 f"variable and write {name}=env:NAME"
