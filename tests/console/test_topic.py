@@ -333,6 +333,19 @@ def test_groups_and_replay(topic):
     assert len(audit) == 5
 
 
+def test_a_groups_name_steers_neither_table_nor_terminal(topic):
+    name = "[bold]x[/nope] \x1b[2J"
+    topic("append", "notes", stdin="1\n")
+    with package.open(topic.folder) as project, project.topic("notes").consume(name) as consumer:
+        consumer.poll()
+        consumer.commit()
+    for words in (("groups", "notes"), ("replay", "notes", "--group", name, "--to", "latest")):
+        code, out, error = topic(*words)
+        assert (code, error) == (0, "")
+        assert "[bold]x[/nope] \\x1b[2J" in " ".join(out.split())
+        assert "\x1b" not in out
+
+
 def test_replay_stops_the_groups_running_consumer(topic):
     topic("append", "notes", stdin="1\n2\n")
     with package.open(topic.folder) as project, project.topic("notes").consume("mail") as consumer:

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def print_lines(rows: Iterable[Mapping[str, Any]]) -> None:
@@ -19,18 +20,29 @@ def print_lines(rows: Iterable[Mapping[str, Any]]) -> None:
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str = "", empty: str = "") -> None:
     """Prints a table; numbers are aligned to the right, and nothing at all is said in a sentence."""
-    shown = [list(row) for row in rows]
+    lines = [list(row) for row in rows]
     console = Console(highlight=False)
-    if not shown and empty:
-        console.print(empty)
+    if not lines and empty:
+        console.print(Text(shown(empty)))
         return
-    table = Table(title=title or None, box=None, pad_edge=False, header_style="bold", title_justify="left")
+    table = Table(
+        title=Text(shown(title)) if title else None, box=None, pad_edge=False, header_style="bold", title_justify="left"
+    )
     for index, column in enumerate(columns):
-        numeric = bool(shown) and all(isinstance(row[index], int | float) for row in shown)
+        numeric = bool(lines) and all(isinstance(row[index], int | float) for row in lines)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in shown:
-        table.add_row(*[f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in row])
+    for row in lines:
+        table.add_row(*[Text(f"{cell:,}" if isinstance(cell, int) else shown(str(cell))) for cell in row])
     console.print(table)
+
+
+def shown(text: str) -> str:
+    r"""Returns text that cannot steer the terminal: anybody may send events.
+
+    >>> print(shown("a\x1b[2Jb"))
+    a\x1b[2Jb
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def format_bytes(count: float) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 
 from headrace.base.errors import CallError
-from headrace.console.show import print_lines, print_table
+from headrace.console.show import print_lines, print_table, shown
 from headrace.project import OpenProject, open_project
 from headrace.topics import GroupPosition, Message, Record, Topic
 from headrace.topics import replay as replay_group
@@ -141,8 +141,8 @@ def replay(given: argparse.Namespace) -> None:
     if given.json:
         print_lines(rows)
     else:
-        shown = [(r["partition"], "-" if r["from"] is None else r["from"], r["to"]) for r in rows]
-        print_table(("partition", "from", "to"), shown, title=f"{given.group} on {given.topic}")
+        moves = [(r["partition"], "-" if r["from"] is None else r["from"], r["to"]) for r in rows]
+        print_table(("partition", "from", "to"), moves, title=f"{given.group} on {given.topic}")
 
 
 def groups(given: argparse.Namespace) -> None:
@@ -291,9 +291,8 @@ def _value(data: bytes | None) -> msgspec.Raw | str | None:
 
 
 def _shown(data: bytes | None) -> str:
-    """Returns text that cannot steer the terminal: anybody may send events."""
     text = _text(data)
-    return "-" if text is None else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "-" if text is None else shown(text)
 
 
 def _text(data: bytes | None) -> str | None:
