@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from headrace.console import demo
+from headrace.console.roles import write_project
 from headrace.project import open_project
 
 
@@ -39,6 +40,24 @@ def test_demo_ends_with_the_next_commands():
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines[:6]] == ["world", "collector", "acknowledged", "topic", "failed", "fault"]
     assert lines[-2].startswith("try           headrace demo --dir")
+
+
+def test_demo_refuses_a_project_that_it_did_not_make(tmp_path):
+    write_project(tmp_path, port=0)
+    done = run_demo("--dir", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"CallError: {str(tmp_path)!r} holds a project that the demo did not make: its clock")
+    assert not (tmp_path / ".headrace").exists()
+
+
+@pytest.mark.slow
+def test_demo_goes_through_with_two_workers(tmp_path):
+    write_project(tmp_path, port=0, clock="world://?rate=3600")
+    toml = tmp_path / "headrace.toml"
+    toml.write_text(toml.read_text().replace("workers = 1", "workers = 2"))
+    done = run_demo("--json", "--dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["lost"] == 0
 
 
 def test_demo_fails_when_something_acknowledged_is_missing(tmp_path, capsys):

@@ -91,12 +91,22 @@ def demo(given: argparse.Namespace) -> int:
     with _folder(given.dir) as folder:
         if not (folder / PROFILE_FILE).exists():
             write_project(folder, port=0, clock=_CLOCK)
+        _refuse_foreign(folder)
         log = str(folder / "up.log")
         program = Program("up", "headrace.console.demo:run_up", {"folder": str(folder)}, log=log)
         with Companion(program) as up, open_project(folder) as project:
             up.wait_ready(_START_SECONDS)
             counts = _run(project, given)
         return _conclude(counts, given, folder)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raises CallError unless the demo made the project: its events would not be wanted in another."""
+    clock = open_project(folder).profile.urls.clock
+    if clock != _CLOCK:
+        raise CallError(
+            f"{str(folder)!r} holds a project that the demo did not make: its clock is {clock!r}. Choose another folder"
+        )
 
 
 def run_up(life: Life, *, folder: str) -> None:
@@ -218,9 +228,9 @@ class _Client:
 
 async def _kill_in_the_middle(project: OpenProject, counts: _Counts, seconds: float) -> None:
     await asyncio.sleep(seconds)
-    (pid,) = read_state(project, "collector")["pids"].values()
-    counts.killed_at = seconds
-    os.kill(pid, signal.SIGKILL)
+    for pid in list(read_state(project, "collector")["pids"].values())[:1]:
+        counts.killed_at = seconds
+        os.kill(pid, signal.SIGKILL)
 
 
 async def _show(counts: _Counts, clock: Clock, url: str, ends_at: float, *, quiet: bool) -> None:
