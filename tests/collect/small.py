@@ -17,7 +17,9 @@ from headrace.topics import Record
 
 
 def write(project):
-    project.make_topic(CLICKS).append([Record(b"ann", b"{}")])
+    topic = project.make_topic(CLICKS)
+    topic.topics._seat.resident = True  # as a role, which keeps the seat while it is quiet
+    topic.append([Record(b"ann", b"{}")])
     print("writer", flush=True)
     time.sleep(600)
 

@@ -100,6 +100,7 @@ def test_disk_full_is_told_and_service_resumes(tmp_path, disk):
     toml = project_toml(topics=f"sqlite:///{disk}/topics", workers=2)
     with running(tmp_path / "p", toml=toml) as up:
         acknowledged = fill_up(up, disk)
+        wait_until(lambda: "the disk is full" in up.get("/ready").body.decode(), seconds=3)
         (disk / "ballast").unlink()
         wait_until(lambda: up.post("/v1/track", {"anonymousId": "ann", "messageId": "after"}).status == 200)
         stored = {one["value"]["messageId"] for one in up.read()}

@@ -69,7 +69,10 @@ def _reach(name: str, planted: _Planted) -> None:
     if planted.countdown:
         return
     if planted.mark:
-        Path(planted.mark).write_text(f"{name} {os.getpid()}\n", encoding="utf-8")
+        # Renamed into place: whoever finds the proof finds it whole.
+        fresh = Path(f"{planted.mark}.{os.getpid()}")
+        fresh.write_text(f"{name} {os.getpid()}\n", encoding="utf-8")
+        fresh.replace(planted.mark)
     if planted.action == "raise":
         raise FaultError(name)
     os.kill(os.getpid(), signal.SIGKILL if planted.action == "kill" else signal.SIGSTOP)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from headrace.base import fault
 from headrace.base.clock import Clock
-from headrace.base.errors import HeadraceError, OutsideError, RecordError, RequestError, UnavailableError
+from headrace.base.errors import FullError, HeadraceError, OutsideError, RecordError, RequestError, UnavailableError
 from headrace.base.http import (
     JSON,
     App,
@@ -112,14 +112,20 @@ class Collector:
     async def _append(self, records: list[Record]) -> None:
         try:
             await self._sender.append(CLICKS, records)
+        except FullError as error:
+            self._note_refusal(error)
+            raise
         except (OutsideError, RecordError):
             raise
         except HeadraceError as error:
             # The client did nothing wrong, and a 400 would make every SDK drop its batch for ever.
-            self._refusal = f"the topic {CLICKS!r} takes no events: {error}"
-            self._refused_at = time.monotonic()
+            self._note_refusal(error)
             raise UnavailableError(self._refusal) from error
         self._refusal = ""
+
+    def _note_refusal(self, error: HeadraceError) -> None:
+        self._refusal = f"the topic {CLICKS!r} takes no events: {error}"
+        self._refused_at = time.monotonic()
 
     async def _file(self, request: Request, call: str) -> str:
         body = read_body(call, inflate(request.body, request.header(b"content-encoding"), MAX_BODY_BYTES))
