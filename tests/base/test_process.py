@@ -16,6 +16,8 @@ import pytest
 
 from running import is_alive, wait_until
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

@@ -14,6 +14,8 @@ from segment.analytics.client import Client
 from clients.arrivals import check_places
 from clients.door import CUT, RETRY_AFTER_SECONDS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def client(door, request):

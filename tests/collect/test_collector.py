@@ -21,6 +21,8 @@ from headrace.console.roles import write_project
 from headrace.project import open_project
 from running import Running, project_toml, running, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def refuse_to_start(folder, toml):
     (folder / "project.py").write_text('from headrace import Project\nproject = Project("shop")\n')

@@ -12,6 +12,8 @@ import pytest
 
 from running import headrace, is_alive, lines, project_toml, running, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def shop(tmp_path):

@@ -30,6 +30,8 @@ from headrace.topics import sqlite_frames as frames
 from headrace.topics.sqlite_store import SqliteStore
 from running import wait_until
 
+pytestmark = pytest.mark.slow
+
 # Becomes the writer of the log in argv[1], says so, and lives until it is killed.
 _WRITER = """
 import sys, time
