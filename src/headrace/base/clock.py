@@ -61,9 +61,6 @@ class RealClock:
         """Returns the machine's time."""
         return machine_us()
 
-    def note(self) -> None:
-        """Keeps nothing: the machine remembers its own time."""
-
 
 class _WorldOptions(msgspec.Struct):
     rate: float = 1.0
@@ -172,9 +169,6 @@ class SteppedClock:
         now = self.now_us() + int(seconds * 1_000_000)
         _MICROSECONDS.pack_into(self._memory, 0, now)
         return now
-
-    def note(self) -> None:
-        """Keeps nothing: every step is in the file already."""
 
 
 SCHEMES = Registry(

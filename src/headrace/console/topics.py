@@ -8,7 +8,6 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -33,10 +32,8 @@ class _Line(msgspec.Struct):
 _lines = msgspec.json.Decoder(_Line)
 
 
-@contextmanager
-def _opened(given: argparse.Namespace) -> Iterator[OpenProject]:
-    with open_project(given.project, profile=given.profile) as project:
-        yield project
+def _opened(given: argparse.Namespace) -> OpenProject:
+    return open_project(given.project, profile=given.profile)
 
 
 def create(given: argparse.Namespace) -> None:

@@ -232,11 +232,10 @@ class SqliteTopics:
         deadline: float,
     ) -> None:
         now_us = machine_us()
-        parts = []
-        for partition, indices in portions:
-            rows = [stamped(records[index], now_us) for index in indices]
-            newest_us = max(row.time_us for row in rows)
-            parts.append(frames.Part(topic, partition, len(rows), newest_us, frames.pack_records(rows)))
+        parts = [
+            frames.pack_part(topic, partition, [stamped(records[index], now_us) for index in indices])
+            for partition, indices in portions
+        ]
         if not self._appending.acquire(timeout=max(deadline - time.monotonic(), 0)):
             raise DeadlineError(f"other appends of this process to {self._path} took all the time there was")
         try:

@@ -165,6 +165,12 @@ def pack_records(records: Sequence[Record]) -> bytes:
     return _tools.compressor.compress(_encoder.encode(records))
 
 
+def pack_part(topic: int, partition: int, records: Sequence[Record]) -> Part:
+    """Returns the records of one row, ready to be sent."""
+    newest_us = max(record.time_us for record in records)
+    return Part(topic, partition, len(records), newest_us, pack_records(records))
+
+
 def unpack_records(blob: bytes, partition: int, offset: int) -> list[Message]:
     """Returns the records of a row with their places."""
     messages = _messages.decode(_tools.decompressor.decompress(blob))

@@ -100,7 +100,11 @@ class SqliteSender:
         if not rows:
             return
         self._sequence += 1
-        parts = [_pack_part(place, records[cut]) for place, records in rows.items() for cut in frames.cut_rows(records)]
+        parts = [
+            frames.pack_part(*place, records[cut])
+            for place, records in rows.items()
+            for cut in frames.cut_rows(records)
+        ]
         frame = frames.pack(frames.Append(self._producer, self._sequence, parts))
         self._flying = taken
         self._send(frame)
@@ -175,8 +179,3 @@ class SqliteSender:
     def _give_up(self, waiting: _Waiting, now: float) -> None:
         if waiting.deadline < now and not waiting.future.done():
             waiting.future.set_exception(DeadlineError(f"the topic did not answer within {self._deadline_seconds:g} s"))
-
-
-def _pack_part(place: tuple[int, int], records: Sequence[Record]) -> frames.Part:
-    newest_us = max(record.time_us for record in records)
-    return frames.Part(place[0], place[1], len(records), newest_us, frames.pack_records(records))
