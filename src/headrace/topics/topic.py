@@ -15,6 +15,7 @@ from headrace.base.urls import Url
 
 DEFAULT_PARTITIONS = 4
 DEFAULT_DEADLINE_SECONDS = 10.0
+DEFAULT_LEASE_SECONDS = 6.0
 MAX_RECORD_BYTES = 1_000_000
 MAX_PARTITIONS = 1024
 
@@ -107,6 +108,39 @@ class Membership(Protocol):
         """Gives the right back."""
 
 
+class Move(msgspec.Struct, frozen=True):
+    """One step of a partition: what came of its records, and the offset that is read next."""
+
+    partition: int
+    offset: int
+    outputs: Mapping[str, Sequence[Record]] = {}
+    """Records by the topic they go to, where they stand in the same partition as their source."""
+
+
+class Share(Protocol):
+    """One member's part of a group that several members share; a partition has one holder at a time."""
+
+    def held(self) -> frozenset[int]:
+        """Returns the partitions that this member holds, and says that it is alive.
+
+        Call it more often than the lease is long. What was read of a partition that is no longer
+        among them must be dropped before the next call. Raises PositionError once the topic is another.
+        """
+
+    def saved(self, partition: int) -> Position | None:
+        """Returns the group's saved position of a partition that is held; raises PositionError for one elsewhere."""
+
+    def transact(self, moves: Sequence[Move], *, deadline_seconds: float) -> None:
+        """Appends the outputs and saves the offsets: of each partition all or nothing.
+
+        Raises FencedError if a partition is held no longer, or if somebody else moved its position.
+        After any other error the outcome is unknown: open the share anew and ask where it stands.
+        """
+
+    def close(self) -> None:
+        """Gives the partitions back, so that other members need not wait for the lease to end."""
+
+
 class Sender(Protocol):
     """Appends for an asyncio server: many callers, one commit."""
 
@@ -163,6 +197,12 @@ class Topics(Protocol):
     def join(self, name: str, group: str) -> Membership:
         """Returns the membership that fences every older one of the group."""
 
+    def share(self, name: str, group: str, *, member: str, lease_seconds: float) -> Share:
+        """Returns a member's part of a group; it takes over what an older member of its name held.
+
+        The partitions of a member that is not heard of for `lease_seconds` go to the others.
+        """
+
     def groups(self, name: str) -> list[GroupPosition]:
         """Returns the saved positions of all groups that read the topic."""
 
@@ -211,6 +251,10 @@ class Topic:
         """Returns messages from `offsets` on, by default from the start of every partition."""
         start = offsets if offsets is not None else {p: b.start for p, b in enumerate(self.bounds())}
         return self.topics.read(self.name, start, max_records=max_records, wait_seconds=wait_seconds)
+
+    def share(self, group: str, *, member: str, lease_seconds: float = DEFAULT_LEASE_SECONDS) -> Share:
+        """Returns a member's part of `group`, whose partitions are divided among its members."""
+        return self.topics.share(self.name, group, member=member, lease_seconds=lease_seconds)
 
     def consume(self, group: str) -> Consumer:
         """Returns the consumer that takes `group` over, at its saved positions."""
@@ -270,7 +314,7 @@ class Consumer:
     def _check_incarnation(self) -> None:
         found = self.topic.describe().incarnation
         if found != self._description.incarnation:
-            raise _other_incarnation(self.topic.name, self.group, self._description.incarnation, found)
+            raise other_incarnation(self.topic.name, self.group, self._description.incarnation, found)
 
     def __enter__(self) -> Self:
         return self
@@ -400,13 +444,14 @@ def _starting_offsets(
             offsets[partition] = bound.start
             continue
         if position.incarnation != description.incarnation:
-            raise _other_incarnation(topic.name, group, position.incarnation, description.incarnation)
+            raise other_incarnation(topic.name, group, position.incarnation, description.incarnation)
         check_range(topic.name, partition, position.offset, bound)
         offsets[partition] = position.offset
     return offsets
 
 
-def _other_incarnation(name: str, group: str, saved: str, found: str) -> PositionError:
+def other_incarnation(name: str, group: str, saved: str, found: str) -> PositionError:
+    """Returns the error for a group whose topic was dropped and made again."""
     return PositionError(
         f"topic {name!r} was created anew: group {group!r} stands in incarnation {saved}, found {found}. "
         f"Choose where to go on with: headrace topic replay {name} --group {group} --to earliest"
