@@ -14,7 +14,7 @@ from typing import ClassVar, Self
 import msgspec
 
 from headrace.base.clock import machine_us
-from headrace.base.errors import FencedError, unknown_name
+from headrace.base.errors import CallError, FencedError, unknown_name
 from headrace.base.ids import make_id
 from headrace.base.urls import Url
 from headrace.topics.partition import partition_for
@@ -24,13 +24,17 @@ from headrace.topics.topic import (
     Description,
     GroupPosition,
     Message,
+    Move,
     Place,
     Position,
     Record,
     Sender,
+    Share,
     check_existing,
     check_partitions,
     check_range,
+    check_records,
+    other_incarnation,
     share_of,
     stamped,
 )
@@ -56,15 +60,46 @@ class _Partition:
 
 
 @dataclass
+class _Member:
+    session: int
+    lease_seconds: float
+    heard_at: float
+
+
+@dataclass
 class _Group:
     generation: int = 0
     positions: dict[int, Position] = field(default_factory=dict)
+    members: dict[str, _Member] = field(default_factory=dict)
+    holders: dict[int, tuple[str, int]] = field(default_factory=dict)
+
+    def join_member(self, name: str, lease_seconds: float) -> int:
+        older = self.members.get(name)
+        session = older.session + 1 if older else time.monotonic_ns()
+        self.members[name] = _Member(session, lease_seconds, time.monotonic())
+        self.release(name)
+        return session
+
+    def release(self, name: str) -> None:
+        self.holders = {p: holder for p, holder in self.holders.items() if holder[0] != name}
+
+    def expire(self) -> None:
+        now = time.monotonic()
+        for name in [name for name, one in self.members.items() if now - one.heard_at > one.lease_seconds]:
+            del self.members[name]
+            self.release(name)
 
 
 @dataclass
 class _Stored:
     description: Description
     partitions: list[_Partition]
+
+    def append(self, index: int, record: Record) -> Place:
+        partition = self.partitions[index]
+        offset = partition.bounds.end
+        partition.messages.append(Message(record.key, record.value, record.time_us, record.headers, index, offset))
+        return Place(index, offset)
 
 
 class MemoryTopics:
@@ -75,7 +110,7 @@ class MemoryTopics:
     def __init__(self) -> None:
         self._stored: dict[str, _Stored] = {}
         self._groups: dict[tuple[str, str], _Group] = {}
-        self._changed = threading.Condition()
+        self.changed = threading.Condition(threading.RLock())
 
     @classmethod
     def from_url(cls, url: Url) -> Self:
@@ -94,7 +129,7 @@ class MemoryTopics:
     def create(self, name: str, *, partitions: int, retention_seconds: int | None) -> Description:
         """Returns the new topic, or the one that stands."""
         check_partitions(name, partitions)
-        with self._changed:
+        with self.changed:
             if name in self._stored:
                 check_existing(self._stored[name].description, partitions)
                 return self._stored[name].description
@@ -123,28 +158,41 @@ class MemoryTopics:
         del deadline_seconds
         stored = self._find(name)
         now_us = machine_us()
-        places = []
-        with self._changed:
-            for record in records:
-                index = partition_for(record.key, len(stored.partitions))
-                partition = stored.partitions[index]
-                offset = partition.bounds.end
-                kept = stamped(record, now_us)
-                partition.messages.append(Message(kept.key, kept.value, kept.time_us, kept.headers, index, offset))
-                places.append(Place(index, offset))
-            self._changed.notify_all()
+        with self.changed:
+            places = [
+                stored.append(partition_for(record.key, len(stored.partitions)), stamped(record, now_us))
+                for record in records
+            ]
+            self.changed.notify_all()
         return places
+
+    def append_to(self, partition: int, outputs: Mapping[str, Sequence[Record]]) -> None:
+        """Appends to one partition of several topics, or to none of them."""
+        found = {name: self._find(name) for name in outputs}
+        for name, stored in found.items():
+            check_records(outputs[name])
+            if partition >= len(stored.partitions):
+                raise CallError(f"topic {name!r} has {len(stored.partitions)} partitions, none of number {partition}")
+        now_us = machine_us()
+        for name, stored in found.items():
+            for record in outputs[name]:
+                stored.append(partition, stamped(record, now_us))
+        self.changed.notify_all()
+
+    def find_group(self, name: str, group: str) -> _Group:
+        """Returns what is known of a group."""
+        return self._groups.setdefault((name, group), _Group())
 
     def read(self, name: str, offsets: Mapping[int, int], *, max_records: int, wait_seconds: float) -> list[Message]:
         """Returns messages from the given offsets on."""
         deadline = time.monotonic() + wait_seconds
-        with self._changed:
+        with self.changed:
             while True:
                 found = self._take(self._find(name), offsets, max_records)
                 left = deadline - time.monotonic()
                 if found or left <= 0:
                     return found
-                self._changed.wait(left)
+                self.changed.wait(left)
 
     def offsets_at(self, name: str, time_us: int) -> list[int]:
         """Returns the first offsets whose records are not older than `time_us`."""
@@ -163,6 +211,13 @@ class MemoryTopics:
         found = self._groups.setdefault((name, group), _Group())
         found.generation += 1
         return _Membership(name, group, found, found.generation)
+
+    def share(self, name: str, group: str, *, member: str, lease_seconds: float) -> Share:
+        """Returns a member's part of a group."""
+        found = self._groups.setdefault((name, group), _Group())
+        with self.changed:
+            session = found.join_member(member, lease_seconds)
+        return _MemoryShare(self, self.describe(name), group, member, session)
 
     def groups(self, name: str) -> list[GroupPosition]:
         """Returns the saved positions of all groups."""
@@ -224,6 +279,87 @@ class _Membership:
 
     def close(self) -> None:
         pass
+
+
+@dataclass
+class _MemoryShare:
+    topics: MemoryTopics
+    topic: Description
+    group: str
+    member: str
+    session: int
+    known: frozenset[int] = frozenset()
+    released: list[int] = field(default_factory=list)
+    expected: dict[int, Position | None] = field(default_factory=dict)
+
+    def held(self) -> frozenset[int]:
+        with self.topics.changed:
+            group = self._group()
+            own = (self.member, self.session)
+            member = group.members.setdefault(self.member, _Member(self.session, 6.0, 0.0))
+            if member.session != self.session:
+                raise FencedError(f"{self._what()}: a newer member of the name {self.member!r} took over")
+            member.heard_at = time.monotonic()
+            group.expire()
+            for partition in self.released:
+                if group.holders.get(partition) == own:
+                    del group.holders[partition]
+            names = sorted(group.members)
+            due = {p for p in range(self.topic.partitions) if names[p % len(names)] == self.member}
+            new = due - group.holders.keys()
+            for partition in new:
+                group.holders[partition] = own
+                self.expected.pop(partition, None)
+            held = {p for p, holder in group.holders.items() if holder == own}
+            self.released = sorted(held - due)
+            # One that was lost and came back is left out once, so that the caller drops what it knows of it.
+            self.known = frozenset(held & due - (new & self.known))
+            return self.known
+
+    def saved(self, partition: int) -> Position | None:
+        group = self._group()
+        self._check(group, partition)
+        found = group.positions.get(partition)
+        if found is not None and found.incarnation != self.topic.incarnation:
+            raise other_incarnation(self.topic.name, self.group, found.incarnation, self.topic.incarnation)
+        self.expected[partition] = found
+        return found
+
+    def transact(self, moves: Sequence[Move], *, deadline_seconds: float) -> None:
+        del deadline_seconds
+        with self.topics.changed:
+            group = self._group()
+            for move in moves:
+                self._check(group, move.partition)
+                if move.partition not in self.expected:
+                    self.saved(move.partition)
+                if group.positions.get(move.partition) != self.expected[move.partition]:
+                    raise FencedError(f"{self._what()}: somebody else moved partition {move.partition}")
+                self.topics.append_to(move.partition, move.outputs)
+                position = Position(self.topic.incarnation, move.partition, move.offset)
+                group.positions[move.partition] = self.expected[move.partition] = position
+
+    def close(self) -> None:
+        with self.topics.changed:
+            group = self.topics.find_group(self.topic.name, self.group)
+            found = group.members.get(self.member)
+            if found is not None and found.session == self.session:
+                del group.members[self.member]
+                group.release(self.member)
+
+    def _group(self) -> _Group:
+        found = self.topics.describe(self.topic.name).incarnation
+        if found != self.topic.incarnation:
+            raise other_incarnation(self.topic.name, self.group, self.topic.incarnation, found)
+        return self.topics.find_group(self.topic.name, self.group)
+
+    def _check(self, group: _Group, partition: int) -> None:
+        group.expire()
+        if group.holders.get(partition) != (self.member, self.session):
+            raise FencedError(f"{self._what()}: partition {partition} is not held by {self.member!r}")
+
+    def _what(self) -> str:
+        return f"group {self.group!r} of topic {self.topic.name!r}"
 
 
 @dataclass

@@ -16,13 +16,14 @@ from typing import Any, ClassVar, Self
 import msgspec
 
 from headrace.base.clock import machine_us
-from headrace.base.errors import CallError, DeadlineError, HeadraceError, unknown_name
+from headrace.base.errors import CallError, DeadlineError, HeadraceError, UnavailableError, unknown_name
 from headrace.base.ids import make_id
 from headrace.base.sqlite import Link, Seat, check_format, connect, one_view
 from headrace.base.urls import Url
 from headrace.topics import sqlite_frames as frames
 from headrace.topics.partition import partition_for
 from headrace.topics.sqlite_sender import SqliteSender
+from headrace.topics.sqlite_share import SqliteShare
 from headrace.topics.sqlite_store import FORMAT, SqliteStore, outside_error, read_bounds, read_offset_at, read_rows
 from headrace.topics.topic import (
     DEFAULT_DEADLINE_SECONDS,
@@ -35,6 +36,7 @@ from headrace.topics.topic import (
     Position,
     Record,
     Sender,
+    Share,
     check_existing,
     check_partitions,
     check_range,
@@ -173,11 +175,24 @@ class SqliteTopics:
         member.saved()
         return member
 
+    def share(self, name: str, group: str, *, member: str, lease_seconds: float) -> Share:
+        """Returns a member's part of a group."""
+        self._seat.resident = True
+        return SqliteShare(
+            self._ask,
+            lambda: self.groups(name),
+            self._resolve,
+            topic=self.describe(name),
+            group=group,
+            member=(member, lease_seconds),
+        )
+
     def groups(self, name: str) -> list[GroupPosition]:
         """Returns the saved positions of all groups."""
         rows = self._query(
-            "select p.name, p.partition, p.incarnation, p.position, g.generation from positions p "
-            "join groups g on g.name = p.name and g.topic = p.topic "
+            "select p.name, p.partition, p.incarnation, p.position, coalesce(s.generation, g.generation, 0) "
+            "from positions p left join groups g on g.name = p.name and g.topic = p.topic "
+            "left join shares s on s.name = p.name and s.topic = p.topic and s.partition = p.partition "
             "where p.topic = ? order by p.name, p.partition",
             (name,),
         )
@@ -286,10 +301,18 @@ class SqliteTopics:
     def _open(self) -> sqlite3.Connection | None:
         if self._reader is None and self._path.exists():
             try:
-                self._reader = _open_reader(self._path)
+                self._reader = self._open_reader()
             except sqlite3.Error as error:
                 raise outside_error(error) from error
         return self._reader
+
+    def _open_reader(self) -> sqlite3.Connection | None:
+        try:
+            return _open_reader(self._path)
+        except UnavailableError:
+            # Of an older format: whoever writes next migrates it, and that may be this process.
+            self._ask(frames.Ping())
+            return _open_reader(self._path)
 
 
 def _open_reader(path: Path) -> sqlite3.Connection | None:

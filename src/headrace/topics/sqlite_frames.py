@@ -60,6 +60,42 @@ class Commit(msgspec.Struct, array_like=True, tag="commit"):
     moves: list[tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 10)], int, _Number]]
 
 
+class Transact(msgspec.Struct, array_like=True, tag="transact"):
+    """Rows and positions of a shared group: partition, generation, expected offset (-1 for none), new offset."""
+
+    producer: str
+    sequence: _Number
+    parts: list[Part]
+    group: str
+    topic: str
+    incarnation: str
+    moves: list[tuple[Annotated[int, msgspec.Meta(ge=0, lt=1 << 10)], int, int, _Number]]
+
+
+class Renew(msgspec.Struct, array_like=True, tag="renew"):
+    """Says that a member of a shared group is alive, and which partitions it has let go.
+
+    The answer has three numbers for each partition that it holds: partition, generation, and whether to keep it.
+    """
+
+    group: str
+    topic: str
+    incarnation: str
+    member: str
+    session: str
+    lease_seconds: float
+    released: list[int]
+
+
+class Leave(msgspec.Struct, array_like=True, tag="leave"):
+    """Gives all partitions of a member back."""
+
+    group: str
+    topic: str
+    member: str
+    session: str
+
+
 class Join(msgspec.Struct, array_like=True, tag="join"):
     """Asks for the next generation of a group."""
 
@@ -93,7 +129,7 @@ class Ping(msgspec.Struct, array_like=True, tag="ping"):
     """Asks whether the writer is there; nothing is written."""
 
 
-Frame = Append | Commit | Join | Create | Alter | Drop | Ping
+Frame = Append | Commit | Transact | Renew | Leave | Join | Create | Alter | Drop | Ping
 
 
 class Answer(msgspec.Struct, array_like=True):

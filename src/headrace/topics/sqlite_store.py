@@ -14,6 +14,7 @@ from headrace.base.clock import machine_us
 from headrace.base.errors import FencedError, FullError, HeadraceError, PositionError, UnavailableError
 from headrace.base.sqlite import connect, migrate, shrink_log, transaction
 from headrace.topics import sqlite_frames as frames
+from headrace.topics import sqlite_shares as shares
 from headrace.topics.topic import Bounds, Message
 
 # A row's number is its place: topic, partition, offset of its first record.
@@ -24,6 +25,7 @@ _OFFSET_MASK = (1 << _OFFSET_BITS) - 1
 _REST_SECONDS = 5.0
 _BUSY_REST_SECONDS = 0.05
 _EXPIRED_ROWS_AT_ONCE = 1_000
+_UNKNOWN_LEASE_SECONDS = 6.0
 _PRODUCER_AGE_US = 24 * 3600 * 1_000_000
 
 FORMAT = (
@@ -44,6 +46,11 @@ FORMAT = (
     create table producers(
         id text primary key, sequence integer not null, answer blob not null, used_us integer not null)
         without rowid;
+    """,
+    """
+    create table shares(
+        name text, topic text, partition integer, member text not null, session text not null,
+        generation integer not null, primary key (name, topic, partition)) without rowid;
     """,
 )
 
@@ -76,8 +83,10 @@ class SqliteStore:
         self.topics: dict[str, _Topic] = {}
         self.ends: dict[tuple[int, int], _End] = {}
         self.producers: dict[str, tuple[int, bytes]] = {}
+        self.members: dict[tuple[str, str], dict[str, shares.Member]] = {}
         self._rested_at = time.monotonic()
         self._load()
+        self._greet()
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -147,6 +156,14 @@ class SqliteStore:
         rows = self.connection.execute("select id, sequence, answer from producers")
         self.producers = {producer: (sequence, answer) for producer, sequence, answer in rows}
 
+    def _greet(self) -> None:
+        """Counts the holders of partitions as alive: a new writer cannot know when they were heard of last."""
+        now = time.monotonic()
+        rows = self.connection.execute("select distinct name, topic, member, session from shares where member <> ''")
+        for group, topic, member, session in rows:
+            members = self.members.setdefault((group, topic), {})
+            members[member] = shares.Member(session, _UNKNOWN_LEASE_SECONDS, now)
+
     def _expire(self, topic: _Topic, before_us: int) -> None:
         """Deletes the rows that are too old, as many as a commit may wait for, the rest soon."""
         for partition in range(topic.partitions):
@@ -183,7 +200,7 @@ class _Turn:
         try:
             if isinstance(frame, frames.Answer):
                 return frames.pack(frame)
-            if isinstance(frame, frames.Append):
+            if isinstance(frame, frames.Append | frames.Transact):
                 return self._append(frame)
             return frames.pack(frames.Answer(0, self._change(frame)))
         except HeadraceError as error:
@@ -196,11 +213,13 @@ class _Turn:
         used = [(producer, sequence, answer, now_us) for producer, (sequence, answer) in self.producers.items()]
         _insert_many(self._connection, "producers", 4, used)
 
-    def _append(self, frame: frames.Append) -> bytes:
+    def _append(self, frame: frames.Append | frames.Transact) -> bytes:
         known = self.producers.get(frame.producer) or self._store.producers.get(frame.producer)
         if known is not None and frame.sequence <= known[0]:
             return known[1]
         ends = [self._end(part) for part in frame.parts]
+        if isinstance(frame, frames.Transact):
+            self._move(frame)
         bases = []
         for part, end in zip(frame.parts, ends, strict=True):
             newest_us = max(end.newest_us, part.newest_us)
@@ -227,6 +246,11 @@ class _Turn:
                 return []
             case frames.Commit():
                 return self._commit(frame)
+            case frames.Renew():
+                return shares.renew(self._connection, self._members(frame), frame, self._topic(frame).partitions)
+            case frames.Leave():
+                shares.leave(self._connection, self._members(frame), frame)
+                return []
             case frames.Join():
                 row = self._connection.execute(
                     "insert into groups values (?, ?, 1) "
@@ -249,10 +273,26 @@ class _Turn:
         self.changed = True
         return []
 
-    def _commit(self, frame: frames.Commit) -> list[int]:
+    def _members(self, frame: frames.Renew | frames.Leave) -> dict[str, shares.Member]:
+        return self._store.members.setdefault((frame.group, frame.topic), {})
+
+    def _topic(self, frame: frames.Commit | frames.Transact | frames.Renew) -> _Topic:
         topic = self._store.topics.get(frame.topic)
         if topic is None or topic.incarnation != frame.incarnation:
             raise PositionError(f"topic {frame.topic!r} was created anew, group {frame.group!r} read another one")
+        return topic
+
+    def _move(self, frame: frames.Transact) -> None:
+        """Saves the positions of a shared group, all of them or none."""
+        self._topic(frame)
+        for partition, generation, expected, _ in frame.moves:
+            shares.check_holder(self._connection, frame, partition, generation)
+            self._check_expected(frame, partition, expected)
+        for partition, _, _, position in frame.moves:
+            self._save(frame, partition, position)
+
+    def _commit(self, frame: frames.Commit) -> list[int]:
+        self._topic(frame)
         (generation,) = self._connection.execute(
             "select generation from groups where name = ? and topic = ?", (frame.group, frame.topic)
         ).fetchone()
@@ -263,28 +303,38 @@ class _Turn:
             )
         moves = [(p, position) for p, expected, position in frame.moves if self._is_new(frame, p, expected, position)]
         for partition, position in moves:
-            self._connection.execute(
-                "insert or replace into positions values (?, ?, ?, ?, ?)",
-                (frame.group, frame.topic, partition, frame.incarnation, position),
-            )
+            self._save(frame, partition, position)
         return []
+
+    def _save(self, frame: frames.Commit | frames.Transact, partition: int, position: int) -> None:
+        self._connection.execute(
+            "insert or replace into positions values (?, ?, ?, ?, ?)",
+            (frame.group, frame.topic, partition, frame.incarnation, position),
+        )
 
     def _is_new(self, frame: frames.Commit, partition: int, expected: int, position: int) -> bool:
         """Returns whether a position is yet to be saved; raises FencedError if somebody else moved it."""
-        row = self._connection.execute(
-            "select position, incarnation from positions where name = ? and topic = ? and partition = ?",
-            (frame.group, frame.topic, partition),
-        ).fetchone()
-        if row == (position, frame.incarnation):
+        if self._position(frame, partition) == (position, frame.incarnation):
             # The same commit, sent again because its answer was lost.
             return False
+        self._check_expected(frame, partition, expected)
+        return True
+
+    def _check_expected(self, frame: frames.Commit | frames.Transact, partition: int, expected: int) -> None:
+        row = self._position(frame, partition)
         found = row[0] if row else -1
         if found != expected:
             raise FencedError(
                 f"group {frame.group!r} of topic {frame.topic!r}, partition {partition}: expected position "
                 f"{expected}, found {found}; somebody else moved it"
             )
-        return True
+
+    def _position(self, frame: frames.Commit | frames.Transact, partition: int) -> tuple[int, str] | None:
+        row: tuple[int, str] | None = self._connection.execute(
+            "select position, incarnation from positions where name = ? and topic = ? and partition = ?",
+            (frame.group, frame.topic, partition),
+        ).fetchone()
+        return row
 
     def _drop(self, name: str) -> None:
         topic = self._store.topics.get(name)
@@ -295,6 +345,7 @@ class _Turn:
         self._connection.execute("delete from log where id between ? and ?", (first, last))
         self._connection.execute("delete from ends where topic = ?", (topic.id,))
         self._connection.execute("delete from topics where id = ?", (topic.id,))
+        self._connection.execute("delete from shares where topic = ?", (name,))
 
 
 def _insert_many(connection: sqlite3.Connection, table: str, columns: int, rows: Sequence[tuple[Any, ...]]) -> None:

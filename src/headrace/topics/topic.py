@@ -124,7 +124,8 @@ class Share(Protocol):
         """Returns the partitions that this member holds, and says that it is alive.
 
         Call it more often than the lease is long. What was read of a partition that is no longer
-        among them must be dropped before the next call. Raises PositionError once the topic is another.
+        among them must be dropped before the next call; one that was lost and has come back is left
+        out of one answer. Raises PositionError once the topic is another.
         """
 
     def saved(self, partition: int) -> Position | None:
