@@ -152,14 +152,14 @@ def test_page_shows_every_table_as_the_code_makes_it():
     "call", [SqliteTopics.names, lambda topics: topics.create("new", partitions=1, retention_seconds=None)]
 )
 def test_file_of_a_newer_format_is_refused(folder, topics, call):
-    _set_user_version(folder, 2)
+    _set_user_version(folder, 3)
     with pytest.raises(FormatError) as caught:
         call(topics)
     assert str(caught.value) == (
-        f"{folder / 'topics.db'} has format 2, this Headrace reads formats up to 1. "
+        f"{folder / 'topics.db'} has format 3, this Headrace reads formats up to 2. "
         "Run the newer Headrace that wrote it"
     )
-    assert _user_version(folder) == 2
+    assert _user_version(folder) == 3
 
 
 @pytest.mark.parametrize("journal", ["delete", "wal"])
