@@ -10,6 +10,7 @@ import pytest
 
 import budget
 import services
+from services.hdfs import Hdfs, fetch_hadoop
 from services.kafka import Broker, fetch_jars
 
 
@@ -39,6 +40,18 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     broker.start()
     yield broker
     broker.stop()
+
+
+@pytest.fixture(scope="session")
+def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hdfs]:
+    """A real HDFS with two data nodes, one for the whole run: write under a folder of the test's own."""
+    services.need("hdfs")
+    cluster = Hdfs(tmp_path_factory.mktemp("hdfs"), fetch_hadoop())
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ REQUIRED = "HEADRACE_TEST_SERVICES"
 # The programs that each service needs; tests/services/debian.txt lists the packages for CI.
 PROGRAMS = {
     "kafka": ("java", "mvn"),
+    "hdfs": ("java", "mvn"),
+    "spark": ("java", "mvn"),
     "kcat": ("kcat",),
     "chromium": ("chromium", "chromedriver"),
     "node": ("node", "npm"),
@@ -38,3 +41,14 @@ def refuse(service: str, reason: str) -> None:
     if os.environ.get(REQUIRED) == "required":
         pytest.fail(text, pytrace=False)
     pytest.skip(text)
+
+
+def free_ports(count: int) -> list[int]:
+    """Returns ports of the loopback address at which nobody listens."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
