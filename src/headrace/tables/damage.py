@@ -1,0 +1,113 @@
+"""What is wrong with a table that cannot be opened or read, told with the file that is to blame."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace.base.errors import FormatError, FullError, HeadraceError, UnavailableError
+from headrace.tables.store import Entry, Store
+
+LOG = "_delta_log"
+_COMMIT = re.compile(r"(\d{20})\.json")
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(\..+)?\.parquet")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m|\s+")
+
+
+def version_of(entry: Entry) -> int | None:
+    """Returns the version that a file of the log commits, or None for any other file."""
+    match = _COMMIT.fullmatch(entry.name)
+    return int(match[1]) if match else None
+
+
+def checkpoint_version(entry: Entry) -> int | None:
+    """Returns the version that a file of the log is a checkpoint of, or None."""
+    match = _CHECKPOINT.fullmatch(entry.name)
+    return int(match[1]) if match else None
+
+
+def check_log(store: Store, log: list[Entry]) -> None:
+    """Raises FormatError for an empty commit, which the library takes for one that changed nothing."""
+    for entry in log:
+        if entry.size == 0 and not entry.is_folder and version_of(entry) is not None:
+            raise FormatError(
+                f"{store.uri}/{entry.path} is an empty file, so what was committed with it is lost. Restore it, "
+                "or go back to the version before with another copy of the table"
+            )
+
+
+def explain(store: Store, error: BaseException) -> HeadraceError:
+    """Returns the error to raise for one of the library's: what is damaged, or who does not answer."""
+    text = brief(error)
+    if "No space left" in text or "quota" in text.lower():
+        return FullError(f"{store.uri}: {text}")
+    if "nsupported" in text:
+        return FormatError(f"{store.uri}/{LOG}: the table follows a protocol that Headrace cannot read: {text}")
+    try:
+        log = store.entries(LOG)
+        return _damage_of(store, log) or _unexplained(store, text)
+    except OSError as unreachable:
+        return UnavailableError(f"{store.uri}: {brief(unreachable)}")
+
+
+def brief(error: BaseException) -> str:
+    """Returns what an error says, on one line and without colours.
+
+    >>> brief(ValueError("a  b" + chr(10) + "   0: <unknown>"))
+    'a b'
+    """
+    return _ANSI.sub(" ", str(error).split("\n   0: ")[0]).strip()[:600]
+
+
+def _unexplained(store: Store, text: str) -> HeadraceError:
+    if "://" not in store.uri or "Kernel error: " in text:
+        return FormatError(f"{store.uri}: {text}")
+    return UnavailableError(f"{store.uri}: {text}")
+
+
+def _damage_of(store: Store, log: list[Entry]) -> FormatError | None:
+    checkpoints = [version for entry in log if (version := checkpoint_version(entry)) is not None]
+    commits = [version for entry in log if (version := version_of(entry)) is not None]
+    expected = max(checkpoints) + 1 if checkpoints else 0
+    for version in (version for version in commits if version >= expected):
+        if version != expected:
+            return FormatError(f"{store.uri}/{LOG}/{expected:020d}.json is missing, though later commits stand")
+        expected += 1
+    if not checkpoints and any(entry.name == "_last_checkpoint" for entry in log) and 0 not in commits:
+        return FormatError(f"{store.uri}/{LOG}: _last_checkpoint names a checkpoint whose file is missing")
+    for entry in log:
+        if reason := _unreadable(store, entry, max(checkpoints, default=-1)):
+            return FormatError(f"{store.uri}/{entry.path} is damaged: {reason}")
+    return None
+
+
+def _unreadable(store: Store, entry: Entry, checkpoint: int) -> str:
+    version = version_of(entry)
+    if version is not None and version > checkpoint:
+        return _bad_json(store.read(entry.path))
+    if checkpoint_version(entry) == checkpoint:
+        return bad_parquet(store.read(entry.path))
+    return ""
+
+
+def _bad_json(data: bytes) -> str:
+    for number, line in enumerate(data.splitlines(), start=1):
+        try:
+            if line.strip():
+                msgspec.json.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return f"line {number}: {error}"
+    return "" if data.strip() else "it is empty"
+
+
+def bad_parquet(data: bytes) -> str:
+    """Returns why bytes are no Parquet file, or nothing."""
+    try:
+        pq.ParquetFile(io.BytesIO(data)).metadata  # noqa: B018 - opening reads the footer
+    except (pa.ArrowException, OSError) as error:
+        return brief(error)
+    return ""
