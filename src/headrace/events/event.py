@@ -96,6 +96,16 @@ Did you mean product_id?
             _check_item(self.name, self.item, [*known, *self.fields])
 
 
+def describe(event: Event) -> tuple[str, str | None, tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """Returns all that decides how an event is judged, for the hash of a project's definitions.
+
+    >>> describe(Event("Seat Chosen", fields={"seat": str}))
+    ('Seat Chosen', None, (('seat', "<class 'str'>"),), ())
+    """
+    fields = tuple(sorted((name, str(kind)) for name, kind in event.fields.items()))
+    return event.name, event.item, fields, _canonical_fields(event.name)
+
+
 def read_properties(event: Event | str, properties: Raw | bytes | UnsetType) -> Struct | dict[str, Any]:
     """Returns the typed properties of a canonical or declared event, those of another one as a dict.
 
