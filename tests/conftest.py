@@ -12,6 +12,7 @@ import budget
 import services
 from services.hdfs import Hdfs, fetch_hadoop
 from services.kafka import Broker, fetch_jars
+from services.spark import Spark, fetch_spark
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,6 +53,15 @@ def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hdfs]:
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spark]:
+    """A real Spark with Delta, one for the whole run; its JVM starts with the first script."""
+    services.need("spark")
+    session = Spark(tmp_path_factory.mktemp("spark"), fetch_spark())
+    yield session
+    session.stop()
 
 
 @pytest.fixture
