@@ -23,7 +23,7 @@ from headrace.events.agent import read_agent
 from headrace.events.click import HEADER, Door, decode_door
 from headrace.events.event import Envelope, Event, describe, read_envelope, read_properties
 from headrace.events.session import Session, join_session
-from headrace.events.settled import REPLAY, VERSION, FailedEvent, SettledEvent
+from headrace.events.settled import REPLAY, VERSION, FailedEvent, Progress, SettledEvent
 
 WINDOW_US = 7 * 24 * 3600 * 1_000_000
 """For how long, by the time in the topic, an id and a visitor are remembered."""
@@ -156,28 +156,27 @@ def id_key(source: str, message_id: str) -> bytes:
     return blake2b(f"{source}\0{message_id}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def restore(state: State, rows: Iterable[SettledEvent | FailedEvent], rules: Rules) -> None:
-    """Moves the state on by rows that it once brought forth, in the order of their `src_offset`."""
+def restore(state: State, rows: Iterable[SettledEvent | FailedEvent | Progress]) -> None:
+    """Moves the state on by what it once brought forth, in the order of `src_offset`."""
     entries: dict[bytes, int] = {}
     for row in rows:
-        is_failed = isinstance(row, FailedEvent)
-        entries[id_key(row.source, row.message_id)] = row.log_us << 1 | is_failed
         if isinstance(row, SettledEvent):
             _restore_visitor(state, row)
             state.settled = row.seq + 1
-        else:
+            entries[id_key(row.source, row.message_id)] = row.log_us << 1
+        elif isinstance(row, FailedEvent):
             state.failed = row.seq + 1
+            entries[id_key(row.source, row.message_id)] = row.log_us << 1 | 1
         state.newest_us = max(state.newest_us, row.log_us)
         state.offset = row.src_offset + 1
         if len(entries) >= _PORTION:
             state.seen.add(entries)
             entries = {}
     state.seen.add(entries)
-    del rules
 
 
 def _restore_visitor(state: State, row: SettledEvent) -> None:
-    key = _visitor_key(row.visitor, row.user_id)
+    key = visitor_key(row.visitor, row.user_id)
     known = state.visitors.get(key)
     session = known.session if known else None
     if row.session_first_us is not None and row.session_last_us is not None:
@@ -294,7 +293,7 @@ class _Fold:
         self, click: _Click, visitor: str | None, user: str | None, event_us: int
     ) -> tuple[str | None, str, Session | None]:
         """Returns the user, the session's id, and the open session if the event has joined it; notes all three."""
-        key = _visitor_key(visitor, user)
+        key = visitor_key(visitor, user)
         known = self._visitor(key, click.log_us)
         open_session = known.session if known else None
         fresh_id = f"{self.state.partition}-{click.record.offset}"
@@ -321,7 +320,7 @@ class _Fold:
         visitor = user = known = None
         if envelope is not None:
             visitor, user = envelope.anonymous_id or None, envelope.user_id or None
-            known = self._visitor(_visitor_key(visitor, user), click.log_us) if visitor or user else None
+            known = self._visitor(visitor_key(visitor, user), click.log_us) if visitor or user else None
         raw, raw_base64 = _text_or_base64(record.value or b"")
         session = known.session if known else None
         return FailedEvent(
@@ -459,7 +458,8 @@ def _json_object(member: Raw | UnsetType, name: str) -> Raw | UnsetType:
     raise _Failure("json", f"Expected `object`, got {text[:40]!r} - at `$.{name}`")
 
 
-def _visitor_key(visitor: str | None, user: str | None) -> str:
+def visitor_key(visitor: str | None, user: str | None) -> str:
+    """Returns the key under which a visitor is remembered, or a user without one."""
     return visitor if visitor is not None else f"\0{user}"
 
 

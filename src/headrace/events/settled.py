@@ -159,7 +159,7 @@ class Progress(msgspec.Struct, kw_only=True):
     version: int
     """The version of this contract."""
     src_offset: int
-    """The next offset to be settled."""
+    """The last offset that was settled."""
     log_us: int
     """The largest time seen so far in that partition of `clicks`."""
 

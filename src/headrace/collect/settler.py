@@ -1,0 +1,198 @@
+"""The settler: folds `clicks` into `events` and `failed`, each click once, whatever dies."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+
+from headrace.base import fault
+from headrace.base.clock import machine_us
+from headrace.base.telemetry import Metric, Metrics, get_logger
+from headrace.collect.app import CLICKS
+from headrace.collect.memory import Home, Memory
+from headrace.events import settled
+from headrace.events.settle import Outcome, Rules, restore, settle, visitor_key
+from headrace.events.settled import EVENTS, FAILED, PROGRESS, FailedEvent, Progress, SettledEvent
+from headrace.topics import Message, Move, Record, Topics
+
+GROUP = "settler"
+
+METRICS = (
+    Metric("headrace_settle_events_total", "Events settled."),
+    Metric("headrace_settle_failed_total", "Events that failed, by reason.", labels={"reason": (*settled.REASONS,)}),
+    Metric("headrace_settle_repeats_total", "Clicks that had been settled or had failed before."),
+    Metric("headrace_settle_commits_total", "Transactions."),
+    Metric("headrace_settle_lag_records", "Clicks that wait to be settled.", "gauge"),
+)
+
+_PORTION = 8192
+_WAIT_SECONDS = 0.2
+_RENEW_SECONDS = 0.5
+# A commit costs as much as a hundred events, and a reader of the lake waits for a second at least.
+_PAUSE_SECONDS = 0.05
+_SAVE_SECONDS = 1.0
+_DEADLINE_SECONDS = 10.0
+
+_LOGGER = get_logger("settler")
+
+
+class Settler:
+    """One member of the group that settles; each partition is settled by one member at a time."""
+
+    def __init__(self, topics: Topics, rules: Rules, folder: Path, *, member: str, metrics: Metrics) -> None:
+        self._topics = topics
+        self._rules = rules
+        self._home = Home.take(folder, member)
+        self._incarnation = topics.describe(CLICKS).incarnation
+        self._share = topics.share(CLICKS, GROUP, member=member, lease_seconds=6.0)
+        self._memories: dict[int, Memory] = {}
+        self._renewed_at = self._saved_at = float("-inf")
+        self._events = metrics.count("headrace_settle_events_total")
+        self._repeats = metrics.count("headrace_settle_repeats_total")
+        self._commits = metrics.count("headrace_settle_commits_total")
+        self._lag = metrics.count("headrace_settle_lag_records")
+        self._failed = {name: metrics.count("headrace_settle_failed_total", name) for name in settled.REASONS}
+
+    def run(self, stop: threading.Event) -> None:
+        """Settles until it is told to stop; any error is for the caller, who starts a new settler."""
+        try:
+            while not stop.is_set():
+                stop.wait(_PAUSE_SECONDS if self.turn() < _PORTION // 2 else 0)
+            self._save()
+        finally:
+            self.close()
+
+    def turn(self) -> int:
+        """Settles what has come since the last turn, and returns how many clicks those were."""
+        now = time.monotonic()
+        if now - self._renewed_at > _RENEW_SECONDS:
+            self._renew()
+            self._renewed_at = now
+        if not self._memories:
+            return 0
+        offsets = {partition: memory.state.offset for partition, memory in self._memories.items()}
+        messages = self._topics.read(CLICKS, offsets, max_records=_PORTION, wait_seconds=_WAIT_SECONDS)
+        if messages:
+            self._commit(messages)
+        if now - self._saved_at > _SAVE_SECONDS:
+            self._save()
+        return len(messages)
+
+    def close(self) -> None:
+        """Gives the partitions back."""
+        for memory in self._memories.values():
+            memory.close()
+        self._memories.clear()
+        self._share.close()
+        self._home.close()
+
+    def _renew(self) -> None:
+        held = self._share.held()
+        for partition in self._memories.keys() - held:
+            _LOGGER.info("partition %d goes to another settler", partition)
+            self._memories.pop(partition).close()
+        for partition in sorted(held - self._memories.keys()):
+            self._memories[partition] = self._take(partition)
+        bounds = self._topics.bounds(CLICKS)
+        self._lag.set(sum(bounds[p].end - memory.state.offset for p, memory in self._memories.items()))
+
+    def _commit(self, messages: Sequence[Message]) -> None:
+        moves, outcomes = [], []
+        for partition, group in groupby(messages, lambda message: message.partition):
+            memory = self._memories[partition]
+            outcome = settle(memory.state, list(group), self._rules)
+            memory.touch(visitor_key(event.visitor, event.user_id) for event in outcome.events)
+            moves.append(Move(partition, memory.state.offset, _outputs(outcome, memory)))
+            outcomes.append(outcome)
+        fault.point("settle.folded")
+        self._share.transact(moves, deadline_seconds=_DEADLINE_SECONDS)
+        fault.point("settle.committed")
+        self._commits.add()
+        for outcome in outcomes:
+            self._events.add(len(outcome.events))
+            self._repeats.add(outcome.repeats)
+            for failure in outcome.failures:
+                self._failed[failure.reason].add()
+
+    def _save(self) -> None:
+        for memory in self._memories.values():
+            memory.save(self._incarnation, before_us=memory.state.newest_us - self._rules.window_us)
+        fault.point("settle.saved")
+        self._saved_at = time.monotonic()
+
+    def _take(self, partition: int) -> Memory:
+        """Returns the memory of a partition at the group's position, caught up by what was settled since."""
+        saved = self._share.saved(partition)
+        bound = self._topics.bounds(CLICKS)[partition]
+        position = bound.start if saved is None else saved.offset
+        memory = Memory.open(self._home.partition(partition), partition, self._incarnation, position=position)
+        began_at, lagged = time.monotonic(), position - memory.state.offset
+        rows = self._settled_since(memory, position)
+        while portion := list(islice(rows, _PORTION)):
+            restore(memory.state, portion)
+            memory.touch(visitor_key(row.visitor, row.user_id) for row in portion if isinstance(row, SettledEvent))
+            memory.save(self._incarnation, before_us=memory.state.newest_us - self._rules.window_us)
+        memory.state.offset = position
+        if lagged:
+            _LOGGER.info(
+                "partition %d: caught up over %d clicks in %.2f s", partition, lagged, time.monotonic() - began_at
+            )
+        return memory
+
+    def _settled_since(self, memory: Memory, position: int) -> Iterator[SettledEvent | FailedEvent | Progress]:
+        """Yields what was settled from the memory's offset on, in the order of `clicks`."""
+        state = memory.state
+        since_us = state.newest_us or self._oldest_needed(state.partition, position)
+        streams = [self._tail(name, state.partition, since_us) for name in (EVENTS, FAILED)]
+        rows = heapq.merge(*streams, key=lambda row: row.src_offset)
+        return (row for row in rows if row.src_offset >= state.offset)
+
+    def _oldest_needed(self, partition: int, position: int) -> int:
+        """Returns the time before which nothing matters to the click at `position`."""
+        messages = self._topics.read(CLICKS, {partition: position}, max_records=1, wait_seconds=0)
+        next_us = messages[0].time_us if messages else machine_us()
+        return max(min(next_us, machine_us()) - self._rules.window_us, 0)
+
+    def _tail(self, name: str, partition: int, since_us: int) -> Iterator[SettledEvent | FailedEvent | Progress]:
+        offset = self._topics.offsets_at(name, since_us)[partition]
+        end = self._topics.bounds(name)[partition].end
+        while offset < end:
+            messages = self._topics.read(name, {partition: offset}, max_records=_PORTION, wait_seconds=0)
+            if not messages:
+                return
+            for message in messages:
+                yield _row(name, message)
+            offset = messages[-1].offset + 1
+
+
+def _outputs(outcome: Outcome, memory: Memory) -> dict[str, list[Record]]:
+    events = [
+        Record((event.visitor or event.user_id or "").encode(), settled.encode(event), event.log_us)
+        for event in outcome.events
+    ]
+    if outcome.is_silent:
+        events.append(_progress(memory))
+    failures = [
+        Record(None if failure.key is None else failure.key.encode(), settled.encode(failure), failure.log_us)
+        for failure in outcome.failures
+    ]
+    return {name: records for name, records in ((EVENTS, events), (FAILED, failures)) if records}
+
+
+def _progress(memory: Memory) -> Record:
+    state = memory.state
+    progress = Progress(version=settled.VERSION, src_offset=state.offset - 1, log_us=state.newest_us)
+    return Record(None, settled.encode(progress), state.newest_us, ((PROGRESS, b""),))
+
+
+def _row(name: str, message: Message) -> SettledEvent | FailedEvent | Progress:
+    value = message.value or b""
+    if name == FAILED:
+        return settled.decode_failed(value)
+    if message.headers:
+        return settled.decode_progress(value)
+    return settled.decode_settled(value)
