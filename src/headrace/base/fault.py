@@ -22,6 +22,11 @@ POINTS = {
     "collect.answering": "the event is durable and the answer is not sent yet",
     "topics.received": "the writer holds the frames of a commit and has written nothing",
     "topics.written": "the rows are in the transaction, which is not committed",
+    "settle.folded": "the settler holds what came of some clicks and has committed nothing",
+    "settle.committed": "events and position are committed, what the settler remembers is not saved",
+    "settle.saved": "what the settler remembers is on disk",
+    "sink.committing": "the sink holds rows and has committed nothing",
+    "sink.committed": "the rows are in the table, and the sink has not taken note of it",
     "topics.synced": "the commit is on disk and no answer has left the writer",
 }
 
