@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import io
 import re
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.base.errors import FormatError, FullError, HeadraceError, UnavailableError
+from headrace.tables.log import LOG, checkpoints, commits, missing, version_of
 from headrace.tables.store import Entry, Store
 
-LOG = "_delta_log"
-_COMMIT = re.compile(r"(\d{20})\.json")
-_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(\..+)?\.parquet")
+_PARQUET = re.compile(r"\S+\.parquet")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m|\s+")
-
-
-def version_of(entry: Entry) -> int | None:
-    """Returns the version that a file of the log commits, or None for any other file."""
-    match = _COMMIT.fullmatch(entry.name)
-    return int(match[1]) if match else None
-
-
-def checkpoint_version(entry: Entry) -> int | None:
-    """Returns the version that a file of the log is a checkpoint of, or None."""
-    match = _CHECKPOINT.fullmatch(entry.name)
-    return int(match[1]) if match else None
 
 
 def check_log(store: Store, log: list[Entry]) -> None:
@@ -48,8 +36,7 @@ def explain(store: Store, error: BaseException) -> HeadraceError:
     if "nsupported" in text:
         return FormatError(f"{store.uri}/{LOG}: the table follows a protocol that Headrace cannot read: {text}")
     try:
-        log = store.entries(LOG)
-        return _damage_of(store, log) or _unexplained(store, text)
+        return _file_in(store, text) or _damage_of(store, store.entries(LOG)) or _unexplained(store, text)
     except OSError as unreachable:
         return UnavailableError(f"{store.uri}: {brief(unreachable)}")
 
@@ -69,18 +56,36 @@ def _unexplained(store: Store, text: str) -> HeadraceError:
     return UnavailableError(f"{store.uri}: {text}")
 
 
+def _file_in(store: Store, text: str) -> FormatError | None:
+    root = unquote(urlsplit(store.uri).path).strip("/") + "/"
+    for named in _PARQUET.findall(text):
+        path = unquote(named)
+        if root not in path or LOG in path:
+            continue
+        # The names of folders are escaped once more in the log than in the store.
+        below = path.partition(root)[2]
+        if reason := _why_unreadable(store, below):
+            return FormatError(f"{store.uri}/{below} {reason}")
+    return None
+
+
+def _why_unreadable(store: Store, path: str) -> str:
+    if store.size(path) is None:
+        return "is missing, though the table's log lists it"
+    reason = bad_parquet(store.read(path))
+    return f"is damaged: {reason}" if reason else ""
+
+
 def _damage_of(store: Store, log: list[Entry]) -> FormatError | None:
-    checkpoints = [version for entry in log if (version := checkpoint_version(entry)) is not None]
-    commits = [version for entry in log if (version := version_of(entry)) is not None]
-    expected = max(checkpoints) + 1 if checkpoints else 0
-    for version in (version for version in commits if version >= expected):
-        if version != expected:
-            return FormatError(f"{store.uri}/{LOG}/{expected:020d}.json is missing, though later commits stand")
-        expected += 1
-    if not checkpoints and any(entry.name == "_last_checkpoint" for entry in log) and 0 not in commits:
-        return FormatError(f"{store.uri}/{LOG}: _last_checkpoint names a checkpoint whose file is missing")
+    standing = checkpoints(log)
+    newest = max([*commits(log), *standing], default=-1)
+    name = missing(log, newest)
+    if name and not standing and any(entry.name == "_last_checkpoint" for entry in log):
+        return FormatError(f"{store.uri}/{LOG}: _last_checkpoint names a checkpoint, and its file is missing")
+    if name:
+        return FormatError(f"{store.uri}/{LOG}/{name} is missing, though later commits stand")
     for entry in log:
-        if reason := _unreadable(store, entry, max(checkpoints, default=-1)):
+        if reason := _unreadable(store, entry, max(standing, default=-1)):
             return FormatError(f"{store.uri}/{entry.path} is damaged: {reason}")
     return None
 
@@ -89,7 +94,7 @@ def _unreadable(store: Store, entry: Entry, checkpoint: int) -> str:
     version = version_of(entry)
     if version is not None and version > checkpoint:
         return _bad_json(store.read(entry.path))
-    if checkpoint_version(entry) == checkpoint:
+    if checkpoints([entry]) == [checkpoint]:
         return bad_parquet(store.read(entry.path))
     return ""
 

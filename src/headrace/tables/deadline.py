@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from headrace.base.errors import DeadlineError, FormatError
@@ -39,3 +40,28 @@ def within(seconds: float, what: str, call: Callable[[], T]) -> T:
             f"{what}: not done within {seconds:g} s. It may still happen: load the table again and look"
         )
     return outcome[0]  # type: ignore[no-any-return]
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """Yields the items, which are made in a thread of their own, at most eight ahead.
+
+    The library reads with its runtime, and may not do so inside a write, which runs on the same one.
+    """
+    made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=8)
+
+    def run() -> None:
+        try:
+            for item in items:
+                made.put((item, None))
+            made.put((None, None))
+        except BaseException as error:  # noqa: BLE001 - it crosses to the reader's thread
+            made.put((None, error))
+
+    threading.Thread(target=run, name="read ahead", daemon=True).start()
+    while True:
+        item, error = made.get()
+        if error is not None:
+            raise error
+        if item is None:
+            return
+        yield item

@@ -3,33 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 import pyarrow as pa
-from deltalake import (
-    CommitProperties,
-    DeltaTable,
-    Field,
-    PostCommitHookProperties,
-    QueryBuilder,
-    Transaction,
-    WriterProperties,
-    write_deltalake,
-)
+from deltalake import CommitProperties, DeltaTable, Field, Transaction, WriterProperties, write_deltalake
 
+from headrace.base.clock import machine_us
 from headrace.base.errors import CallError, FencedError, HeadraceError, PositionError
+from headrace.base.ids import make_id
+from headrace.tables import maintain
+from headrace.tables.cache import Cache, Wanted
 from headrace.tables.columns import Evolution, align, plan_evolution
+from headrace.tables.commit import NOTE_KEY, read_commit
 from headrace.tables.damage import brief
-from headrace.tables.place import Place
-from headrace.tables.table import Commit, File, check_schema
+from headrace.tables.deadline import ahead
+from headrace.tables.log import LOG, missing, oldest, version_of
+from headrace.tables.pins import Pins
+from headrace.tables.place import HOOKS, Place, read_batches
+from headrace.tables.scan import DeltaScan, chosen
+from headrace.tables.table import DEFAULT_KEEP_SECONDS, Commit, File, Optimized, Pin, check_schema
 
-NOTE_KEY = "headrace"
 _EPOCH = datetime.fromtimestamp(0, UTC)
-_HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+
+
+@dataclass(frozen=True)
+class Lake:
+    """What the tables of one lake share: their pins, and copies of their files where those are far."""
+
+    pins: Pins
+    cache: Cache | None = None
 
 
 class Delta:
@@ -39,13 +49,16 @@ class Delta:
     append that follows must go through the same one.
     """
 
-    def __init__(self, place: Place, loaded: DeltaTable, *, reads_only: bool = False) -> None:
+    def __init__(self, place: Place, loaded: DeltaTable, *, lake: Lake, reads_only: bool = False) -> None:
         self.name = place.name
         self.uri = place.uri
         self._place = place
+        self._lake = lake
         self._loaded = loaded
         self._reads_only = reads_only
         self._failed = ""
+        # Asking the library costs 2 ms for each position, as it reads the log again.
+        self._positions: dict[str, int | None] = {}
 
     @property
     def version(self) -> int:
@@ -85,6 +98,7 @@ class Delta:
             )
         self._loaded = newest
         self._failed = ""
+        self._positions = {}
 
     def at(self, version: int | None = None, *, time_us: int | None = None) -> Delta:
         """Returns the table as it was at a version or a time, for reading only."""
@@ -94,12 +108,18 @@ class Delta:
             version = self._version_at(time_us or 0)
         if not 0 <= version <= self.version:
             raise CallError(f"table {self.name!r} has no version {version}; its newest is {self.version}")
-        wanted = version
-        return Delta(self._place, self._place.load(wanted), reads_only=True)
+        self._check_reachable(version)
+        return Delta(self._place, self._place.load(version), lake=self._lake, reads_only=True)
+
+    def _check_reachable(self, version: int) -> None:
+        log = self._place.call("list", lambda: self._place.store.entries(LOG))
+        first = oldest(log)
+        if version < first or missing(log, version):
+            raise CallError(f"table {self.name!r}: version {version} is no longer in the log, which begins at {first}")
 
     def _version_at(self, time_us: int) -> int:
         oldest = None
-        for commit in self.history():
+        for commit in self._commits():
             if commit.time_us <= time_us:
                 return commit.version
             oldest = commit
@@ -108,7 +128,9 @@ class Delta:
 
     def position(self, app: str) -> int | None:
         """Returns the position that `app` committed with its rows, as of this snapshot."""
-        return self._loaded.transaction_version(app)
+        if app not in self._positions:
+            self._positions[app] = self._place.call("position", lambda: self._loaded.transaction_version(app))
+        return self._positions[app]
 
     def append(
         self,
@@ -126,8 +148,13 @@ class Delta:
         if evolve:
             self.evolve(rows.schema)
         aligned = align(self.name, rows, self.schema)
+        before = self.version
         with self._writing():
             self._place.call("append", lambda: self._write(aligned, positions, note))
+        if self.version > before + 1:
+            # The library took in commits of others on the way, which may have moved positions that are not ours.
+            self._positions = {}
+        self._positions.update(positions)
         return self.version
 
     def advance(self, positions: Mapping[str, int], note: Mapping[str, Any] = {}) -> int:
@@ -141,7 +168,7 @@ class Delta:
             mode="append",
             writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
             commit_properties=commit_properties(positions, note),
-            post_commithook_properties=_HOOKS,
+            post_commithook_properties=HOOKS,
         )
 
     def _check_writable(self, positions: Mapping[str, int]) -> None:
@@ -191,19 +218,20 @@ class Delta:
             self._loaded.alter.add_columns(
                 [Field.from_arrow(field) for field in evolution.added],
                 commit_properties=note,
-                post_commithook_properties=_HOOKS,
+                post_commithook_properties=HOOKS,
             )
         if evolution.widened is not None:
             wider = pa.schema([*evolution.widened, *evolution.added])
+            batches = (batch.cast(wider) for batch in read_batches(self._loaded, self.schema))
             write_deltalake(
                 self._loaded,
-                pa.RecordBatchReader.from_batches(wider, (b.cast(wider) for b in read_batches(self._loaded, "*"))),
+                pa.RecordBatchReader.from_batches(wider, ahead(batches)),
                 mode="overwrite",
                 schema_mode="overwrite",
                 partition_by=list(self.partitions) or None,
                 writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
                 commit_properties=note,
-                post_commithook_properties=_HOOKS,
+                post_commithook_properties=HOOKS,
             )
 
     def state(self, properties: Mapping[str, str]) -> None:
@@ -219,19 +247,115 @@ class Delta:
 
     def history(self, limit: int | None = None) -> list[Commit]:
         """Returns the newest commits first, as far as the log still goes."""
-        found = self._place.call("history", lambda: self._loaded.history(limit))
-        return [_commit(info) for info in found]
+        return list(itertools.islice(self._commits(), limit))
+
+    def _commits(self) -> Iterator[Commit]:
+        # The library's own history gives a stale snapshot's versions to the newest commits.
+        store = self._place.store
+        for entry in reversed(self._place.call("list", lambda: store.entries(LOG))):
+            version = version_of(entry)
+            if version is not None and version <= self.version:
+                yield self._place.call("history", partial(read_commit, store, entry))
 
     def files(self) -> list[File]:
         """Returns the files of this snapshot."""
         actions = self._place.call("files", lambda: pa.table(self._loaded.get_add_actions(flatten=True)))
         return [_file(row, f"{self.uri}/", self.partitions) for row in actions.to_pylist()]
 
+    def local_files(self) -> list[str]:
+        """Returns paths at which the files of this snapshot can be opened, fetched first where they are far."""
+        cache = self._lake.cache
+        if cache is None:
+            return [file.path for file in self.files()]
+        below = str(self._loaded.metadata().id)
+        return cache.fetch([self._wanted(below, file) for file in self.files()])
 
-def read_batches(loaded: DeltaTable, columns: str) -> Iterator[pa.RecordBatch]:
-    """Yields the rows of a snapshot, read by the library's own engine: Arrow's would abort the process at exit."""
-    query = QueryBuilder().register("snapshot", loaded).execute(f"select {columns} from snapshot")  # noqa: S608
-    yield from pa.RecordBatchReader.from_stream(query)
+    def _wanted(self, below: str, file: File) -> Wanted:
+        path = file.path.removeprefix(f"{self.uri}/")
+
+        def copy(target: str) -> None:
+            self._place.call(f"fetch {path}", lambda: self._place.store.copy(path, target))
+
+        return Wanted(f"{below}/{path}", file.size, copy)
+
+    def scan(self, columns: Sequence[str] | None = None) -> DeltaScan:
+        """Returns the rows of this snapshot, to be read later."""
+        loaded = self._loaded if self._reads_only else self._place.load(self.version)
+        return DeltaScan(
+            chosen(self.name, self.schema, columns),
+            self.partitions,
+            read=lambda schema: self._place.read(loaded, schema),
+            files=Delta(self._place, loaded, lake=self._lake, reads_only=True).local_files,
+        )
+
+    def optimize(self, *, target_bytes: int = 256 << 20) -> Optimized:
+        """Merges small files; readers and appends go on meanwhile."""
+        self._check_writable({})
+        with self._writing():
+            return maintain.optimize(self._place, self._loaded, target_bytes=target_bytes)
+
+    def checkpoint(self) -> None:
+        """Writes a checkpoint of the log, so that opening stays quick. Two at once can damage one another."""
+        self._check_writable({})
+        self._place.call("checkpoint", self._loaded.create_checkpoint)
+
+    def vacuum(
+        self, *, keep_seconds: float = DEFAULT_KEEP_SECONDS, dry_run: bool = False, around_pins: bool = True
+    ) -> list[str]:
+        """Returns the deleted files: no version younger than `keep_seconds`, and no pin, needs them.
+
+        Where `around_pins` is off, a pin that stands in the way makes it a CallError instead.
+        """
+        self._check_writable({})
+        with self._writing():
+            return maintain.vacuum(
+                self._place,
+                self._loaded,
+                self.pins(),
+                keep_seconds=keep_seconds,
+                dry_run=dry_run,
+                around_pins=around_pins,
+            )
+
+    def clean_log(self, *, keep_seconds: float = DEFAULT_KEEP_SECONDS, around_pins: bool = True) -> list[str]:
+        """Returns the deleted files of the log: old commits before a checkpoint, and what broken writers left."""
+        self._check_writable({})
+        before_us = machine_us() - int(keep_seconds * 1e6)
+        return maintain.clean_log(self._place, self.pins(), before_us=before_us, around_pins=around_pins)
+
+    def delete_partitions_before(self, day: date) -> int:
+        """Returns the number of files that left the table with whole days before `day`."""
+        self._check_writable({})
+        with self._writing():
+            return maintain.delete_partitions_before(self._place, self._loaded, day)
+
+    def pin(self, *, owner: str, reason: str, version: int | None = None) -> Pin:
+        """Returns the pin that keeps a version, by default the loaded one.
+
+        Pin a version while it is young: a vacuum that runs at this very moment does not see the pin, and deletes
+        what only versions older than its `keep_seconds` need.
+        """
+        if not owner.strip() or not reason.strip():
+            raise CallError(f"table {self.name!r}: a pin needs an owner and a reason, so that others know whom to ask")
+        pinned = self.version if version is None else version
+        now = machine_us()
+        pin = Pin(make_id(now, os.urandom(10)), self.name, pinned, owner, reason, now)
+        self._lake.pins.add(pin)
+        try:
+            # Looked at after the pin stands, so that no clean-up can come between.
+            self.at(pinned)
+        except CallError:
+            self._lake.pins.remove(self.name, pin.id)
+            raise
+        return pin
+
+    def unpin(self, pin_id: str) -> None:
+        """Takes a pin away."""
+        self._lake.pins.remove(self.name, pin_id)
+
+    def pins(self) -> list[Pin]:
+        """Returns the pins of this table, whoever set them."""
+        return self._lake.pins.of(self.name)
 
 
 def commit_properties(positions: Mapping[str, int], note: Mapping[str, Any]) -> CommitProperties:
@@ -240,33 +364,6 @@ def commit_properties(positions: Mapping[str, int], note: Mapping[str, Any]) -> 
         app_transactions=[Transaction(app, position) for app, position in positions.items()],
         custom_metadata={NOTE_KEY: msgspec.json.encode(note).decode()} if note else None,
     )
-
-
-def _commit(info: Mapping[str, Any]) -> Commit:
-    metrics = {key: _whole(value) for key, value in (info.get("operationMetrics") or {}).items()}
-    return Commit(
-        version=info["version"],
-        time_us=int(info.get("timestamp") or 0) * 1000,
-        operation=info.get("operation") or "",
-        producer=info.get("engineInfo") or "",
-        rows=metrics.get("num_added_rows", metrics.get("numOutputRows")),
-        files=metrics.get("num_added_files", metrics.get("numFiles")),
-        note=_note(info.get(NOTE_KEY)),
-    )
-
-
-def _whole(value: Any) -> int | None:
-    # Spark writes its numbers as text, and optimize writes some as JSON.
-    text = str(value)
-    return int(text) if text.isdecimal() else None
-
-
-def _note(text: Any) -> Mapping[str, Any]:
-    try:
-        found = msgspec.json.decode(text) if isinstance(text, str) else {}
-    except msgspec.DecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _file(row: Mapping[str, Any], root: str, partitions: Sequence[str]) -> File:

@@ -8,15 +8,17 @@ from typing import ClassVar, Self
 
 import msgspec
 import pyarrow as pa
-from deltalake import DeltaTable, PostCommitHookProperties
+from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from headrace.base.errors import CallError, FormatError, UrlError, unknown_name
 from headrace.base.urls import Url
-from headrace.tables.damage import LOG
+from headrace.tables.cache import Cache
 from headrace.tables.deadline import within
-from headrace.tables.delta import Delta
-from headrace.tables.place import Place
+from headrace.tables.delta import Delta, Lake
+from headrace.tables.log import LOG
+from headrace.tables.pins import PINS, Pins
+from headrace.tables.place import HOOKS, Place
 from headrace.tables.store import Store
 from headrace.tables.table import (
     DEFAULT_DEADLINE_SECONDS,
@@ -26,7 +28,7 @@ from headrace.tables.table import (
     check_schema,
 )
 
-# The keeper alone writes checkpoints: two at once can damage one another.
+# The library never writes checkpoints nor cleans the log by itself: the keeper does.
 _STATED = {
     "delta.checkpointInterval": "1000000",
     "delta.logRetentionDuration": "interval 30 days",
@@ -42,18 +44,23 @@ class _FileOptions(msgspec.Struct):
 
 
 class _HdfsOptions(msgspec.Struct):
-    """Options of hdfs:// tables."""
+    """Options of hdfs:// tables: where copies for DuckDB and Polars stand, and how much room they may take."""
 
     deadline_seconds: float = DEFAULT_DEADLINE_SECONDS
+    cache: str = ".headrace/cache/lake"
+    cache_bytes: int = 4 << 30
 
 
 class _Lake:
     """What both kinds of lake do alike: the library reaches either through one interface."""
 
-    def __init__(self, root: str, *, deadline_seconds: float = DEFAULT_DEADLINE_SECONDS) -> None:
+    def __init__(
+        self, root: str, *, deadline_seconds: float = DEFAULT_DEADLINE_SECONDS, cache: Cache | None = None
+    ) -> None:
         self._root = root
         self._deadline_seconds = deadline_seconds
         self._store = Store(root)
+        self._lake = Lake(Pins(self._place(PINS)), cache)
 
     def names(self) -> list[str]:
         """Returns the names of all tables, sorted."""
@@ -70,7 +77,7 @@ class _Lake:
         check_name(name)
         place = self._place(name)
         try:
-            return Delta(place, place.load())
+            return Delta(place, place.load(), lake=self._lake)
         except TableNotFoundError as error:
             raise unknown_name("table", name, self.names()) from error
 
@@ -88,10 +95,10 @@ class _Lake:
         check_schema(name, schema, partition_by)
         place = self._place(name)
         try:
-            table = Delta(place, place.load())
+            table = Delta(place, place.load(), lake=self._lake)
         except TableNotFoundError:
             self._create(place, schema, partition_by, description, {**_STATED, **properties})
-            table = Delta(place, place.load())
+            table = Delta(place, place.load(), lake=self._lake)
         _check_agrees(table, schema, partition_by)
         return table
 
@@ -113,7 +120,7 @@ class _Lake:
                 description=words,
                 configuration=stated,
                 raise_if_key_not_exists=False,
-                post_commithook_properties=PostCommitHookProperties(False, False),
+                post_commithook_properties=HOOKS,
             )
 
         try:
@@ -150,7 +157,9 @@ class HdfsTables(_Lake):
         options = url.read_options(_HdfsOptions)
         if not url.address or len(url.path) < 2:
             raise UrlError(f"{str(url)!r} names no folder. Write it as hdfs://namenode:8020/lake")
-        return cls(f"hdfs://{url.address}{url.path.rstrip('/')}", deadline_seconds=options.deadline_seconds)
+        cache = Cache((url.root / options.cache).absolute(), max_bytes=options.cache_bytes)
+        root = f"hdfs://{url.address}{url.path.rstrip('/')}"
+        return cls(root, deadline_seconds=options.deadline_seconds, cache=cache)
 
 
 def _check_agrees(table: Delta, schema: pa.Schema, partition_by: Sequence[str]) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from deltalake import DeltaTable
+import pyarrow as pa
+from deltalake import DeltaTable, PostCommitHookProperties, QueryBuilder
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from headrace.base.errors import FencedError, FormatError, HeadraceError
-from headrace.tables.damage import LOG, brief, check_log, explain
+from headrace.tables.damage import brief, check_log, explain
 from headrace.tables.deadline import within
+from headrace.tables.log import LOG
 from headrace.tables.store import Store
 
+# The keeper alone writes checkpoints: two at once can damage one another.
+HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
 _READABLE_FEATURES = frozenset(("timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "appendOnly", "invariants"))
 
 T = TypeVar("T")
@@ -59,6 +63,21 @@ class Place:
         loaded = self.call("open", load)
         _check_protocol(self, loaded)
         return loaded
+
+    def read(self, loaded: DeltaTable, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        """Yields some columns of a snapshot, each batch within the deadline."""
+        batches = self.call("read", lambda: read_batches(loaded, schema))
+        while (batch := self.call("read", lambda: next(batches, None))) is not None:
+            yield batch
+
+
+def read_batches(loaded: DeltaTable, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yields some columns of a snapshot, read by the library's own engine: Arrow's would abort the process at exit."""
+    quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in schema.names)
+    query = QueryBuilder().register("snapshot", loaded).execute(f"select {quoted} from snapshot")  # noqa: S608
+    for batch in pa.RecordBatchReader.from_stream(query):
+        # It hands out views where the schema says string.
+        yield batch.cast(schema)
 
 
 def _check_protocol(place: Place, loaded: DeltaTable) -> None:

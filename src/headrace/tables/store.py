@@ -55,6 +55,11 @@ class Store:
             else []
         )
 
+    def size(self, path: str) -> int | None:
+        """Returns the bytes of a file, or None when there is no such file."""
+        info = self._files.get_file_info(self._at(path))
+        return None if info.type == FileType.NotFound else int(info.size or 0)
+
     def read(self, path: str) -> bytes:
         """Returns the bytes of a file."""
         with self._files.open_input_file(self._at(path)) as file:

@@ -173,10 +173,12 @@ class Table(Protocol):
     def checkpoint(self) -> None:
         """Writes a checkpoint of the log, so that opening stays quick."""
 
-    def vacuum(self, *, keep_seconds: float = DEFAULT_KEEP_SECONDS, dry_run: bool = False) -> list[str]:
+    def vacuum(
+        self, *, keep_seconds: float = DEFAULT_KEEP_SECONDS, dry_run: bool = False, around_pins: bool = True
+    ) -> list[str]:
         """Returns the deleted files: no version younger than `keep_seconds`, and no pin, needs them."""
 
-    def clean_log(self, *, keep_seconds: float = DEFAULT_KEEP_SECONDS) -> list[str]:
+    def clean_log(self, *, keep_seconds: float = DEFAULT_KEEP_SECONDS, around_pins: bool = True) -> list[str]:
         """Returns the deleted files of the log: old commits before a checkpoint, and what broken writers left."""
 
     def delete_partitions_before(self, day: date) -> int:
