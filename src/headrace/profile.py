@@ -18,12 +18,19 @@ FILE = "headrace.toml"
 VARIABLE = "HEADRACE_PROFILE"
 DEFAULT_PROFILE = "laptop"
 
+# The settler rebuilds what it remembers of the last 7 days from these two.
+_RETENTION_DAYS = {"events": 14.0, "failed": 14.0}
+
 
 class ProfileTable(msgspec.Struct, forbid_unknown_fields=True):
     """[profile.NAME]: where things live."""
 
     topics: str = "sqlite:///.headrace/topics"
     """Where the topics are: `memory://`, `sqlite:///folder` or `kafka://broker:9092`."""
+    tables: str = "file:///.headrace/lake"
+    """Where the tables are: `file:///folder` or `hdfs://namenode:8020/folder`."""
+    engine: str = "duckdb://"
+    """Where SQL runs: `duckdb://`, with `?memory=2GB&threads=2&spill=folder`."""
     clock: str = "real://"
     """The project's time: `real://`, `world://?rate=3600` or `stepped://`."""
 
@@ -53,7 +60,21 @@ class TopicTable(msgspec.Struct, forbid_unknown_fields=True):
     partitions: Annotated[int, msgspec.Meta(ge=1, le=MAX_PARTITIONS)] = 4
     """How many partitions the topic gets when it is made; fixed from then on."""
     retention_days: Annotated[float, msgspec.Meta(ge=0, le=36_500)] = 7.0
-    """How long the topic keeps its records when it is made; 0 keeps them for ever."""
+    """How long the topic keeps its records when it is made; 0 keeps them for ever. 14 for `events`, `failed`."""
+
+
+class SinkTable(msgspec.Struct, forbid_unknown_fields=True):
+    """[sink]: how topics move into tables."""
+
+    flush_seconds: Annotated[float, msgspec.Meta(ge=0.05, le=3600)] = 5.0
+    """How long a record may wait before it is committed to its table."""
+
+
+class LakeTable(msgspec.Struct, forbid_unknown_fields=True):
+    """[table.NAME]: how a table is kept."""
+
+    retention_days: Annotated[float, msgspec.Meta(ge=0, le=36_500)] = 0.0
+    """How long the table keeps its rows, by the day of their arrival; 0 keeps them for ever."""
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
@@ -62,6 +83,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     profile: dict[str, ProfileTable] = {}
     collect: CollectTable = msgspec.field(default_factory=CollectTable)
     topic: dict[str, TopicTable] = {}
+    sink: SinkTable = msgspec.field(default_factory=SinkTable)
+    table: dict[str, LakeTable] = {}
     keys: dict[str, str] = {}
 
 
@@ -75,12 +98,16 @@ class Profile:
     settings: Settings
 
     def url(self, noun: str) -> Url:
-        """Returns the URL of a noun: topics, clock."""
+        """Returns the URL of a noun: topics, tables, engine, clock."""
         return Url.parse(getattr(self.urls, noun), root=self.folder)
 
     def topic(self, name: str) -> TopicTable:
         """Returns how a topic is to be made."""
-        return self.settings.topic.get(name, TopicTable())
+        return self.settings.topic.get(name) or TopicTable(retention_days=_RETENTION_DAYS.get(name, 7.0))
+
+    def table(self, name: str) -> LakeTable:
+        """Returns how a table is to be kept."""
+        return self.settings.table.get(name, LakeTable())
 
     @property
     def state(self) -> Path:
@@ -124,9 +151,15 @@ def list_keys() -> dict[str, type[msgspec.Struct]]:
     """Returns every table of headrace.toml with the keys that it may have.
 
     >>> sorted(list_keys())
-    ['collect', 'profile.NAME', 'topic.NAME']
+    ['collect', 'profile.NAME', 'sink', 'table.NAME', 'topic.NAME']
     """
-    return {"profile.NAME": ProfileTable, "collect": CollectTable, "topic.NAME": TopicTable}
+    return {
+        "profile.NAME": ProfileTable,
+        "collect": CollectTable,
+        "topic.NAME": TopicTable,
+        "sink": SinkTable,
+        "table.NAME": LakeTable,
+    }
 
 
 def _refuse_unknown(path: Path, table: dict[str, Any]) -> None:

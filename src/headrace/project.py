@@ -7,15 +7,19 @@ import re
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import blake2b
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
+
+import msgspec
 
 from headrace.base.clock import SCHEMES as CLOCKS
-from headrace.base.clock import Clock
+from headrace.base.clock import Clock, WorldClock, machine_us
 from headrace.base.errors import CallError, ProjectError, did_you_mean
 from headrace.base.http import is_loopback, listen, run, serve
 from headrace.base.process import Life, Program
@@ -33,8 +37,14 @@ from headrace.collect.app import (
 from headrace.collect.cookies import CookieOptions
 from headrace.collect.keys import DEV_KEY, Keys
 from headrace.events.event import Event
+from headrace.events.settle import TOLERANCE_US, Rules
+from headrace.events.settled import EVENTS, FAILED
 from headrace.profile import Profile, find_folder, read_profile
 from headrace.topics import Topic, Topics, open_topics
+
+if TYPE_CHECKING:
+    from headrace.engines import Engine
+    from headrace.tables import Tables
 
 FILE = "project.py"
 
@@ -90,17 +100,53 @@ class OpenProject:
         self.topics.describe(name)
         return Topic(self.topics, name)
 
-    def make_topic(self, name: str) -> Topic:
+    @cached_property
+    def tables(self) -> Tables:
+        """The tables of the profile."""
+        # Imported when asked for: Arrow and Delta would cost a door 300 ms at start and 60 MB.
+        tables: Tables = import_module("headrace.tables").open_tables(self.profile.url("tables"))
+        return tables
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine of the profile."""
+        engine: Engine = import_module("headrace.engines").open_engine(self.profile.url("engine"))
+        return engine
+
+    def make_topic(self, name: str, *, partitions: int | None = None) -> Topic:
         """Returns a topic, made as headrace.toml says if it does not stand."""
         table = self.profile.topic(name)
         retention_seconds = int(table.retention_days * 86400) if table.retention_days else None
-        self.topics.create(name, partitions=table.partitions, retention_seconds=retention_seconds)
+        self.topics.create(name, partitions=partitions or table.partitions, retention_seconds=retention_seconds)
         return Topic(self.topics, name)
+
+    def make_topics(self) -> None:
+        """Makes the topics of the click's way, with the same number of partitions."""
+        partitions = self.make_topic(CLICKS).describe().partitions
+        for name in (EVENTS, FAILED):
+            self.make_topic(name, partitions=partitions)
+
+    @property
+    def rules(self) -> Rules:
+        """What the settler judges by."""
+        rate = self.clock.rate if isinstance(self.clock, WorldClock) else 1.0
+        declared = {event.name: event for event in self.declared.events}
+        return Rules(declared, tolerance_us=int(TOLERANCE_US * rate))
+
+    @property
+    def member(self) -> str:
+        """The name of this project on this machine among the members of a group."""
+        place = blake2b(str(self.folder).encode(), digest_size=3).hexdigest()
+        return f"{socket.gethostname()}-{place}"
 
     def close(self) -> None:
         """Releases the backends."""
         if "topics" in self.__dict__:
             self.topics.close()
+        if "tables" in self.__dict__:
+            self.tables.close()
+        if "engine" in self.__dict__:
+            self.engine.close()
 
     def __enter__(self) -> Self:
         return self
@@ -195,7 +241,35 @@ def collector_programs(project: OpenProject, door: Door) -> list[Program]:
     ]
 
 
-ROLES: dict[str, Callable[[OpenProject, Door], list[Program]]] = {"collector": collector_programs}
+def stream_program(project: OpenProject, roles: Sequence[str]) -> Program:
+    """Returns the one program that runs these roles of the stream, a thread each."""
+    arguments = {"folder": str(project.folder), "profile": project.profile.name, "roles": list(roles)}
+    name = roles[0] if len(roles) == 1 else "stream"
+    return Program(name=name, target="headrace.stream:run_stream", arguments={**arguments, "name": name})
+
+
+DOORS = ("collector",)
+"""The roles that listen."""
+
+
+STREAM: dict[str, tuple[str, ...]] = {
+    "settler": ("settler",),
+    "sink": ("sink-events", "sink-failed"),
+    "keeper": ("keeper",),
+}
+"""The roles of the stream, with their loops."""
+
+ROLES = (*DOORS, *STREAM)
+
+
+def note_failure(project: OpenProject, loop: str, message: str) -> None:
+    """Writes down why a loop has stopped, for `headrace status`."""
+    folder = project.profile.state / "run"
+    folder.mkdir(parents=True, exist_ok=True)
+    failure = {"loop": loop, "message": message, "at_us": machine_us()}
+    temporary = folder / f"{loop}.failure.new"
+    temporary.write_bytes(msgspec.json.encode(failure))
+    temporary.replace(folder / f"{loop}.failure")
 
 
 def run_collector(life: Life, *, folder: str, profile: str, listener: int, name: str) -> None:

@@ -28,6 +28,8 @@ _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 10.0
 _STEADY_SECONDS = 10.0
 _STOP_SECONDS = 0.8
+_LOOP_STOP_SECONDS = 0.6
+_LOOK_SECONDS = 0.1
 _OPEN_FILES = 65_536
 
 
@@ -193,6 +195,54 @@ class Supervisor:
         self._children.clear()
         os.close(self._own_end)
         os.close(self._life)
+
+
+Loop = Callable[[threading.Event], None]
+"""Does a role's work until the event is set, or raises a HeadraceError and is begun anew."""
+
+
+class Loops:
+    """The loops of one process, a thread each: one that fails is begun anew while the others go on."""
+
+    def __init__(self, loops: Mapping[str, Loop], *, noted: Callable[[str, str], None]) -> None:
+        self._loops = loops
+        self._noted = noted
+        self._stop = threading.Event()
+
+    def run(self, life: Life) -> None:
+        """Runs all loops until SIGTERM, and ends the process."""
+        signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
+        threads = [
+            threading.Thread(target=self._repeat, args=(name, loop), name=name, daemon=True)
+            for name, loop in self._loops.items()
+        ]
+        for thread in threads:
+            thread.start()
+        life.tell_ready()
+        while not self._stop.wait(_LOOK_SECONDS):
+            if not all(thread.is_alive() for thread in threads):
+                # A fault of ours, whose traceback stands in the log: a fresh process knows nothing of it.
+                os._exit(1)
+        deadline = time.monotonic() + _LOOP_STOP_SECONDS
+        for thread in threads:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+        # Not by way of the interpreter's end: threads of Arrow abort the process there.
+        os._exit(0)
+
+    def _repeat(self, name: str, loop: Loop) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while not self._stop.is_set():
+            began_at = time.monotonic()
+            try:
+                loop(self._stop)
+            except HeadraceError as error:
+                get_logger(name).error("%s: %s; beginning anew in %.1f s", type(error).__name__, error, pause)
+                self._noted(name, f"{type(error).__name__}: {error}")
+            else:
+                continue
+            steady = time.monotonic() - began_at > _STEADY_SECONDS
+            self._stop.wait(pause)
+            pause = _FIRST_PAUSE_SECONDS if steady else min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
 
 def _spawn(program: Program, life: int) -> _Child:

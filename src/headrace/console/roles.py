@@ -20,13 +20,22 @@ from headrace.base.clock import WorldClock
 from headrace.base.errors import CallError, UnavailableError, unknown_name
 from headrace.base.process import Program, Supervisor
 from headrace.base.telemetry import get_logger, quantile, read_values, start_logging
-from headrace.collect.app import CLICKS
 from headrace.collect.keys import DEV_KEY, hash_key
 from headrace.console.show import format_bytes, print_lines, print_table
 from headrace.console.topics import describe, list_groups
 from headrace.profile import FILE as PROFILE_FILE
+from headrace.project import (
+    DOORS,
+    ROLES,
+    STREAM,
+    Door,
+    OpenProject,
+    collector_programs,
+    open_door,
+    open_project,
+    stream_program,
+)
 from headrace.project import FILE as PROJECT_FILE
-from headrace.project import ROLES, Door, OpenProject, open_door, open_project
 
 _NOTE_SECONDS = 1.0
 
@@ -45,10 +54,12 @@ clicks = Event("Product Clicked", item="product_id")
 _TOML = """# Where everything lives. The project in Python stays the same in every profile.
 [profile.laptop]
 topics = "sqlite:///.headrace/topics"
+tables = "file:///.headrace/lake"
 clock = "{clock}"
 
 [profile.cluster]
 topics = "kafka://127.0.0.1:9092"
+tables = "hdfs://127.0.0.1:8020/lake"
 clock = "real://"
 
 [collect]
@@ -110,10 +121,14 @@ def supervise(project: OpenProject, roles: Sequence[str], *, announce: Callable[
             stack.enter_context(_sole(project, role))
         with OpenProject(project.folder, project.profile) as probe:
             # What is wrong is said once and clearly here, rather than again and again by every worker.
-            probe.make_topic(CLICKS)
-        doors = [open_door(project, role) for role in roles]
-        programs = [program for door in doors for program in ROLES[door.role](project, door)]
-        ticker = _Ticker(project, doors, programs, announce=lambda: announce(doors))
+            probe.make_topics()
+        doors = [open_door(project, role) for role in roles if role in DOORS]
+        crews = {door.role: collector_programs(project, door) for door in doors}
+        stream = [role for role in roles if role in STREAM]
+        if stream:
+            program = stream_program(project, stream)
+            crews |= {role: [program] for role in stream}
+        ticker = _Ticker(project, doors, crews, announce=lambda: announce(doors))
         ticker.supervisor.run(
             tick=ticker.tick,
             # A door that nobody serves any more must refuse, not queue.
@@ -130,12 +145,14 @@ class _Ticker:
     """What a supervisor does beside watching: it announces once, and notes who runs and the world's time."""
 
     def __init__(
-        self, project: OpenProject, doors: list[Door], programs: list[Program], *, announce: Callable[[], None]
+        self, project: OpenProject, doors: list[Door], crews: dict[str, list[Program]], *, announce: Callable[[], None]
     ) -> None:
         self._world = project.clock if isinstance(project.clock, WorldClock) else None
         self._project = project
-        self.supervisor = Supervisor(programs, changed=self._note_change)
-        self._doors = doors
+        programs = {program.name: program for crew in crews.values() for program in crew}
+        self.supervisor = Supervisor(list(programs.values()), changed=self._note_change)
+        self._urls = {door.role: door.url for door in doors}
+        self._crews = crews
         self._announce: Callable[[], None] | None = announce
         self._is_changed = False
         self._is_failing = False
@@ -163,7 +180,10 @@ class _Ticker:
 
     def _write(self) -> None:
         if self._is_changed:
-            _write_states(self._project, self._doors, self.supervisor.pids())
+            for role, crew in self._crews.items():
+                pids = self.supervisor.pids()
+                own = {program.name: pids[program.name] for program in crew if program.name in pids}
+                _write_state(self._project, role, self._urls.get(role), own)
             self._is_changed = self._is_failing = False
         if self._world is not None and time.monotonic() - self._noted_at > _NOTE_SECONDS:
             self._world.note()
@@ -178,11 +198,12 @@ def _announce(project: OpenProject, doors: list[Door], *, as_json: bool) -> None
     for door in doors:
         print(f"{door.role:<10} {door.url}", flush=True)
     print(f"profile    {project.profile.name} ({project.profile.url('topics')})", flush=True)
-    print(
-        f"try        curl -u dev: {doors[0].url}/v1/track -d "
-        """'{"anonymousId":"ann","event":"Product Clicked","messageId":"1"}'""",
-        flush=True,
-    )
+    for door in doors[:1]:
+        print(
+            f"try        curl -u dev: {door.url}/v1/track -d "
+            """'{"anonymousId":"ann","event":"Product Clicked","messageId":"1"}'""",
+            flush=True,
+        )
     print("stop       Ctrl-C", flush=True)
 
 
@@ -190,14 +211,12 @@ def _state_path(project: OpenProject, role: str) -> Path:
     return project.profile.state / "run" / f"{role}.json"
 
 
-def _write_states(project: OpenProject, doors: list[Door], pids: dict[str, int]) -> None:
-    for door in doors:
-        path = _state_path(project, door.role)
-        own = {name: pid for name, pid in pids.items() if name.startswith(door.role)}
-        state = {"role": door.role, "url": door.url, "supervisor": os.getpid(), "pids": own}
-        temporary = path.with_suffix(".new")
-        temporary.write_text(json.dumps(state), encoding="utf-8")
-        temporary.replace(path)
+def _write_state(project: OpenProject, role: str, url: str | None, pids: dict[str, int]) -> None:
+    path = _state_path(project, role)
+    state = {"role": role, "url": url, "supervisor": os.getpid(), "pids": pids}
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(state), encoding="utf-8")
+    temporary.replace(path)
 
 
 def read_state(project: OpenProject, role: str) -> dict[str, Any]:
@@ -291,7 +310,7 @@ def _role_status(project: OpenProject, role: str) -> dict[str, Any]:
     values = read_values(project.profile.state / "metrics")
     return {
         "role": role,
-        "state": "ready" if _is_ready(state["url"]) else "not ready",
+        "state": "ready" if state["url"] is None or _is_ready(state["url"]) else "not ready",
         "url": state["url"],
         "pids": [state["supervisor"], *state["pids"].values()],
         "events": int(values.get("headrace_collect_events_total", 0)),

@@ -1,0 +1,81 @@
+"""The roles of the stream, joined: settler, sinks and keeper, with the tables that they fill.
+
+Apart from project.py, so that the doors need neither Arrow nor Delta.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from headrace.base.process import Life, Loops
+from headrace.base.telemetry import Metrics
+from headrace.collect.settler import METRICS as SETTLE_METRICS
+from headrace.collect.settler import Settler
+from headrace.events.settled import EVENTS, FAILED, FailedEvent, SettledEvent, decode_failed, decode_settled
+from headrace.project import STREAM, OpenProject, note_failure, open_project
+from headrace.tables import Table
+from headrace.tables.codec import make_codec
+from headrace.tables.sink import INCARNATION, TOPIC, Flush, Sink
+from headrace.tables.sink import METRICS as SINK_METRICS
+
+CODECS = {
+    EVENTS: make_codec(
+        SettledEvent,
+        decode_settled,
+        without=("version", "session_first_us", "session_last_us"),
+        sort_by="event_us",
+    ),
+    FAILED: make_codec(FailedEvent, decode_failed, without=("version",)),
+}
+"""The topics that have a table, and how their records become rows."""
+
+_DESCRIPTIONS = {
+    EVENTS: "What happened: each event once, typed, in its session, at its true time.",
+    FAILED: "What could not be settled, with its reason and all that a replay needs.",
+}
+
+
+def make_table(project: OpenProject, name: str) -> Table:
+    """Returns the table of a topic, made of what that topic is now if it does not stand."""
+    properties = {INCARNATION: project.topics.describe(name).incarnation, TOPIC: name}
+    return project.tables.create(name, CODECS[name].schema, description=_DESCRIPTIONS[name], properties=properties)
+
+
+def run_stream(life: Life, *, folder: str, profile: str, roles: Sequence[str], name: str) -> None:
+    """Runs roles of the stream in this process until it is told to stop."""
+    with open_project(folder, profile=profile) as project:
+        metrics = Metrics((*SETTLE_METRICS, *SINK_METRICS), folder=project.profile.state / "metrics", process=name)
+        loops = {loop: partial(_run_loop, folder, profile, loop, metrics) for role in roles for loop in STREAM[role]}
+        Loops(loops, noted=partial(note_failure, project)).run(life)
+
+
+def _run_loop(folder: str, profile: str, loop: str, metrics: Metrics, stop: threading.Event) -> None:
+    # Each with backends of its own: what one has broken, the others do not share.
+    with open_project(folder, profile=profile) as project:
+        project.make_topics()
+        LOOPS[loop](project, metrics, stop)
+
+
+def _run_settler(project: OpenProject, metrics: Metrics, stop: threading.Event) -> None:
+    folder = project.profile.state / "settler"
+    Settler(project.topics, project.rules, folder, member=project.member, metrics=metrics).run(stop)
+
+
+def _run_sink(project: OpenProject, metrics: Metrics, stop: threading.Event, *, topic: str) -> None:
+    flush = Flush(seconds=project.profile.settings.sink.flush_seconds)
+    table = make_table(project, topic)
+    Sink(project.topics, topic, table, CODECS[topic], member=(project.member, flush), metrics=metrics).run(stop)
+
+
+def _run_keeper(project: OpenProject, metrics: Metrics, stop: threading.Event) -> None:
+    del project, metrics
+    stop.wait()
+
+
+LOOPS: dict[str, Callable[[OpenProject, Metrics, threading.Event], None]] = {
+    "settler": _run_settler,
+    **{f"sink-{name}": partial(_run_sink, topic=name) for name in CODECS},
+    "keeper": _run_keeper,
+}
