@@ -15,6 +15,7 @@ the manifest that was stored, and finds exactly the entries that stood when it w
 from __future__ import annotations
 
 import errno
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,15 +41,18 @@ _TOP_LEVEL = 2
 _INLINE = 1024
 _SLICE = 1 << 16
 
-_ENTRY = np.dtype([("h0", "<u8"), ("h1", "<u8"), ("value", "<u8")])
-_ENTRY_BYTES = _ENTRY.itemsize
+_ENTRY_BYTES = 24
 _KEY_BYTES = 16
 # Smaller blocks need a larger index: this one takes 9 MB at 100M ids. Reading and checking 3 kB takes 3 us.
 _BLOCK = 128
 _BLOCK_BYTES = _BLOCK * _ENTRY_BYTES
 
 _Words = NDArray[np.uint64]
-_Entries = NDArray[np.void]
+_Entries = NDArray[np.uint64]
+"""Rows of three: the halves h0 and h1 of a key, the value."""
+
+# The bits that twelve bits of a hash stand for. Shifting ones for each pair instead takes three times as long.
+_PAIRS: Final[_Words] = np.array([1 << pair % 64 | 1 << pair // 64 for pair in range(1 << 12)], "<u8")
 
 
 class _RunRow(msgspec.Struct, array_like=True, frozen=True):
@@ -76,7 +80,7 @@ class _Manifest(msgspec.Struct, array_like=True, frozen=True):
 _manifests = msgspec.msgpack.Decoder(_Manifest)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Run:
     """A file of sorted entries, and what of it stays in memory."""
 
@@ -89,7 +93,7 @@ class _Run:
     synced: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Journal:
     path: Path
     file: int
@@ -114,7 +118,9 @@ class Seen:
         self._recent: dict[bytes, int] = {}
         self._fresh: dict[bytes, int] = {}
         self._journal: _Journal | None = None
-        self._runs: list[_Run] = []
+        self._sealed: list[_Run] = []
+        self._small: list[_Run] = []
+        self._active = self._make_active()
         self._retired: list[Path] = []
         self._num_leaving = 0
         self._created = False
@@ -134,12 +140,13 @@ class Seen:
             for row in wanted.runs:
                 run = _open_run(folder / row.name, row)
                 failed.callback(os.close, run.file)
-                seen._runs.append(run)
+                (seen._sealed if row.level == _TOP_LEVEL else seen._small).append(run)
             if wanted.journal is not None:
                 named.add(wanted.journal.name)
                 seen._recent = _read_journal(folder / wanted.journal.name, wanted.journal)
                 # Never appended to by another process than its maker, who may be frozen rather than dead.
                 seen._retired.append(folder / wanted.journal.name)
+            seen._active = seen._make_active()
             failed.pop_all()
         seen._recent.update(_unpack(wanted.fresh))
         seen._fresh = dict(seen._recent)
@@ -150,24 +157,21 @@ class Seen:
 
     def __len__(self) -> int:
         """The number of entries; an id that was added again may count as often."""
-        return len(self._recent) + sum(run.row.count for run in self._runs)
+        return len(self._recent) + sum(run.row.count for run in self._runs())
 
     def find(self, keys: Sequence[bytes]) -> dict[bytes, int]:
         """Returns the newest value of each key that is there."""
         recent = self._recent
-        found = {key: recent[key] for key in keys if key in recent}
-        if not self._runs or len(found) == len(keys):
+        found = {key: recent[key] for key in recent.keys() & keys}
+        if len(found) == len(keys) or not (self._small or self._sealed):
             return found
         hashes = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
         h0, bits = hashes[:, 0].copy(), _bits(hashes[:, 1])
-        for run in reversed(self._runs):
-            words = run.words[_places(h0, run.words.size)]
-            for index in np.flatnonzero((words & bits) == bits).tolist():
-                key = keys[index]
-                if key not in found:
-                    value = _look(run, key, h0[index])
-                    if value is not None:
-                        found[key] = value
+        maybe = _test(self._active, h0, bits)
+        if maybe.size:
+            some = [keys[index] for index in maybe.tolist()]
+            _search(self._small, some, (h0[maybe], bits[maybe]), found)
+        _search(self._sealed, keys, (h0, bits), found)
         return found
 
     def add(self, entries: Mapping[bytes, int]) -> None:
@@ -189,7 +193,7 @@ class Seen:
         """
         if len(self._fresh) > _INLINE:
             self._write_journal()
-        for run in self._runs:
+        for run in self._runs():
             if not run.synced:
                 os.fsync(run.file)
                 run.synced = True
@@ -198,7 +202,7 @@ class Seen:
             self._created = False
         self._num_leaving = len(self._retired)
         journal = self._journal.row() if self._journal else None
-        rows = [run.row for run in self._runs]
+        rows = [run.row for run in self._runs()]
         return msgspec.msgpack.encode(_Manifest(_VERSION, rows, journal, _pack(self._fresh).tobytes()))
 
     def saved(self) -> None:
@@ -213,33 +217,57 @@ class Seen:
 
         A newer run never goes before an older one, which may hold an older value of the same key.
         """
-        while self._runs and self._runs[0].row.newest < before:
-            self._retire(self._runs.pop(0))
+        while (runs := self._sealed or self._small) and runs[0].row.newest < before:
+            self._retire(runs.pop(0))
 
     def clear(self) -> None:
         """Drops every entry."""
-        for run in self._runs:
+        for run in self._runs():
             self._retire(run)
-        self._runs = []
+        self._sealed, self._small = [], []
+        self._active = self._make_active()
         self._drop_recent()
 
     def close(self) -> None:
         """Lets go of the files; what was not saved is lost."""
-        held = [run.file for run in self._runs] + ([self._journal.file] if self._journal else [])
-        self._runs, self._journal = [], None
+        held = [run.file for run in self._runs()] + ([self._journal.file] if self._journal else [])
+        self._sealed, self._small, self._journal = [], [], None
         for file in held:
             os.close(file)
 
+    def _runs(self) -> list[_Run]:
+        """Returns all runs, the oldest first."""
+        return self._sealed + self._small
+
     def _make_run(self) -> None:
-        self._runs.append(self._write_run(0, len(self._recent), [_newest(_pack(self._recent))]))
+        entries = _newest(_pack(self._recent))
+        self._small.append(self._write_run(0, [entries], _make_filter(8 * len(entries))))
+        _fill(self._active, entries)
         self._drop_recent()
         for level in range(_TOP_LEVEL):
-            parts = self._runs[-_FAN:]
-            if len(parts) == _FAN and all(run.row.level == level for run in parts):
-                merged = self._write_run(level + 1, sum(run.row.count for run in parts), _merge(parts))
-                self._runs[-_FAN:] = [merged]
-                for run in parts:
-                    self._retire(run)
+            # The oldest: a full disk may have left more than eight.
+            parts = [run for run in self._small if run.row.level == level][:_FAN]
+            if len(parts) == _FAN:
+                self._merge(level + 1, parts)
+
+    def _merge(self, level: int, parts: list[_Run]) -> None:
+        start = self._small.index(parts[0])
+        if level < _TOP_LEVEL:
+            words = _make_filter(8 * sum(run.row.count for run in parts))
+            self._small[start : start + _FAN] = [self._write_run(level, _merge_slices(parts), words)]
+        else:
+            self._sealed.append(self._write_run(level, _merge_slices(parts), self._active))
+            del self._small[start : start + _FAN]
+            self._active = self._make_active()
+        for run in parts:
+            self._retire(run)
+
+    def _make_active(self) -> _Words:
+        """Returns one filter for all small runs: without it an id that is new costs a test for each of fourteen."""
+        words = _make_filter(16 * self._spill * _FAN**_TOP_LEVEL)
+        for run in self._small:
+            _fill(words, _read_rows(run, 0, run.row.count))
+        return words
 
     def _drop_recent(self) -> None:
         if self._journal is not None:
@@ -251,14 +279,13 @@ class Seen:
         os.close(held.file)
         self._retired.append(held.path)
 
-    def _write_run(self, level: int, most: int, slices: Iterable[_Entries]) -> _Run:
-        """Writes at most that many entries, which come sorted, to a new file."""
+    def _write_run(self, level: int, slices: Iterable[_Entries], words: _Words) -> _Run:
         path, file = self._create("run")
         with ExitStack() as failed:
             failed.callback(path.unlink)
             failed.callback(os.close, file)
             try:
-                run = _write_run(path, file, level=level, most=most, slices=slices)
+                run = _write_run(path, file, level=level, slices=slices, words=words)
             except OSError as error:
                 raise _full(error, path) from error
             failed.pop_all()
@@ -295,8 +322,8 @@ class Seen:
                 return path, file
 
 
-def _write_run(path: Path, file: int, *, level: int, most: int, slices: Iterable[_Entries]) -> _Run:
-    words = np.zeros(_num_words(most), "<u8")
+def _write_run(path: Path, file: int, *, level: int, slices: Iterable[_Entries], words: _Words) -> _Run:
+    """Writes sorted entries to a file, and the filter that it fills with them."""
     firsts, checks, count, newest = [], [], 0, 0
     with os.fdopen(file, "wb", closefd=False) as output:
         for piece in _cut_blocks(slices):
@@ -304,30 +331,30 @@ def _write_run(path: Path, file: int, *, level: int, most: int, slices: Iterable
             output.write(data)
             starts = range(0, len(data), _BLOCK_BYTES)
             checks += [zlib.crc32(data[start : start + _BLOCK_BYTES]) for start in starts]
-            firsts.append(piece["h0"][::_BLOCK].copy())
-            np.bitwise_or.at(words, _places(piece["h0"], words.size), _bits(piece["h1"]))
-            count += piece.size
-            newest = max(newest, int(piece["value"].max()))
-        index = (words, np.concatenate(firsts), np.array(checks, "<u4"))
-        tail = b"".join(part.tobytes() for part in index)
+            firsts.append(piece[::_BLOCK, 0].copy())
+            _fill(words, piece)
+            count += len(piece)
+            newest = max(newest, int(piece[:, 2].max()))
+        index = (np.concatenate(firsts), np.array(checks, "<u4"))
+        tail = b"".join(part.tobytes() for part in (words, *index))
         output.write(tail)
-    return _Run(path, _RunRow(path.name, level, count, newest, words.size, zlib.crc32(tail)), file, *index)
+    return _Run(path, _RunRow(path.name, level, count, newest, words.size, zlib.crc32(tail)), file, words, *index)
 
 
 def _cut_blocks(slices: Iterable[_Entries]) -> Iterator[_Entries]:
     """Yields the same entries in pieces of whole blocks, the last one excepted."""
-    rest = np.empty(0, _ENTRY)
+    rest = np.empty((0, 3), "<u8")
     for piece in slices:
         rest = np.concatenate((rest, piece))
-        whole = rest.size - rest.size % _BLOCK
+        whole = len(rest) - len(rest) % _BLOCK
         if whole:
             yield rest[:whole]
             rest = rest[whole:]
-    if rest.size:
+    if len(rest):
         yield rest
 
 
-def _merge(runs: Sequence[_Run]) -> Iterator[_Entries]:
+def _merge_slices(runs: Sequence[_Run]) -> Iterator[_Entries]:
     """Yields the entries of runs, oldest first, in sorted slices: each key once, with its newest value."""
     num_slices = sum(run.row.count for run in runs) // _SLICE + 1
     starts = [0] * len(runs)
@@ -342,31 +369,49 @@ def _merge(runs: Sequence[_Run]) -> Iterator[_Entries]:
 
 def _newest(entries: _Entries) -> _Entries:
     """Returns entries sorted; of those with the same key the one that came first."""
-    entries = entries[np.argsort(entries["h0"], kind="stable")]
-    if not (entries["h0"][1:] == entries["h0"][:-1]).any():
+    entries = entries[np.argsort(entries[:, 0], kind="stable")]
+    if not (entries[1:, 0] == entries[:-1, 0]).any():
         return entries
-    entries = entries[np.lexsort((entries["h1"], entries["h0"]))]
-    again = (entries["h0"][1:] == entries["h0"][:-1]) & (entries["h1"][1:] == entries["h1"][:-1])
+    entries = entries[np.lexsort((entries[:, 1], entries[:, 0]))]
+    again = (entries[1:, :2] == entries[:-1, :2]).all(axis=1)
     return entries[np.concatenate(([True], ~again))]
 
 
-def _num_words(most: int) -> int:
-    """Returns the size of a filter: 16 bits for each of 32k, 256k or 2M entries."""
-    return max(2, 1 << (most // 6).bit_length())
+def _make_filter(num_bits: int) -> _Words:
+    return np.zeros(1 << round(math.log2(max(num_bits, 128) / 64)), "<u8")
 
 
-def _places(h0: _Words, num_words: int) -> NDArray[np.int64]:
+def _fill(words: _Words, entries: _Entries) -> None:
+    np.bitwise_or.at(words, _places(entries[:, 0], words), _bits(entries[:, 1]))
+
+
+def _test(words: _Words, h0: _Words, bits: _Words) -> NDArray[np.int64]:
+    """Returns the indexes of the keys that may be there."""
+    return np.flatnonzero((words[_places(h0, words)] & bits) == bits)
+
+
+def _places(h0: _Words, words: _Words) -> NDArray[np.int64]:
     # The highest bits: then a sorted run fills its filter from the one end to the other.
-    shift = np.uint64(65 - num_words.bit_length())
-    return (h0 >> shift).view(np.int64)
+    return (h0 >> np.uint64(65 - words.size.bit_length())).view(np.int64)
 
 
 def _bits(h1: _Words) -> _Words:
-    """Returns the bits that a key sets in its word: five, of which 0.4 % of the keys that are not there have all."""
-    bits = np.zeros(h1.size, np.uint64)
-    for shift in range(0, 30, 6):
-        bits |= np.uint64(1) << (h1 >> np.uint64(shift) & np.uint64(63))
-    return bits
+    """Returns the bits that a key sets in its word: six, which 0.4 % of the keys that are not there find set."""
+    pairs = [_PAIRS[(h1 >> np.uint64(shift) & np.uint64(0xFFF)).view(np.int64)] for shift in (0, 12, 24)]
+    return pairs[0] | pairs[1] | pairs[2]
+
+
+def _search(
+    runs: Sequence[_Run], keys: Sequence[bytes], hashes: tuple[_Words, _Words], found: dict[bytes, int]
+) -> None:
+    """Adds to `found` the values of those keys that are not in it yet, from the newest run to the oldest."""
+    for run in reversed(runs):
+        for index in _test(run.words, *hashes).tolist():
+            key = keys[index]
+            if key not in found:
+                value = _look(run, key, hashes[0][index])
+                if value is not None:
+                    found[key] = value
 
 
 def _look(run: _Run, key: bytes, h0: np.uint64) -> int | None:
@@ -388,13 +433,12 @@ def _find_row(run: _Run, bound: int) -> int:
     """Returns the first row whose h0 is at least that."""
     h0 = np.uint64(bound)
     block = max(int(run.firsts.searchsorted(h0)) - 1, 0)
-    entries = np.frombuffer(_read_blocks(run, block, block + 1), _ENTRY)
-    return block * _BLOCK + int(entries["h0"].searchsorted(h0))
+    return block * _BLOCK + int(_rows(_read_blocks(run, block, block + 1))[:, 0].searchsorted(h0))
 
 
 def _read_rows(run: _Run, start: int, stop: int) -> _Entries:
     first, last = start // _BLOCK, -(-stop // _BLOCK)
-    entries = np.frombuffer(_read_blocks(run, first, last), _ENTRY)
+    entries = _rows(_read_blocks(run, first, last))
     return entries[start - first * _BLOCK : stop - first * _BLOCK]
 
 
@@ -450,20 +494,23 @@ def _read_manifest(folder: Path, manifest: bytes) -> _Manifest:
 
 
 def _pack(entries: Mapping[bytes, int]) -> _Entries:
-    packed = np.empty(len(entries), _ENTRY)
-    hashes = np.frombuffer(b"".join(entries), "<u8").reshape(-1, 2)
-    packed["h0"], packed["h1"] = hashes[:, 0], hashes[:, 1]
-    packed["value"] = np.fromiter(entries.values(), "<u8", len(entries))
+    packed = np.empty((len(entries), 3), "<u8")
+    packed[:, :2] = np.frombuffer(b"".join(entries), "<u8").reshape(-1, 2)
+    packed[:, 2] = np.fromiter(entries.values(), "<u8", len(entries))
     return packed
+
+
+def _rows(data: bytes) -> _Entries:
+    return np.frombuffer(data, "<u8").reshape(-1, 3)
 
 
 def _unpack(data: bytes) -> dict[bytes, int]:
     keys = (data[start : start + _KEY_BYTES] for start in range(0, len(data), _ENTRY_BYTES))
-    return dict(zip(keys, np.frombuffer(data, _ENTRY)["value"].tolist(), strict=True))
+    return dict(zip(keys, _rows(data)[:, 2].tolist(), strict=True))
 
 
 def _list_files(folder: Path) -> list[Path]:
-    return [path for kind in ("run", "journal") for path in folder.glob(f"[0-9]*.{kind}")]
+    return [path for path in folder.iterdir() if path.stem.isdecimal() and path.suffix in (".run", ".journal")]
 
 
 def _open(path: Path) -> int:
