@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from datetime import date
 from functools import partial
 
 from headrace.base.process import Life, Loops
@@ -17,6 +18,8 @@ from headrace.events.settled import EVENTS, FAILED, FailedEvent, SettledEvent, d
 from headrace.project import STREAM, OpenProject, note_failure, open_project
 from headrace.tables import Table
 from headrace.tables.codec import make_codec
+from headrace.tables.keeper import FAR, Care, Keeper, day_before
+from headrace.tables.keeper import METRICS as KEEPER_METRICS
 from headrace.tables.sink import INCARNATION, TOPIC, Flush, Sink
 from headrace.tables.sink import METRICS as SINK_METRICS
 
@@ -31,6 +34,8 @@ CODECS = {
 }
 """The topics that have a table, and how their records become rows."""
 
+METRICS = (*SETTLE_METRICS, *SINK_METRICS, *KEEPER_METRICS)
+
 _DESCRIPTIONS = {
     EVENTS: "What happened: each event once, typed, in its session, at its true time.",
     FAILED: "What could not be settled, with its reason and all that a replay needs.",
@@ -39,6 +44,8 @@ _DESCRIPTIONS = {
 
 def make_table(project: OpenProject, name: str) -> Table:
     """Returns the table of a topic, made of what that topic is now if it does not stand."""
+    if name in project.tables.names():
+        return project.tables.open(name)
     properties = {INCARNATION: project.topics.describe(name).incarnation, TOPIC: name}
     return project.tables.create(name, CODECS[name].schema, description=_DESCRIPTIONS[name], properties=properties)
 
@@ -46,7 +53,7 @@ def make_table(project: OpenProject, name: str) -> Table:
 def run_stream(life: Life, *, folder: str, profile: str, roles: Sequence[str], name: str) -> None:
     """Runs roles of the stream in this process until it is told to stop."""
     with open_project(folder, profile=profile) as project:
-        metrics = Metrics((*SETTLE_METRICS, *SINK_METRICS), folder=project.profile.state / "metrics", process=name)
+        metrics = Metrics(METRICS, folder=project.profile.state / "metrics", process=name)
         loops = {loop: partial(_run_loop, folder, profile, loop, metrics) for role in roles for loop in STREAM[role]}
         Loops(loops, noted=partial(note_failure, project)).run(life)
 
@@ -70,8 +77,18 @@ def _run_sink(project: OpenProject, metrics: Metrics, stop: threading.Event, *, 
 
 
 def _run_keeper(project: OpenProject, metrics: Metrics, stop: threading.Event) -> None:
-    del project, metrics
-    stop.wait()
+    def oldest_day(name: str) -> date | None:
+        days = project.profile.table(name).retention_days
+        return day_before(project.clock.now_us(), days) if days else None
+
+    Keeper(
+        project.tables,
+        project.topics,
+        lease=(EVENTS, project.member),
+        care=Care() if project.tables.capabilities.local else FAR,
+        oldest_day=oldest_day,
+        metrics=metrics,
+    ).run(stop)
 
 
 LOOPS: dict[str, Callable[[OpenProject, Metrics, threading.Event], None]] = {

@@ -27,6 +27,9 @@ POINTS = {
     "settle.saved": "what the settler remembers is on disk",
     "sink.committing": "the sink holds rows and has committed nothing",
     "sink.committed": "the rows are in the table, and the sink has not taken note of it",
+    "keeper.compacted": "the compaction is in the table, and no checkpoint follows it yet",
+    "keeper.checkpointed": "the checkpoint is written",
+    "keeper.vacuumed": "files are deleted, the log is not cleaned yet",
     "topics.synced": "the commit is on disk and no answer has left the writer",
 }
 

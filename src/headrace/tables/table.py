@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import pyarrow as pa
 
@@ -197,6 +196,8 @@ class Table(Protocol):
 class Tables(Protocol):
     """The tables of one lake."""
 
+    capabilities: ClassVar[Capabilities]
+
     @classmethod
     def from_url(cls, url: Url) -> Self:
         """Returns the tables at a URL."""
@@ -223,14 +224,17 @@ class Tables(Protocol):
 
 
 def check_name(name: str) -> None:
-    """Raises CallError unless a table may have that name.
+    """Raises CallError unless a table may have that name, on every store.
 
-    >>> check_name("événements")
+    >>> check_name("product.views-2")
     """
-    sound = all(c.isalnum() or c in "._-" for c in name) and unicodedata.is_normalized("NFC", name)
-    if not sound or not 1 <= len(name) <= 100 or name[0] in "._":
+    if (
+        not 1 <= len(name) <= 200
+        or name[0] in "._"
+        or not all(c.isascii() and (c.isalnum() or c in "._-") for c in name)
+    ):
         raise CallError(
-            f"table name {name!r}: use 1 to 100 letters, digits, '.', '_' and '-', and begin with none of ._"
+            f"table name {name!r}: use 1 to 200 letters, digits, '.', '_' and '-', and begin with neither '.' nor '_'"
         )
 
 
