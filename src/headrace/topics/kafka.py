@@ -10,6 +10,7 @@ from headrace.topics.kafka_cluster import Cluster
 from headrace.topics.kafka_group import KafkaMembership, read_groups
 from headrace.topics.kafka_reader import Readers, read_bounds
 from headrace.topics.kafka_sender import Appender, KafkaSender
+from headrace.topics.kafka_share import KafkaShare
 from headrace.topics.topic import (
     Bounds,
     Capabilities,
@@ -20,6 +21,7 @@ from headrace.topics.topic import (
     Place,
     Record,
     Sender,
+    Share,
     check_existing,
     check_partitions,
 )
@@ -87,6 +89,12 @@ class KafkaTopics:
     def join(self, name: str, group: str) -> Membership:
         """Returns the membership that fences every older one."""
         return KafkaMembership(self._cluster, self._cluster.describe(name), group)
+
+    def share(self, name: str, group: str, *, member: str, lease_seconds: float) -> Share:
+        """Returns a member's part of a group; a lease is 6 s at least, the shortest that brokers grant."""
+        return KafkaShare(
+            self._cluster, self._cluster.describe(name), group, member=member, lease_seconds=lease_seconds
+        )
 
     def groups(self, name: str) -> list[GroupPosition]:
         """Returns the saved positions of all groups."""

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import msgspec
-from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import TopicCollection as Names
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # exported all the same
     AdminClient,
@@ -47,6 +48,8 @@ _OFFSETS: Any = OffsetSpec
 
 _ASK_SECONDS = 5.0
 _WAIT_SECONDS = 0.01
+# The broker makes a static member's id of its name, a dash and a UUID.
+_UUID_LENGTH = 37
 # Every client of a broker that is down tells of it several times a second.
 _RECENT_SECONDS = 10.0
 _RETENTION = "retention.ms"
@@ -63,6 +66,8 @@ _MOVING = UNKNOWN | {
     KafkaError.OFFSET_NOT_AVAILABLE,
     KafkaError._NOENT,
 }
+
+_PASSING = frozenset({KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError.COORDINATOR_LOAD_IN_PROGRESS})
 
 FoundT = TypeVar("FoundT")
 
@@ -160,6 +165,10 @@ class Cluster:
         seconds = None if retention_ms < 0 else retention_ms // 1000
         return Description(name, len(topic.partitions), str(topic.topic_id), seconds)
 
+    def incarnation(self, name: str) -> str:
+        """Returns the broker's id of a topic."""
+        return str(self._look_up(name).topic_id)
+
     def count_partitions(self, name: str) -> int:
         """Returns the number of partitions of a topic."""
         return len(self._look_up(name).partitions)
@@ -228,13 +237,37 @@ class Cluster:
         found = self._result(self._admin.list_consumer_groups(request_timeout=_ASK_SECONDS), "listing the groups")
         return sorted(group.group_id for group in found.valid if group.group_id.startswith(prefix))
 
-    def group_offsets(self, group_id: str) -> list[TopicPartition]:
-        """Returns all that a group has committed."""
-        asked = self._admin.list_consumer_group_offsets(
-            [ConsumerGroupTopicPartitions(group_id)], request_timeout=_ASK_SECONDS
-        )
-        found: list[TopicPartition] = self._result(asked[group_id], f"reading group {group_id!r}").topic_partitions
-        return found
+    def group_members(self, group_id: str) -> dict[str, str]:
+        """Returns the static members of a group by name, with the ids that the broker gave them."""
+
+        def ask() -> dict[str, str] | None:
+            try:
+                with warnings.catch_warnings():
+                    # Its successor aborts the process when a coordinator goes away: an assertion of librdkafka fails.
+                    warnings.filterwarnings("ignore", "list_groups", DeprecationWarning)
+                    found = self._admin.list_groups(group_id, timeout=_ASK_SECONDS)
+            except KafkaException as error:
+                if cause_of(error).code() in _PASSING:
+                    return None
+                raise self.failure(error, what) from error
+            ids = [member.id for group in found for member in group.members if member.id]
+            return {member_id[:-_UUID_LENGTH]: member_id for member_id in ids}
+
+        what = f"asking who is in group {group_id!r}"
+        return _until(ask, f"{what}: no answer")
+
+    def group_offsets(self, group_id: str, places: Sequence[TopicPartition]) -> list[TopicPartition]:
+        """Returns what a group has committed, of the places that are asked for."""
+        # A consumer asks what an administrator would, whose question aborts the process when a coordinator goes away.
+        # One that waits for open transactions might wait for one whose owner died.
+        own = {"group.id": group_id, "isolation.level": "read_uncommitted"}
+        consumer = Consumer(self.settings | own, logger=LOGGER)
+        try:
+            return consumer.committed(list(places), timeout=_ASK_SECONDS)
+        except KafkaException as error:
+            raise self.failure(error, f"reading group {group_id!r}") from error
+        finally:
+            consumer.close()
 
     def ensure_marks(self) -> None:
         """Makes the topic in which groups note incarnations, unless it stands."""

@@ -10,21 +10,24 @@ from contextlib import suppress
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from headrace.base.errors import DeadlineError, FencedError, UnavailableError
+from headrace.base.errors import DeadlineError, FencedError, StopError, UnavailableError
 from headrace.topics.kafka_cluster import LOGGER, MARKS_TOPIC, Cluster, cause_of
 from headrace.topics.topic import Description, GroupPosition, Position
 
 # Kafka's groups span topics, ours belong to one; no topic's name has this character.
 _SEPARATOR = "/"
 
+# The broker knows a static member by this name and fences the older of two that bear it.
+_NAME = "headrace"
+
 _JOIN_SECONDS = 20.0
+_LEAVE_SECONDS = 2.0
 _COMMIT_SECONDS = 5.0
 _POLL_SECONDS = 0.01
 _RETRY_SECONDS = 0.05
 
 _SETTINGS = {
-    # The broker knows a static member by this name and fences the older of two that bear it.
-    "group.instance.id": "headrace",
+    "group.instance.id": _NAME,
     "group.protocol": "classic",
     # A newer member need not wait for it; a restart of the broker should fit in.
     "session.timeout.ms": 45_000,
@@ -33,7 +36,7 @@ _SETTINGS = {
     "enable.auto.commit": False,
     "auto.offset.reset": "error",
 }
-_FENCED = frozenset(
+FENCED = frozenset(
     {
         KafkaError.FENCED_INSTANCE_ID,
         KafkaError.ILLEGAL_GENERATION,
@@ -69,11 +72,10 @@ class KafkaMembership:
         self._answered = 0
         self._answer: KafkaError | None = None
         cluster.ensure_marks()
+        group_id = group_id_of(topic.name, group)
+        self._refuse_shared(group_id)
         self._consumer = Consumer(
-            cluster.settings
-            | _SETTINGS
-            | {"group.id": f"{topic.name}{_SEPARATOR}{group}", "on_commit": self._committed_now},
-            logger=LOGGER,
+            cluster.settings | _SETTINGS | {"group.id": group_id, "on_commit": self._committed_now}, logger=LOGGER
         )
         try:
             self._join()
@@ -85,7 +87,7 @@ class KafkaMembership:
     def saved(self) -> dict[int, Position]:
         """Returns the group's saved positions by partition."""
         asked = [TopicPartition(self._topic, partition) for partition in range(self._description.partitions)]
-        found = [_read_position(place) for place in self._committed(asked) if place.offset >= 0]
+        found = [read_position(place) for place in self._committed(asked) if place.offset >= 0]
         mark = self._read_mark()
         if not found and mark.metadata and mark.metadata != self._description.incarnation:
             # The broker has forgotten the positions together with the topic they were in.
@@ -103,12 +105,21 @@ class KafkaMembership:
             time.sleep(_RETRY_SECONDS)
 
     def close(self) -> None:
-        """Leaves without telling the broker, as static members do; the next one takes over at once."""
-        self._consumer.close()
+        """Leaves the group, so that the members of a share need not wait for a session to end."""
+        leave_group(self._consumer)
+
+    def _refuse_shared(self, group_id: str) -> None:
+        members = sorted(self._cluster.group_members(group_id).keys() - {_NAME})
+        if members:
+            raise StopError(
+                f"{self._what} is shared by {', '.join(members)}. Stop what runs there, then try again; "
+                "a member that died is forgotten when its lease ends"
+            )
 
     def _join(self) -> None:
+        # Not to the topic, whose partitions would be lost to the members of a share that comes at the same time.
         self._consumer.subscribe(
-            [self._topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
+            [MARKS_TOPIC], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
         )
         deadline = time.monotonic() + _JOIN_SECONDS
         while not self._joined:
@@ -132,7 +143,7 @@ class KafkaMembership:
         """Hears what the broker has told this member; nothing but that is ever polled."""
         message = self._consumer.poll(wait_seconds)
         error = message.error() if message is not None else None
-        if self._lost or (error is not None and error.code() in _FENCED):
+        if self._lost or (error is not None and error.code() in FENCED):
             raise self._fenced()
 
     def _fenced(self) -> FencedError:
@@ -164,7 +175,7 @@ class KafkaMembership:
         self._answer = error or (refused[0] if refused else None)
 
     def _judge(self, error: KafkaError) -> bool:
-        if error.code() in _FENCED:
+        if error.code() in FENCED:
             raise self._fenced()
         if error.code() in _PASSING:
             return False
@@ -185,21 +196,34 @@ class KafkaMembership:
         return found
 
 
+def leave_group(consumer: Consumer) -> None:
+    """Leaves a group and ends the consumer; one that only closes stays a static member until its session ends."""
+    with suppress(KafkaException):
+        consumer.unsubscribe()
+        deadline = time.monotonic() + _LEAVE_SECONDS
+        while consumer.memberid() and time.monotonic() < deadline:
+            consumer.poll(_POLL_SECONDS)
+    consumer.close()
+
+
+def group_id_of(topic: str, group: str) -> str:
+    """Returns the id that the broker knows a group of a topic by."""
+    return f"{topic}{_SEPARATOR}{group}"
+
+
 def read_groups(cluster: Cluster, topic: str) -> list[GroupPosition]:
     """Returns the saved positions of all groups that read a topic."""
     found = []
+    asked = [TopicPartition(topic, partition) for partition in range(cluster.count_partitions(topic))]
+    asked.append(TopicPartition(MARKS_TOPIC, 0))
     for group_id in cluster.group_ids(topic + _SEPARATOR):
         group = group_id.removeprefix(topic + _SEPARATOR)
-        places = cluster.group_offsets(group_id)
-        generation = max((place.offset for place in places if place.topic == MARKS_TOPIC), default=0)
-        positions = [_read_position(place) for place in places if place.topic == topic and place.offset >= 0]
-        found += [GroupPosition(group, topic, one, generation) for one in sorted(positions, key=_partition_of)]
+        *places, mark = cluster.group_offsets(group_id, asked)
+        positions = [read_position(place) for place in places if place.offset >= 0]
+        found += [GroupPosition(group, topic, one, max(mark.offset, 0)) for one in positions]
     return found
 
 
-def _read_position(place: TopicPartition) -> Position:
+def read_position(place: TopicPartition) -> Position:
+    """Returns a position as the group committed it, with the incarnation beside the offset."""
     return Position(place.metadata or "", place.partition, place.offset)
-
-
-def _partition_of(position: Position) -> int:
-    return position.partition
