@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import services
 from services.hdfs import Hdfs, fetch_hadoop
 from services.kafka import Broker, fetch_jars
 from services.spark import Spark, fetch_spark
+
+_FETCHES = {"kafka": fetch_jars, "hdfs": fetch_hadoop, "spark": fetch_spark}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,6 +34,18 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("service"):
         services.need(mark.args[0])
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    # What a first run downloads counts against no test's time limit and no room's budget. Where it cannot be had, the
+    # fixture tries again and says so.
+    wanted = {mark.args[0] for item in session.items for mark in item.iter_markers("service")}
+    if session.config.option.collectonly:
+        return
+    for service in wanted & _FETCHES.keys():
+        with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):
+            services.need(service)
+            _FETCHES[service]()
 
 
 @pytest.fixture(scope="session")

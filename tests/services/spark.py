@@ -15,6 +15,7 @@ import services
 from services.maven import fetch_jars, run_or_refuse, settle
 
 _PYSPARK = "pyspark==4.2.0"
+_START_SECONDS = 100.0
 _DRIVER = Path(__file__).with_name("spark_driver.py")
 # Tests hold a few rows: without the first two, every look at a table runs 50 tasks.
 _SETTINGS = {
@@ -111,6 +112,7 @@ class Spark:
                 env={**_own_environment(), "PYSPARK_PYTHON": python, "SPARK_LOCAL_IP": "127.0.0.1"},
             )
         self._write(self._settings())
+        self._ask({"script": "pass"}, _START_SECONDS)
 
     def _settings(self) -> dict[str, str]:
         fast = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
