@@ -23,7 +23,7 @@ def lake(request, folder):
     if request.param == "file":
         url = f"file:///{folder.name}"
     else:
-        url = f"{request.getfixturevalue('hdfs').url}/läke {next(_COUNT)}?deadline_seconds=20"
+        url = f"{request.getfixturevalue('hdfs').url}/lake-{next(_COUNT)}?deadline_seconds=20"
     return lambda: open_tables(url, root=folder.parent)
 
 

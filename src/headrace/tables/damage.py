@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import msgspec
 import pyarrow as pa
@@ -14,7 +14,6 @@ from headrace.base.errors import FormatError, FullError, HeadraceError, Unavaila
 from headrace.tables.log import LOG, checkpoints, commits, missing, version_of
 from headrace.tables.store import Entry, Store
 
-_PARQUET = re.compile(r"\S+\.parquet")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m|\s+")
 
 
@@ -58,15 +57,11 @@ def _unexplained(store: Store, text: str) -> HeadraceError:
 
 def _file_in(store: Store, text: str) -> FormatError | None:
     root = unquote(urlsplit(store.uri).path).strip("/") + "/"
-    for named in _PARQUET.findall(text):
-        path = unquote(named)
-        if root not in path or LOG in path:
-            continue
-        # The names of folders are escaped once more in the log than in the store.
-        below = path.partition(root)[2]
-        if reason := _why_unreadable(store, below):
-            return FormatError(f"{store.uri}/{below} {reason}")
-    return None
+    match = re.search(f"(?:{re.escape(root)}|{re.escape(quote(root))})(.+?\\.parquet)", text)
+    if match is None or match[1].startswith(LOG):
+        return None
+    reason = _why_unreadable(store, match[1])
+    return FormatError(f"{store.uri}/{match[1]} {reason}") if reason else None
 
 
 def _why_unreadable(store: Store, path: str) -> str:

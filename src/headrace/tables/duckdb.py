@@ -12,7 +12,9 @@ def scan(files: Sequence[str], schema: pa.Schema, partitions: Sequence[str]) -> 
     """Returns a relation with exactly the columns of `schema` over Parquet files laid out by partition."""
     if not files:
         return duckdb.from_arrow(schema.empty_table())
-    found = duckdb.from_query(f"SELECT * FROM {_source(files, schema, partitions)}")  # noqa: S608 - every part is quoted
+    query = f"SELECT * FROM {_source(files, schema, partitions)}"  # noqa: S608 - every part is quoted
+    found = duckdb.from_query(query)
+    assert found is not None
     standing = set(found.columns)
     return found.project(", ".join(_cast(field, standing) for field in schema))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Self
 
@@ -11,9 +11,10 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
-from headrace.base.errors import CallError, FormatError, UrlError, unknown_name
+from headrace.base.errors import CallError, FormatError, UnavailableError, UrlError, unknown_name
 from headrace.base.urls import Url
 from headrace.tables.cache import Cache
+from headrace.tables.damage import brief
 from headrace.tables.deadline import within
 from headrace.tables.delta import Delta, Lake
 from headrace.tables.log import LOG
@@ -35,6 +36,9 @@ _STATED = {
     "delta.deletedFileRetentionDuration": "interval 7 days",
     "delta.enableExpiredLogCleanup": "false",
 }
+
+
+_PLAIN = re.compile(r"[A-Za-z0-9._+~/-]+")
 
 
 class _FileOptions(msgspec.Struct):
@@ -64,13 +68,16 @@ class _Lake:
 
     def names(self) -> list[str]:
         """Returns the names of all tables, sorted."""
-        return within(self._deadline_seconds, f"list {self._root}", self._names)
+        try:
+            return within(self._deadline_seconds, f"list {self._root}", self._names)
+        except OSError as error:
+            raise UnavailableError(f"{self._root}: {brief(error)}") from error
 
     def _names(self) -> list[str]:
         folders = [e.path for e in self._store.entries("") if e.is_folder and e.path[0] not in "._"]
         standing = self._store.have_folders([f"{folder}/{LOG}" for folder in folders])
         found = (folder for folder, is_table in zip(folders, standing, strict=True) if is_table)
-        return sorted(unicodedata.normalize("NFC", name) for name in found)
+        return sorted(found)
 
     def open(self, name: str) -> Delta:
         """Returns a table at its newest version."""
@@ -157,6 +164,10 @@ class HdfsTables(_Lake):
         options = url.read_options(_HdfsOptions)
         if not url.address or len(url.path) < 2:
             raise UrlError(f"{str(url)!r} names no folder. Write it as hdfs://namenode:8020/lake")
+        if not _PLAIN.fullmatch(url.path):
+            raise UrlError(
+                f"{str(url)!r}: on HDFS the Delta library finds no folder with other than a-z, 0-9, . _ - + ~"
+            )
         cache = Cache((url.root / options.cache).absolute(), max_bytes=options.cache_bytes)
         root = f"hdfs://{url.address}{url.path.rstrip('/')}"
         return cls(root, deadline_seconds=options.deadline_seconds, cache=cache)

@@ -46,7 +46,10 @@ def _sizes(loaded: DeltaTable) -> list[int]:
 def vacuum(
     place: Place, loaded: DeltaTable, pins: Sequence[Pin], *, keep_seconds: float, dry_run: bool, around_pins: bool
 ) -> list[str]:
-    """Returns the deleted files: those that no version younger than `keep_seconds`, and no pin, needs."""
+    """Returns the deleted files: those that no version younger than `keep_seconds`, and no pin, needs.
+
+    Until the log forgets them, files that an earlier vacuum deleted are named again.
+    """
 
     def run(keep: list[int], *, dry: bool) -> list[str]:
         # Rounding up keeps more, never less.
@@ -68,8 +71,7 @@ def vacuum(
     kept = sorted({pin.version for pin in pins})
     if not around_pins and kept and set(run([], dry=True)) != set(run(kept, dry=True)):
         raise refuse("vacuum", place.name, pins)
-    # The library also names, by their whole path, files that an earlier vacuum has deleted.
-    return sorted(path for path in run(kept, dry=dry_run) if not path.startswith("/") and "://" not in path)
+    return sorted(path.removeprefix(f"{place.uri}/") for path in run(kept, dry=dry_run))
 
 
 def clean_log(place: Place, pins: Sequence[Pin], *, before_us: int, around_pins: bool) -> list[str]:
