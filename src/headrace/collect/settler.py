@@ -46,9 +46,10 @@ class Settler:
     def __init__(self, topics: Topics, rules: Rules, folder: Path, *, member: str, metrics: Metrics) -> None:
         self._topics = topics
         self._rules = rules
-        self._home = Home.take(folder, member)
         self._incarnation = topics.describe(CLICKS).incarnation
         self._share = topics.share(CLICKS, GROUP, member=member, lease_seconds=6.0)
+        # Last: nothing may fail between taking it and `run`, which gives it back.
+        self._home = Home.take(folder, member)
         self._memories: dict[int, Memory] = {}
         self._renewed_at = self._saved_at = float("-inf")
         self._events = metrics.count("headrace_settle_events_total")
