@@ -146,9 +146,8 @@ def test_two_settlers_share_the_partitions_and_the_newer_of_one_name_wins(bench)
     while second.turn():
         pass
     bench.click(3)
-    with pytest.raises(FencedError):
-        first.turn()
-        first._renewed_at = float("-inf")
+    first._renewed_at = float("-inf")
+    with pytest.raises(FencedError, match="a newer member of the name 'a' took over"):
         first.turn()
     second.turn()
     first.close()
