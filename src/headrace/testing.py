@@ -26,11 +26,12 @@ from headrace.base.errors import (
     OutsideError,
     PositionError,
     RecordError,
+    StopError,
     UnknownNameError,
 )
 from headrace.base.ids import make_id
-from headrace.topics import Consumer, Message, Place, Position, Record, Topic, Topics, replay
-from headrace.topics.topic import MAX_RECORD_BYTES
+from headrace.topics import Consumer, Message, Move, Place, Position, Record, Share, Topic, Topics, replay
+from headrace.topics.topic import DEFAULT_LEASE_SECONDS, MAX_RECORD_BYTES
 
 OpenTopics = Callable[[], Topics]
 """Opens the same topics once more, as another process would; a backend in memory returns its one instance."""
@@ -210,6 +211,7 @@ def unknown_topics_are_named(open_topics: OpenTopics) -> None:
             lambda: topics.read(wrong, {0: 0}, max_records=1, wait_seconds=0),
             lambda: topics.offsets_at(wrong, 0),
             lambda: topics.join(wrong, "group"),
+            lambda: topics.share(wrong, "group", member="ann", lease_seconds=DEFAULT_LEASE_SECONDS),
             lambda: topics.alter(wrong, retention_seconds=None),
             lambda: topics.drop(wrong),
         ]
@@ -392,6 +394,171 @@ def senders_say_what_failed(open_topics: OpenTopics) -> None:
             _expect(acknowledged <= there, f"{len(acknowledged - there)} acknowledged records are not there")
 
 
+def a_member_alone_holds_everything(open_topics: OpenTopics) -> None:
+    """A member alone holds every partition, and finds the positions that the group moved last."""
+    with _topic(open_topics) as topic:
+        topic.append(_numbered(range(100)))
+        with _member(topic, "ann") as share:
+            _hold(share)
+            _same("positions at first", [share.saved(partition) for partition in range(4)], [None] * 4)
+            share.transact([Move(partition, 1) for partition in range(3)], deadline_seconds=_PATIENCE_SECONDS)
+            share.transact([Move(0, 2)], deadline_seconds=_PATIENCE_SECONDS)
+        incarnation = topic.describe().incarnation
+        expected = [Position(incarnation, partition, offset) for partition, offset in enumerate((2, 1, 1))]
+        with _reopened(open_topics, topic) as again, _member(again, "bob") as share:
+            _hold(share)
+            _same("saved positions", [share.saved(partition) for partition in range(4)], [*expected, None])
+        listed = [(one.group, one.position) for one in topic.topics.groups(topic.name)]
+        _same("positions of the group", listed, [("settlers", position) for position in expected])
+
+
+def outputs_stand_beside_their_source(open_topics: OpenTopics) -> None:
+    """The outputs of a move stand in its partition, in order and whole, whatever their keys are."""
+    start = machine_us() // 1000 * 1000 - _HOUR_US
+    records = [
+        Record(b"key", b"first", start + 1000),
+        Record(None, b"", start),
+        Record(b"", None, start + 2000, (("a", b"1"), ("a", b"\xff\0"), ("empty", b""))),
+        *(Record(b"%d" % number, b"%d" % number, start) for number in range(200)),
+    ]
+    with _topic(open_topics) as topic, _topic(open_topics) as good, _topic(open_topics) as bad:
+        with _member(topic, "ann") as share:
+            _hold(share)
+            for half in (records[:50], records[50:]):
+                moves = [Move(p, 0, {good.name: half, bad.name: [Record(None, b"%d" % p)]}) for p in (3, 1)]
+                share.transact(moves, deadline_seconds=_PATIENCE_SECONDS)
+        for partition, expected in ((0, []), (1, records), (3, records)):
+            found = [m for m in _read_all(good) if m.partition == partition]
+            _same("outputs", [Record(m.key, m.value, m.time_us, m.headers) for m in found], expected)
+        rest = [message for message in _read_all(bad) if message.partition == 1]
+        _same("other outputs", [message.value for message in rest], [b"1", b"1"])
+        now = machine_us()
+        _expect(all(start < m.time_us <= now for m in rest), f"outputs without a time are not stamped, at {now}")
+
+
+def moves_are_whole(open_topics: OpenTopics) -> None:
+    """A move with an output that cannot be written writes nothing and saves nothing."""
+    with (
+        _topic(open_topics) as topic,
+        _topic(open_topics) as good,
+        _topic(open_topics, partitions=1) as narrow,
+    ):
+        topic.append(_numbered(range(100)))
+        impossible = {
+            good.name[:-1]: Record(None, b"no such topic"),
+            narrow.name: Record(None, b"no such partition"),
+            good.name: Record(None, b"x" * (MAX_RECORD_BYTES + 1)),
+        }
+        for name, record in impossible.items():
+            with _member(topic, "ann") as share:
+                _hold(share)
+                outputs = {good.name: [Record(None, b"good")], narrow.name: [], name: [Record(None, b""), record]}
+                move = partial(share.transact, [Move(3, 1, outputs)], deadline_seconds=_PATIENCE_SECONDS)
+                _refuses(CallError, move)
+        with _member(topic, "ann") as share:
+            _hold(share)
+            _same("position", share.saved(3), None)
+            share.transact([Move(3, 1, {good.name: [Record(None, b"whole")]})], deadline_seconds=_PATIENCE_SECONDS)
+        _same("outputs", [message.value for message in _read_all(good)], [b"whole"])
+
+
+def members_divide_the_partitions(open_topics: OpenTopics) -> None:
+    """Two members hold all partitions and none together; when one closes, the other has all."""
+    with _topic(open_topics) as topic, _reopened(open_topics, topic) as other, _topic(open_topics) as outputs:
+        with _member(topic, "ann") as ann:
+            _hold(ann)
+            with _member(other, "bob") as bob:
+                for share, held in zip((ann, bob), _hold(ann, bob), strict=True):
+                    moves = [Move(p, 7, {outputs.name: [Record(None, b"%d" % p)]}) for p in held]
+                    share.transact(moves, deadline_seconds=_PATIENCE_SECONDS)
+                foreign = Move(min(ann.held()), 8, {outputs.name: [Record(None, b"foreign")]})
+                _refuses(FencedError, partial(bob.transact, [foreign], deadline_seconds=_PATIENCE_SECONDS))
+            _hold(ann)
+            _same("offsets", [position and position.offset for position in map(ann.saved, range(4))], [7] * 4)
+        found = sorted((message.partition, message.value) for message in _read_all(outputs))
+        _same("outputs", found, [(partition, b"%d" % partition) for partition in range(4)])
+
+
+def older_members_of_a_name_are_fenced(open_topics: OpenTopics) -> None:
+    """A newer member takes over at once what an older one of its name held, and nothing of that comes through."""
+    with (
+        _topic(open_topics, partitions=2) as topic,
+        _reopened(open_topics, topic) as other,
+        _topic(open_topics, partitions=2) as outputs,
+    ):
+        with _member(topic, "ann") as older:
+            _hold(older, partitions=2)
+            older.transact([Move(0, 1, {outputs.name: [Record(None, b"older")]})], deadline_seconds=_PATIENCE_SECONDS)
+            with _member(other, "ann") as newer:
+                _hold(newer, partitions=2)
+                late = Move(0, 9, {outputs.name: [Record(None, b"late")]})
+                _refuses(FencedError, partial(older.transact, [late], deadline_seconds=_PATIENCE_SECONDS))
+                position = newer.saved(0)
+                _same("position", position and position.offset, 1)
+                move = Move(0, 2, {outputs.name: [Record(None, b"newer")]})
+                newer.transact([move], deadline_seconds=_PATIENCE_SECONDS)
+                older.close()
+                _expect(newer.held() == {0, 1}, "a member lost what it held when an older one of its name closed")
+        _same("outputs", [message.value for message in _read_all(outputs)], [b"older", b"newer"])
+
+
+def silent_members_lose_their_partitions(open_topics: OpenTopics) -> None:
+    """A member that is not heard of loses its partitions to the others, and learns it when it comes back."""
+    with (
+        _topic(open_topics, partitions=2) as topic,
+        _reopened(open_topics, topic) as other,
+        _topic(open_topics, partitions=2) as outputs,
+    ):
+        with _member(topic, "ann", lease_seconds=1) as silent, _member(other, "bob", lease_seconds=1) as alive:
+            lost = _hold(silent, alive, partitions=2)[0]
+            _hold(alive, partitions=2)
+            late = Move(min(lost), 1, {outputs.name: [Record(None, b"late")]})
+            _refuses(FencedError, partial(silent.transact, [late], deadline_seconds=_PATIENCE_SECONDS))
+            _same("position", alive.saved(min(lost)), None)
+            _same("what the silent one holds", silent.held() & lost, frozenset())
+        _same("outputs", _read_all(outputs), [])
+
+
+def shared_groups_can_replay(open_topics: OpenTopics) -> None:
+    """A replay moves a shared group; where members run it fences them, or is refused and changes nothing."""
+    with _topic(open_topics) as topic:
+        topic.append(_numbered(range(100)))
+        with _member(topic, "ann") as share:
+            _hold(share)
+            share.transact([Move(partition, 3) for partition in range(4)], deadline_seconds=_PATIENCE_SECONDS)
+            again = partial(share.transact, [Move(1, 4)], deadline_seconds=_PATIENCE_SECONDS)
+            try:
+                replay(topic, "settlers", dict.fromkeys(range(4), 2))
+            except StopError:
+                again()
+            else:
+                _refuses(FencedError, again)
+        replay(topic, "settlers", dict.fromkeys(range(4), 1))
+        with _member(topic, "ann") as share:
+            _hold(share)
+            _same("offsets", [position and position.offset for position in map(share.saved, range(4))], [1] * 4)
+            share.transact([Move(0, 2)], deadline_seconds=_PATIENCE_SECONDS)
+
+
+def other_incarnations_stop_a_share(open_topics: OpenTopics) -> None:
+    """Members stop loudly when their topic was dropped and made again, until the group is told where to go on."""
+    with _topic(open_topics, partitions=1) as topic:
+        topic.append(_numbered(range(20)))
+        with _member(topic, "ann") as share:
+            _hold(share, partitions=1)
+            share.transact([Move(0, 10)], deadline_seconds=_PATIENCE_SECONDS)
+            _make_anew(topic)
+            topic.append(_numbered(range(100, 130)))
+            _refuses(PositionError, lambda: _hold(share, partitions=2), "created anew", "settlers")
+        with _member(topic, "ann") as share:
+            _hold(share, partitions=1)
+            _refuses(PositionError, lambda: share.saved(0), "created anew", "settlers", "replay")
+        replay(topic, "settlers", {0: 5})
+        with _member(topic, "ann") as share:
+            _hold(share, partitions=1)
+            _same("position", share.saved(0), Position(topic.describe().incarnation, 0, 5))
+
+
 TOPIC_CHECKS: tuple[TopicCheck, ...] = (
     keys_go_where_java_puts_them,
     offsets_increase,
@@ -415,6 +582,14 @@ TOPIC_CHECKS: tuple[TopicCheck, ...] = (
     instances_append_together,
     senders_serve_many_callers,
     senders_say_what_failed,
+    a_member_alone_holds_everything,
+    outputs_stand_beside_their_source,
+    moves_are_whole,
+    members_divide_the_partitions,
+    older_members_of_a_name_are_fenced,
+    silent_members_lose_their_partitions,
+    shared_groups_can_replay,
+    other_incarnations_stop_a_share,
 )
 """Every check of a topic backend; each makes a topic of its own and drops it."""
 
@@ -438,6 +613,28 @@ def _reopened(open_topics: OpenTopics, topic: Topic) -> Iterator[Topic]:
         yield Topic(topics, topic.name)
     finally:
         topics.close()
+
+
+@contextmanager
+def _member(topic: Topic, name: str, *, lease_seconds: float = DEFAULT_LEASE_SECONDS) -> Iterator[Share]:
+    share = topic.share("settlers", member=name, lease_seconds=lease_seconds)
+    try:
+        yield share
+    finally:
+        share.close()
+
+
+def _hold(*shares: Share, partitions: int = 4) -> list[frozenset[int]]:
+    """Returns what each member holds, once together they hold everything."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        held = [share.held() for share in shares]
+        together = sorted(partition for one in held for partition in one)
+        _expect(len(set(together)) == len(together), f"two members hold the same partition: {held}")
+        if together == list(range(partitions)) and all(held):
+            return held
+        _expect(time.monotonic() < deadline, f"members hold {held} of {partitions} after {_PATIENCE_SECONDS:g} s")
+        time.sleep(0.02)
 
 
 async def _send_much(topic: Topic, *, callers: int, appends: int) -> None:

@@ -245,7 +245,7 @@ class Cluster:
                 with warnings.catch_warnings():
                     # Its successor aborts the process when a coordinator goes away: an assertion of librdkafka fails.
                     warnings.filterwarnings("ignore", "list_groups", DeprecationWarning)
-                    found = self._admin.list_groups(group_id, timeout=_ASK_SECONDS)
+                    found: Any = self._admin.list_groups(group_id, timeout=_ASK_SECONDS)
             except KafkaException as error:
                 if cause_of(error).code() in _PASSING:
                     return None

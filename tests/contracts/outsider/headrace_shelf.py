@@ -7,15 +7,15 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 import msgspec
 
 from headrace.base.clock import machine_us
-from headrace.base.errors import FencedError, unknown_name
+from headrace.base.errors import CallError, FencedError, PositionError, UnknownNameError, unknown_name
 from headrace.base.urls import Url
 from headrace.topics import (
     Bounds,
@@ -23,16 +23,31 @@ from headrace.topics import (
     Description,
     GroupPosition,
     Message,
+    Move,
     Place,
     Position,
     Record,
     partition_for,
 )
-from headrace.topics.topic import check_existing, check_partitions, check_range, stamped
+from headrace.topics.topic import (
+    check_existing,
+    check_partitions,
+    check_range,
+    check_records,
+    other_incarnation,
+    stamped,
+)
 
 
 class Options(msgspec.Struct):
     """shelf:// has no options."""
+
+
+class Seat(msgspec.Struct):
+    """One member of a shared group: who has it, and until when."""
+
+    session: str
+    until: float
 
 
 class Group(msgspec.Struct):
@@ -40,6 +55,15 @@ class Group(msgspec.Struct):
 
     generation: int = 0
     positions: dict[int, Position] = {}
+    seats: dict[str, Seat] = {}
+    holders: dict[int, str] = {}
+    """The session that holds a partition."""
+
+    def expire(self) -> None:
+        """Forgets members that were not heard of, and whatever nobody holds any more."""
+        self.seats = {name: seat for name, seat in self.seats.items() if seat.until > time.monotonic()}
+        sessions = {seat.session for seat in self.seats.values()}
+        self.holders = {p: session for p, session in self.holders.items() if session in sessions}
 
 
 class Shelf(msgspec.Struct):
@@ -60,9 +84,10 @@ class Shelf(msgspec.Struct):
                 self.starts[partition] += 1
         return [Bounds(start, start + len(m)) for start, m in zip(self.starts, self.messages, strict=True)]
 
-    def put(self, record: Record) -> Place:
-        """Adds one record."""
-        partition = partition_for(record.key, len(self.messages))
+    def put(self, record: Record, partition: int | None = None) -> Place:
+        """Adds one record, by its key unless told where."""
+        if partition is None:
+            partition = partition_for(record.key, len(self.messages))
         kept = stamped(record, machine_us())
         offset = self.starts[partition] + len(self.messages[partition])
         self.messages[partition].append(Message(kept.key, kept.value, kept.time_us, kept.headers, partition, offset))
@@ -150,6 +175,12 @@ class ShelfTopics:
             found.generation += 1
             return Member(self, name, group, found.generation)
 
+    def share(self, name: str, group: str, *, member: str, lease_seconds: float) -> ShelfShare:
+        share = ShelfShare(self, self.describe(name), group, member, lease_seconds)
+        with self.change(name) as shelf:
+            shelf.groups.setdefault(group, Group()).seats[member] = share.seat()
+        return share
+
     def groups(self, name: str) -> list[GroupPosition]:
         return [
             GroupPosition(group, name, position, found.generation)
@@ -163,6 +194,18 @@ class ShelfTopics:
 
     def close(self) -> None:
         pass
+
+    def put(self, move: Move) -> None:
+        """Writes the outputs of a move, while the caller has the lock."""
+        for name, records in move.outputs.items():
+            check_records(records)
+            if move.partition >= self.describe(name).partitions:
+                raise CallError(f"topic {name!r} has no partition {move.partition}")
+        for name, records in move.outputs.items():
+            shelf = self._load(name)
+            for record in records:
+                shelf.put(record, move.partition)
+            self._save(name, shelf)
 
     @contextmanager
     def change(self, name: str) -> Iterator[Shelf]:
@@ -214,6 +257,88 @@ class Member:
 
     def close(self) -> None:
         pass
+
+
+@dataclass
+class ShelfShare:
+    """Holds every so many-th partition, as long as its seat is taken."""
+
+    topics: ShelfTopics
+    topic: Description
+    group: str
+    member: str
+    lease_seconds: float
+    session: str = field(default_factory=lambda: os.urandom(8).hex())
+    known: frozenset[int] = frozenset()
+    expected: dict[int, Position | None] = field(default_factory=dict)
+
+    def seat(self) -> Seat:
+        return Seat(self.session, time.monotonic() + self.lease_seconds)
+
+    def held(self) -> frozenset[int]:
+        with self._change() as group:
+            group.expire()
+            if group.seats.get(self.member, self.seat()).session != self.session:
+                raise FencedError(f"group {self.group!r}: a newer member took the name {self.member!r}")
+            group.seats[self.member] = self.seat()
+            names = sorted(group.seats)
+            due = {p for p in range(self.topic.partitions) if names[p % len(names)] == self.member}
+            held = {p for p, session in group.holders.items() if session == self.session}
+            # What is not due is dropped now and given back by the next call.
+            for partition in held - due - self.known:
+                del group.holders[partition]
+            new = due - group.holders.keys()
+            group.holders |= dict.fromkeys(new, self.session)
+            self.expected = {p: position for p, position in self.expected.items() if p not in new}
+            # One that was lost and came back is left out once.
+            self.known = frozenset(due & (held | new) - (new & self.known))
+            return self.known
+
+    def saved(self, partition: int) -> Position | None:
+        with self._change() as group:
+            return self._saved(group, partition)
+
+    def transact(self, moves: Sequence[Move], *, deadline_seconds: float) -> None:
+        del deadline_seconds
+        for move in moves:
+            with self._change() as group:
+                if move.partition not in self.expected:
+                    self._saved(group, move.partition)
+                self._check(group, move.partition)
+                if group.positions.get(move.partition) != self.expected[move.partition]:
+                    raise FencedError(f"group {self.group!r}: somebody else moved partition {move.partition}")
+                # Whoever pulls the plug between these files doubles what went first: a shelf has no transactions.
+                self.topics.put(move)
+                position = Position(self.topic.incarnation, move.partition, move.offset)
+                group.positions[move.partition] = self.expected[move.partition] = position
+
+    def close(self) -> None:
+        with suppress(PositionError, UnknownNameError), self._change() as group:
+            if group.seats.get(self.member, self.seat()).session == self.session:
+                group.seats.pop(self.member, None)
+            group.expire()
+
+    @contextmanager
+    def _change(self) -> Iterator[Group]:
+        with self.topics.change(self.topic.name) as shelf:
+            assert shelf.description is not None
+            if shelf.description.incarnation != self.topic.incarnation:
+                found = shelf.description.incarnation
+                raise other_incarnation(self.topic.name, self.group, self.topic.incarnation, found)
+            yield shelf.groups[self.group]
+
+    def _check(self, group: Group, partition: int) -> None:
+        group.expire()
+        if group.holders.get(partition) != self.session:
+            raise FencedError(f"group {self.group!r}: partition {partition} is not held by {self.member!r}")
+
+    def _saved(self, group: Group, partition: int) -> Position | None:
+        self._check(group, partition)
+        found = group.positions.get(partition)
+        if found is not None and found.incarnation != self.topic.incarnation:
+            raise other_incarnation(self.topic.name, self.group, found.incarnation, self.topic.incarnation)
+        self.expected[partition] = found
+        return found
 
 
 @dataclass
