@@ -7,7 +7,7 @@ import re
 import socket
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -43,8 +43,9 @@ from headrace.profile import Profile, find_folder, read_profile
 from headrace.topics import Topic, Topics, open_topics
 
 if TYPE_CHECKING:
-    from headrace.engines import Engine
-    from headrace.tables import Tables
+    from headrace.engines import Engine, Result, Source, View
+    from headrace.engines.engine import Parameters
+    from headrace.tables import Table, Tables
 
 FILE = "project.py"
 
@@ -125,6 +126,22 @@ class OpenProject:
         partitions = self.make_topic(CLICKS).describe().partitions
         for name in (EVENTS, FAILED):
             self.make_topic(name, partitions=partitions)
+
+    def sources(self, *, at: Callable[[Table], Table] = lambda table: table) -> list[Source]:
+        """Returns the tables as the engine reads them; `at` may choose another version of each."""
+        kind: type[Source] = import_module("headrace.engines").Source
+        tables = [at(self.tables.open(name)) for name in self.tables.names()]
+        return [kind(table.name, table.schema, table.local_files, table.partitions) for table in tables]
+
+    def query(self, sql: str, *, sources: Sequence[Source] | None = None, parameters: Parameters = ()) -> Result:
+        """Returns the answer to one SELECT over the project's tables and views."""
+        found = self.sources() if sources is None else sources
+        return self.engine.query(sql, sources=found, views=self.views, parameters=parameters)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views over the tables that stand."""
+        return ()
 
     @property
     def rules(self) -> Rules:

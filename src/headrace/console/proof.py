@@ -1,0 +1,124 @@
+"""The count from outside: that what was acknowledged happened once, and stands in the lake once."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import msgspec
+
+from headrace.collect.app import CLICKS
+from headrace.collect.settler import GROUP
+from headrace.events.settled import EVENTS, FAILED
+from headrace.project import OpenProject
+from headrace.topics import Message
+
+_POLL_SECONDS = 0.05
+
+
+class _Click(msgspec.Struct):
+    message_id: str = msgspec.field(name="messageId", default="")
+
+
+class _Row(msgspec.Struct):
+    message_id: str
+    src_offset: int
+
+
+_clicks = msgspec.json.Decoder(_Click)
+_rows = msgspec.json.Decoder(_Row)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was counted, each number on its own way."""
+
+    acknowledged: int
+    """Distinct events that clients were told are durable."""
+    clicks: int
+    """Records of `clicks`."""
+    settled: int
+    """Events of `events`."""
+    failed: int
+    """Events of `failed`."""
+    repeats: int
+    """Clicks whose id had come before, counted in `clicks` itself."""
+    rows: int
+    """Rows of the table `events`."""
+    lost: int
+    """Acknowledged events that neither happened nor failed."""
+    doubled: int
+    """Ids that stand more than once in the table."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether every event is there once and everything adds up."""
+        return (
+            self.acknowledged > 0
+            and not self.lost
+            and not self.doubled
+            and self.rows == self.settled
+            and self.clicks == self.settled + self.failed + self.repeats
+        )
+
+
+def prove(project: OpenProject, acknowledged: Collection[str]) -> Proof:
+    """Returns the count of a project at rest, for clients that saw these ids acknowledged."""
+    clicks = Counter(_clicks.decode(message.value or b"{}").message_id for message in _read(project, CLICKS))
+    settled = [_rows.decode(message.value or b"").message_id for message in _read(project, EVENTS)]
+    failed = [_rows.decode(message.value or b"").message_id for message in _read(project, FAILED)]
+    rows = [row["message_id"] for row in project.query("select message_id from events").table().to_pylist()]
+    happened = {*settled, *failed}
+    return Proof(
+        acknowledged=len(acknowledged),
+        clicks=clicks.total(),
+        settled=len(settled),
+        failed=len(failed),
+        repeats=clicks.total() - len(clicks),
+        rows=len(rows),
+        lost=sum(message_id not in happened for message_id in acknowledged),
+        doubled=len(rows) - len(set(rows)),
+    )
+
+
+def wait_at_rest(project: OpenProject, seconds: float) -> bool:
+    """Returns whether all clicks were settled, and all that was settled came into its table, in time."""
+    deadline = time.monotonic() + seconds
+    while not (_is_settled(project) and all(_is_sunk(project, name) for name in (EVENTS, FAILED))):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
+
+
+def _is_settled(project: OpenProject) -> bool:
+    positions = {
+        one.position.partition: one.position.offset for one in project.topics.groups(CLICKS) if one.group == GROUP
+    }
+    return all(positions.get(p, bound.start) == bound.end for p, bound in enumerate(project.topics.bounds(CLICKS)))
+
+
+def _is_sunk(project: OpenProject, name: str) -> bool:
+    bounds = project.topics.bounds(name)
+    if all(bound.start == bound.end for bound in bounds):
+        return True
+    if name not in project.tables.names():
+        return False
+    table = project.tables.open(name)
+    incarnation = project.topics.describe(name).incarnation
+    # A partition that ends in the progress of the settler is committed once a minute only.
+    messages = {message.partition: message.offset for message in _read(project, name)}
+    return all((table.position(f"{incarnation}/{p}") or 0) > offset for p, offset in messages.items())
+
+
+def _read(project: OpenProject, name: str) -> Iterator[Message]:
+    """Yields what a topic holds but for the settler's progress."""
+    topic = project.topic(name)
+    offsets = {p: bound.start for p, bound in enumerate(topic.bounds())}
+    while messages := topic.read(offsets):
+        for message in messages:
+            offsets[message.partition] = message.offset + 1
+            if name == CLICKS or not message.headers:
+                yield message
