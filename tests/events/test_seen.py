@@ -190,7 +190,9 @@ def test_many_at_once_become_runs_of_the_usual_size(seen):
     seen.add(entries)
     assert seen.find(list(entries)) == entries
     assert len(seen) == 3000
-    assert max(run.row.count for run in seen._runs()) == 16 * 8 * 8
+    assert [run.row.count for run in seen._sealed] == [16 * 8 * 8] * 2
+    # A filter that was never emptied would in the end let everything through.
+    assert all(run.words is not seen._active for run in seen._sealed)
 
 
 def test_manifest_stays_small_and_each_entry_is_written_once(tmp_path):
@@ -246,16 +248,30 @@ def test_opening_deletes_what_the_manifest_does_not_name_and_nothing_else(tmp_pa
     assert files(tmp_path) == [foreign.name]
 
 
+def test_what_was_written_after_the_stored_manifest_is_not_read(tmp_path):
+    first = Seen.open(tmp_path, spill=5000)
+    keys = make_keys(4000)
+    first.add(dict.fromkeys(keys[:2000], 1))
+    manifest = store(first)
+    first.add(dict.fromkeys(keys, 7))
+    assert len(first.save()) == len(manifest)
+    first.close()
+    again = Seen.open(tmp_path, manifest, spill=5000)
+    assert again.find(keys) == dict.fromkeys(keys[:2000], 1)
+    again.close()
+
+
 def test_frozen_predecessor_that_wakes_does_no_harm(tmp_path):
     old = Seen.open(tmp_path, spill=5000)
     keys = make_keys(4000)
     old.add(dict.fromkeys(keys[:2000], 1))
-    manifest = store(old)
-    new = Seen.open(tmp_path, manifest, spill=5000)
-    old.add(dict.fromkeys(keys[2000:], 7))
-    old.save()
+    new = Seen.open(tmp_path, store(old), spill=5000)
     new.add(dict.fromkeys(keys[2000:], 8))
     manifest = new.save()
+    old.add(dict.fromkeys(keys[2000:], 7))
+    old.save()
+    old.clear()
+    old.add(dict.fromkeys(keys, 6))
     old.save()
     old.close()
     new.close()

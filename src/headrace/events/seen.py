@@ -105,7 +105,7 @@ class _Journal:
 
 
 class Seen:
-    """The ids of one partition with their newest values. Keys are hashes of 16 bytes, values less than 2**63.
+    """The ids of one partition with their newest values, for one thread. Keys are hashes of 16 bytes, values < 2**63.
 
     An OSError other than FullError leaves files behind of which nobody knows what is on disk: open the index again,
     from the manifest that was stored last.
@@ -189,7 +189,8 @@ class Seen:
     def save(self) -> bytes:
         """Returns the manifest of all that was added, which is on disk by then unless the manifest itself holds it.
 
-        It has 25 kB at most, and 60 bytes for each run. Store it, then call `saved`.
+        It has 25 kB at most, and 60 bytes for each run. Store it, then call `saved`. Raises FullError on a full disk:
+        then save again.
         """
         if len(self._fresh) > _INLINE:
             self._write_journal()
@@ -368,12 +369,12 @@ def _merge_slices(runs: Sequence[_Run]) -> Iterator[_Entries]:
 
 
 def _newest(entries: _Entries) -> _Entries:
-    """Returns entries sorted; of those with the same key the one that came first."""
+    """Returns entries in the order of h0; of those with the same key the one that came first stands alone or first."""
     entries = entries[np.argsort(entries[:, 0], kind="stable")]
-    if not (entries[1:, 0] == entries[:-1, 0]).any():
+    again = entries[1:, 0] == entries[:-1, 0]
+    if not again.any():
         return entries
-    entries = entries[np.lexsort((entries[:, 1], entries[:, 0]))]
-    again = (entries[1:, :2] == entries[:-1, :2]).all(axis=1)
+    again &= entries[1:, 1] == entries[:-1, 1]
     return entries[np.concatenate(([True], ~again))]
 
 
