@@ -71,6 +71,17 @@ def test_a_partition_without_a_value_is_null(ask, tmp_path):
     ]
 
 
+def test_the_last_folder_of_a_partitions_name_counts(ask, tmp_path):
+    path = tmp_path / "day=1" / "lake" / "day=2" / "x.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"x": [1]}), path)
+    source = Source("t", pa.schema([("x", pa.int64()), ("day", pa.int32())]), [str(path)], ("day",))
+    assert ask("FROM t", sources=[source]) == [{"x": 1, "day": 2}]
+    lost = replace(source, files=[str(path)], partitions=("hour",))
+    with pytest.raises(CallError, match="says no hour="):
+        ask("FROM t", sources=[lost])
+
+
 def test_odd_names_and_paths_are_quoted(ask, tmp_path):
     path = tmp_path / "it's [a] *?" / 'y".parquet'
     path.parent.mkdir()
@@ -232,6 +243,7 @@ def test_a_query_can_be_cancelled_from_another_thread(engine):
     assert "headrace-deadline" not in [thread.name for thread in threading.enumerate()]
 
 
+@pytest.mark.slow
 def test_a_sort_larger_than_memory_spills(tmp_path):
     spill = tmp_path / "a" / "spill"
     engine = open_engine("duckdb://?threads=1&memory=50MB&spill=a/spill", root=tmp_path)
@@ -242,12 +254,14 @@ def test_a_sort_larger_than_memory_spills(tmp_path):
     assert not spill.exists()
 
 
+@pytest.mark.slow
 def test_the_spill_folder_is_bounded(tmp_path):
     engine = open_engine("duckdb://?threads=1&memory=50MB&spill_limit=5MB", root=tmp_path)
     with pytest.raises(FullError, match="spill_limit"), engine.query(SORT, sources=[]) as result:
         result.table()
 
 
+@pytest.mark.slow
 def test_a_spill_folder_that_cannot_be_made_says_so(tmp_path):
     (tmp_path / "file").write_text("")
     engine = open_engine("duckdb://?threads=1&memory=50MB&spill=file/spill", root=tmp_path)

@@ -1,6 +1,6 @@
 """DuckDB in this process: each query has a database of its own in memory, which sees its tables' files only.
 
-A database per query costs about 15 ms, and is what makes the lock hold: DuckDB's list of allowed
+A database per query costs about 20 ms on two cores, and is what makes the lock hold: DuckDB's list of allowed
 files cannot be changed any more once access to all others is off.
 """
 

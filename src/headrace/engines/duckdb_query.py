@@ -114,7 +114,7 @@ class Query:
         stored = {name: kind for name, kind in types.items() if name not in source.partitions}
         for path in paths:
             _check_path(source, path)
-        columns = ", ".join(_name(n) if n in stored else _partition(n, kind) for n, kind in types.items())
+        columns = ", ".join(_name(n) if n in stored else _partition(n, kind, paths) for n, kind in types.items())
         # Types by name: else each file's footer is read when the view is made (900 files: 84 ms against 14),
         # and a column that no file has yet would not exist.
         schema = ", ".join(
@@ -222,10 +222,20 @@ def _check_path(source: Source, path: str) -> None:
             raise CallError(f"{path} says no {name}=..., by which the table {source.name!r} is partitioned")
 
 
-def _partition(name: str, kind: str) -> str:
-    """Returns the expression for a column that stands in the path; a filter on it passes over whole files."""
-    value = f"url_decode(regexp_extract({_PATH_COLUMN}, {_text(f'.*/{re.escape(name)}=([^/]*)/')}, 1))"
-    return f"CAST(nullif({value}, '{_NO_PARTITION}') AS {kind}) AS {_name(name)}"
+def _partition(name: str, kind: str, paths: Sequence[str]) -> str:
+    """Returns the expression for a column that stands in the path; a filter on it passes over whole files.
+
+    It runs for each 2,048 rows, so it does no more than these paths need: 10M rows grouped by day took
+    56 ms with all of it, 29 without (and 16 where DuckDB reads the path itself, which its `schema` forbids).
+    """
+    key = f"/{name}="
+    first = ".*" if any(path.count(key) > 1 for path in paths) else ""
+    value = f"regexp_extract({_PATH_COLUMN}, {_text(f'{first}/{re.escape(name)}=([^/]*)/')}, 1)"
+    if any("%" in path for path in paths):
+        value = f"url_decode({value})"
+    if any(_NO_PARTITION in path for path in paths):
+        value = f"nullif({value}, '{_NO_PARTITION}')"
+    return f"CAST({value} AS {kind}) AS {_name(name)}"
 
 
 def _name(text: str) -> str:
