@@ -7,6 +7,8 @@ import base64
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from headrace.base.errors import RecordError
+
 EVENTS = "events"
 FAILED = "failed"
 VERSION = 1
@@ -18,7 +20,17 @@ REPLAY = "replay_of"
 """The header of a raw click that is a failed event's second chance: where it stood in `clicks`, `partition/offset`."""
 
 
-class SettledEvent(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+MAX_ID = 1024
+"""How many characters an id has at most: what is remembered of a visitor goes into all its events."""
+
+MAX_VALUE_BYTES = 900_000
+"""How large a raw click may be, so that the event fits into a topic with all that is added to it."""
+
+MAX_ROW_BYTES = 960_000
+"""How large a settled or failed event gets; a topic takes records of 1,000,000 bytes with key and headers."""
+
+
+class SettledEvent(msgspec.Struct, omit_defaults=True, gc=False):
     """One event that happened, as it stands in `events` and, without the session's bounds, in the lake."""
 
     version: int
@@ -88,7 +100,7 @@ class SettledEvent(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 
 
 FLAGS = {
-    "clamped": "the time lay after the arrival and was set to it",
+    "clamped": "the time lay after the arrival, or before 1970, and was set to that",
     "no_message_id": "the client sent no messageId; one was made of partition and offset",
     "no_time": "the client sent no readable time; the arrival stands for it",
     "repaired": "the body held what JSON does not have",
@@ -136,18 +148,26 @@ class FailedEvent(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     raw: str | None = None
     """The event as it arrived, if it is text."""
     raw_base64: str | None = None
-    """The event as it arrived, if it is not."""
+    """The event as it arrived, if it is not, or too long as text; neither if it is too long in base64 too."""
 
     def value(self) -> bytes:
-        """Returns the event as it arrived."""
-        return self.raw.encode() if self.raw is not None else base64.b64decode(self.raw_base64 or "")
+        """Returns the event as it arrived; raises RecordError if it is too long to stand here."""
+        if self.raw is not None:
+            return self.raw.encode()
+        if self.raw_base64 is None:
+            raise RecordError(
+                f"the event {self.message_id!r} is too long to stand in {FAILED!r}; "
+                f"read it at offset {self.src_offset} of its partition of 'clicks'"
+            )
+        return base64.b64decode(self.raw_base64)
 
 
 REASONS = {
     "record": "no door of Headrace wrote the record",
+    "size": "it is too long",
     "json": "it is no JSON object, or its envelope has a member of a wrong type",
     "key": "its write key is unknown",
-    "identity": "it has neither anonymousId nor userId",
+    "identity": "it has neither anonymousId nor userId, or an id is too long or none that a client may make",
     "name": "it is tracked and has no event name, or its type cannot be told",
     "properties": "its properties do not fit the declared event",
 }
