@@ -38,7 +38,7 @@ def parquet(table):
     [
         (2, '{"add": {"pa', r"00002\.json is damaged: line 1"),
         (2, "\0\xff\1", r"00002\.json is damaged: line 1"),
-        (2, "", r"00002\.json is an empty file, so what was committed with it is lost"),
+        (2, "", r"00002\.json is an empty file: what was committed with it is lost"),
         (1, None, r"00001\.json is missing, though later commits stand"),
         (0, None, r"00000\.json is missing, though later commits stand"),
     ],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from datetime import date
+from pathlib import Path
 
 import deltalake
 import pyarrow as pa
 import pytest
+from deltalake.fs import DeltaStorageHandler
 
 from headrace.base.errors import CallError, FencedError, PositionError, UnknownNameError
 from tables.rows import DAY, SCHEMA, many, numbers, rows
@@ -256,6 +259,9 @@ def test_vacuum_works_around_a_pin_and_refuses_to_break_it(lake):
     assert numbers(table) == [1, 2, 3]
     with pytest.raises(UnknownNameError, match="no pin of table 'events'"):
         table.unpin(pin.id)
+    with pytest.raises(CallError, match="version 2 has lost"):
+        table.pin(owner="ann", reason="too late", version=2)
+    assert table.pins() == []
 
 
 def test_the_log_is_cleaned_up_to_what_is_pinned(lake):
@@ -295,3 +301,30 @@ def test_a_table_that_was_replaced_stops_its_users(lake):
     deltalake.DeltaTable.create(table.uri, SCHEMA, mode="overwrite")
     with pytest.raises(PositionError, match="was replaced"):
         table.reload()
+
+
+def test_what_broken_writers_left_in_the_log_is_removed(lake):
+    table = lake().create("events", SCHEMA)
+    table.append(rows(1))
+    beside = DeltaStorageHandler(table.uri)._handler
+    stale = [".00000000000000000001.json.tmp.3", ".00000000000000000009.json.tmp.7"]
+    for name in stale:
+        stream = beside.open_output_stream(f"_delta_log/{name}")
+        stream.write(b"{}")
+        stream.close()
+    assert table.clean_log(keep_seconds=3600) == []
+    assert table.clean_log(keep_seconds=0) == stale
+    assert numbers(lake().open("events")) == [1]
+
+
+def test_torn_files_leave_a_local_folder(local):
+    table = local().create("events", SCHEMA)
+    table.append(rows(1))
+    torn = Path(table.files()[0].path + "#1")
+    torn.write_bytes(b"half a file")
+    table.vacuum()
+    assert torn.exists()
+    os.utime(torn, (0, 0))
+    table.vacuum()
+    assert not torn.exists()
+    assert numbers(table) == [1]

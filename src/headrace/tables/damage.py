@@ -22,8 +22,8 @@ def check_log(store: Store, log: list[Entry]) -> None:
     for entry in log:
         if entry.size == 0 and not entry.is_folder and version_of(entry) is not None:
             raise FormatError(
-                f"{store.uri}/{entry.path} is an empty file, so what was committed with it is lost. Restore it, "
-                "or go back to the version before with another copy of the table"
+                f"{store.uri}/{entry.path} is an empty file: what was committed with it is lost. If it is the newest "
+                "of its folder, it was never acknowledged: delete it; else restore it from a copy"
             )
 
 
@@ -35,9 +35,12 @@ def explain(store: Store, error: BaseException) -> HeadraceError:
     if "nsupported" in text:
         return FormatError(f"{store.uri}/{LOG}: the table follows a protocol that Headrace cannot read: {text}")
     try:
-        return _file_in(store, text) or _damage_of(store, store.entries(LOG)) or _unexplained(store, text)
+        found = _file_in(store, text) or _damage_of(store, store.entries(LOG))
     except OSError as unreachable:
         return UnavailableError(f"{store.uri}: {brief(unreachable)}")
+    # With a far store it is more often the road than the bytes, and trying again harms nothing.
+    is_outside = isinstance(error, OSError) or "://" in store.uri
+    return found or (UnavailableError if is_outside else FormatError)(f"{store.uri}: {text}")
 
 
 def brief(error: BaseException) -> str:
@@ -47,12 +50,6 @@ def brief(error: BaseException) -> str:
     'a b'
     """
     return _ANSI.sub(" ", str(error).split("\n   0: ")[0]).strip()[:600]
-
-
-def _unexplained(store: Store, text: str) -> HeadraceError:
-    if "://" not in store.uri or "Kernel error: " in text:
-        return FormatError(f"{store.uri}: {text}")
-    return UnavailableError(f"{store.uri}: {text}")
 
 
 def _file_in(store: Store, text: str) -> FormatError | None:
@@ -66,7 +63,7 @@ def _file_in(store: Store, text: str) -> FormatError | None:
 
 def _why_unreadable(store: Store, path: str) -> str:
     if store.size(path) is None:
-        return "is missing, though the table's log lists it"
+        return "is missing, though the table's log lists it: was a version read that vacuum no longer keeps?"
     reason = bad_parquet(store.read(path))
     return f"is damaged: {reason}" if reason else ""
 

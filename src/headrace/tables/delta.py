@@ -25,6 +25,7 @@ from headrace.tables.columns import Evolution, align, plan_evolution
 from headrace.tables.commit import NOTE_KEY, read_commit
 from headrace.tables.damage import brief
 from headrace.tables.deadline import ahead
+from headrace.tables.durable import drop_torn, sync
 from headrace.tables.log import LOG, missing, oldest, version_of
 from headrace.tables.pins import Pins
 from headrace.tables.place import HOOKS, Place, read_batches
@@ -190,9 +191,13 @@ class Delta:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
+        before, root = self.version, self._place.root
         self._failed = "it was cut off"
         try:
             yield
+            if root is not None:
+                written = range(before + 1, self.version + 1)
+                self._place.call("sync", lambda: sync(root, written))
         except HeadraceError as error:
             self._failed = brief(error.__cause__ or error)
             raise
@@ -307,6 +312,9 @@ class Delta:
         Where `around_pins` is off, a pin that stands in the way makes it a CallError instead.
         """
         self._check_writable({})
+        root = self._place.root
+        if root is not None and not dry_run:
+            self._place.call("drop torn files", lambda: drop_torn(root, before_us=_before(max(keep_seconds, 3600))))
         with self._writing():
             return maintain.vacuum(
                 self._place,
@@ -320,8 +328,7 @@ class Delta:
     def clean_log(self, *, keep_seconds: float = DEFAULT_KEEP_SECONDS, around_pins: bool = True) -> list[str]:
         """Returns the deleted files of the log: old commits before a checkpoint, and what broken writers left."""
         self._check_writable({})
-        before_us = machine_us() - int(keep_seconds * 1e6)
-        return maintain.clean_log(self._place, self.pins(), before_us=before_us, around_pins=around_pins)
+        return maintain.clean_log(self._place, self.pins(), before_us=_before(keep_seconds), around_pins=around_pins)
 
     def delete_partitions_before(self, day: date) -> int:
         """Returns the number of files that left the table with whole days before `day`."""
@@ -343,7 +350,7 @@ class Delta:
         self._lake.pins.add(pin)
         try:
             # Looked at after the pin stands, so that no clean-up can come between.
-            self.at(pinned)
+            _check_files(self._place, self.at(pinned))
         except CallError:
             self._lake.pins.remove(self.name, pin.id)
             raise
@@ -374,6 +381,17 @@ def _file(row: Mapping[str, Any], root: str, partitions: Sequence[str]) -> File:
         rows=row.get("num_records"),
         partition={column: None if value is None else str(value) for column, value in values.items()},
     )
+
+
+def _check_files(place: Place, table: Delta) -> None:
+    for file in table.files():
+        path = file.path.removeprefix(f"{place.uri}/")
+        if place.call("look", partial(place.store.size, path)) is None:
+            raise CallError(f"table {place.name!r}: version {table.version} has lost {path} to a vacuum")
+
+
+def _before(keep_seconds: float) -> int:
+    return machine_us() - int(keep_seconds * 1e6)
 
 
 def _text(time_us: int) -> str:

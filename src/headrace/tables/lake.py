@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar, Self
 
 import msgspec
@@ -57,6 +58,8 @@ class _HdfsOptions(msgspec.Struct):
 
 class _Lake:
     """What both kinds of lake do alike: the library reaches either through one interface."""
+
+    capabilities: ClassVar[Capabilities]
 
     def __init__(
         self, root: str, *, deadline_seconds: float = DEFAULT_DEADLINE_SECONDS, cache: Cache | None = None
@@ -113,7 +116,10 @@ class _Lake:
         """Gives back what the lake holds open: nothing."""
 
     def _place(self, name: str) -> Place:
-        return Place(name, f"{self._root}/{name}", self._store.below(name), self._deadline_seconds)
+        return Place(name, f"{self._root}/{name}", self._store.below(name), self._deadline_seconds, self._folder(name))
+
+    def _folder(self, name: str) -> Path | None:
+        return Path(self._root, name) if self.capabilities.local else None
 
     def _create(
         self, place: Place, schema: pa.Schema, partition_by: Sequence[str], words: str, stated: Mapping[str, str]

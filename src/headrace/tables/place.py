@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
@@ -25,12 +26,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a table stands, and how long one may wait for it."""
+    """Where a table stands, and how long one may wait for it; `root` is its folder where the store is local."""
 
     name: str
     uri: str
     store: Store
     deadline_seconds: float
+    root: Path | None
 
     def call(self, what: str, action: Callable[[], T], *, times: float = 1) -> T:
         """Returns what `action` returns; its errors become ours, and say what is damaged."""
@@ -42,7 +44,11 @@ class Place:
             raise self._refused(error) from error
         # The library raises plain Exception for what fails below its own layers.
         except Exception as error:
-            raise explain(self.store, error) from error
+            raise self._explained(error) from error
+
+    def _explained(self, error: Exception) -> HeadraceError:
+        # Looking for the damage may hang as well.
+        return within(self.deadline_seconds, f"table {self.name!r}: {brief(error)}", lambda: explain(self.store, error))
 
     def _refused(self, error: CommitFailedError) -> HeadraceError:
         text = brief(error)
