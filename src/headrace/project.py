@@ -133,15 +133,17 @@ class OpenProject:
         tables = [at(self.tables.open(name)) for name in self.tables.names()]
         return [kind(table.name, table.schema, table.local_files, table.partitions) for table in tables]
 
+    def views(self, sources: Sequence[Source]) -> list[View]:
+        """Returns the views over those tables: sessions, and one for each declared event."""
+        make_views = import_module("headrace.tables.catalog").make_views
+        events = [source for source in sources if source.name == EVENTS]
+        taken = [source.name for source in sources]
+        return make_views(self.declared.events, events[0].schema.names, taken=taken) if events else []
+
     def query(self, sql: str, *, sources: Sequence[Source] | None = None, parameters: Parameters = ()) -> Result:
         """Returns the answer to one SELECT over the project's tables and views."""
         found = self.sources() if sources is None else sources
-        return self.engine.query(sql, sources=found, views=self.views, parameters=parameters)
-
-    @property
-    def views(self) -> tuple[View, ...]:
-        """The views over the tables that stand."""
-        return ()
+        return self.engine.query(sql, sources=found, views=self.views(found), parameters=parameters)
 
     @property
     def rules(self) -> Rules:

@@ -1,4 +1,4 @@
-"""headrace demo: a simulated product's clicks through real doors, and the proof that none is lost."""
+"""headrace demo: a simulated product's clicks through real doors into the lake, each once, and the proof of it."""
 
 from __future__ import annotations
 
@@ -13,91 +13,79 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import msgspec
 from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.table import Table
 
 from headrace.base.clock import Clock
-from headrace.base.errors import CallError
+from headrace.base.errors import CallError, HeadraceError
 from headrace.base.process import Companion, Life, Program
+from headrace.base.telemetry import read_values
+from headrace.collect.app import CLICKS
+from headrace.console.crowd import VISITORS, Crowd
+from headrace.console.proof import Proof, prove, wait_at_rest
 from headrace.console.roles import read_state, supervise, write_project
-from headrace.console.show import print_lines
-from headrace.events.world import DAY, Delivery, Visit, World, encode
+from headrace.console.show import print_lines, print_table
+from headrace.events.settled import EVENTS, FAILED
 from headrace.profile import FILE as PROFILE_FILE
-from headrace.project import OpenProject, open_project
-from headrace.topics import Topic
+from headrace.project import ROLES, OpenProject, open_project
+from headrace.tables.catalog import funnel_sql
 
-_VISITORS = 3_000
-_CONNECTIONS = 48
 _CLOCK = "world://?rate=3600"
-_START_SECONDS = 15.0
-_DRAIN_SECONDS = 5.0
+_START_SECONDS = 20.0
+_REST_SECONDS = 20.0
 _FRAME_SECONDS = 0.2
-_RESEND_SECONDS = 0.02
-_AUTHORIZATION = b"authorization: Basic ZGV2Og=="
 
-
-class _Identified(msgspec.Struct):
-    message_id: str = msgspec.field(name="messageId")
-
-
-_identified = msgspec.json.Decoder(_Identified)
+_TOP_ITEMS = """
+SELECT product_id AS item, count(*) AS clicks, count(DISTINCT person) AS persons
+FROM product_clicked WHERE NOT bot GROUP BY ALL ORDER BY clicks DESC, item LIMIT 5
+"""
+_FUNNEL = ("page", "Product List Viewed", "Product Clicked", "Video Playback Completed")
+_FAILURES = """
+SELECT reason, count(*) AS events, any_value(message) AS example FROM failed GROUP BY reason ORDER BY events DESC
+"""
 
 
 @dataclass
-class _Counts:
-    """What was sent and acknowledged, as the clients see it, and what a consumer has read."""
+class _Stream:
+    """What stands behind the door, as an outsider sees it."""
 
-    sent: int = 0
-    requests: int = 0
-    refused: int = 0
-    resent: int = 0
-    acknowledged: set[str] = field(default_factory=set)
-    answered: int = 0
-    latencies: deque[float] = field(default_factory=lambda: deque(maxlen=5_000))
-    read: int = 0
-    stored: set[str] = field(default_factory=set)
-    lag: int = 0
+    clicks: int = 0
+    events: int = 0
+    failed: int = 0
+    rows: int = 0
     killed_at: float | None = None
-    answered_at: float = 0.0
-    pause: float = 0.0
-    """The longest time after the kill in which nothing was acknowledged."""
-
-    def note_answer(self, delivery: Delivery, seconds: float) -> None:
-        now = time.monotonic()
-        if self.killed_at is not None:
-            self.pause = max(self.pause, now - self.answered_at)
-        self.answered_at = now
-        self.latencies.append(seconds)
-        self.acknowledged.update(event.message_id for event in delivery.events)
-        self.answered += len(delivery.events)
-
-    def quantile_ms(self, q: float) -> float:
-        ordered = sorted(self.latencies)
-        return ordered[min(int(q * len(ordered)), len(ordered) - 1)] * 1000 if ordered else 0.0
 
 
 def demo(given: argparse.Namespace) -> int:
-    """Runs the demo and returns 0 if everything acknowledged is in the topic."""
+    """Runs the demo and returns 0 if everything acknowledged happened once and stands in the lake once."""
     if not 1 <= given.seconds <= 3600:
         raise CallError(f"--seconds {given.seconds:g}: must be 1 to 3600")
     with _folder(given.dir) as folder:
         if not (folder / PROFILE_FILE).exists():
-            write_project(folder, port=0, clock=_CLOCK)
+            write_project(folder, port=0, clock=_CLOCK, flush_seconds=1)
         _refuse_foreign(folder)
         log = str(folder / "up.log")
         program = Program("up", "headrace.console.demo:run_up", {"folder": str(folder)}, log=log)
         with Companion(program) as up, open_project(folder) as project:
             up.wait_ready(_START_SECONDS)
-            counts = _run(project, given)
-        return _conclude(counts, given, folder)
+            crowd, stream = Crowd(), _Stream()
+            asyncio.run(_run(project, crowd, stream, given))
+            is_at_rest = wait_at_rest(project, _REST_SECONDS)
+            proof = prove(project, crowd.acknowledged)
+            code = _conclude(crowd, proof, given)
+            if not is_at_rest:
+                print(f"the stream did not come to rest within {_REST_SECONDS:g} s; see {log}")
+            if not given.json:
+                _ask(project)
+        if not given.json:
+            _print_next(given, folder, next(iter(crowd.acknowledged), ""))
+        return code
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -112,7 +100,7 @@ def _refuse_foreign(folder: Path) -> None:
 def run_up(life: Life, *, folder: str) -> None:
     """Runs all roles of the demo's project, as `headrace up` does."""
     with open_project(folder) as project:
-        supervise(project, ["collector"], announce=lambda _: life.tell_ready())
+        supervise(project, list(ROLES), announce=lambda _: life.tell_ready())
 
 
 @contextlib.contextmanager
@@ -125,126 +113,63 @@ def _folder(chosen: str | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _run(project: OpenProject, given: argparse.Namespace) -> _Counts:
-    counts = _Counts()
+async def _run(project: OpenProject, crowd: Crowd, stream: _Stream, given: argparse.Namespace) -> None:
     url = read_state(project, "collector")["url"]
+    ends_at = time.monotonic() + given.seconds
     stop = threading.Event()
-    reader = threading.Thread(target=_read_along, args=(project.topic("clicks"), counts, stop))
-    reader.start()
+    looker = threading.Thread(target=_look, args=(project.folder, stream, stop))
+    looker.start()
+    panel = asyncio.create_task(_show(crowd, stream, (project.clock, url, ends_at), quiet=given.json))
+    killer = asyncio.create_task(_kill(project, crowd, stream, given.seconds))
     try:
-        asyncio.run(_send_world(project, url, counts, given))
-        deadline = time.monotonic() + _DRAIN_SECONDS
-        while not counts.acknowledged <= counts.stored and time.monotonic() < deadline:
-            time.sleep(_FRAME_SECONDS)
+        await crowd.visit(url, project.clock, seed=given.seed, ends_at=ends_at)
+        await killer
     finally:
         stop.set()
-        reader.join()
-    return counts
+        looker.join()
+        panel.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await panel
 
 
-def _read_along(topic: Topic, counts: _Counts, stop: threading.Event) -> None:
-    """Reads the topic as any consumer would, and counts what is there."""
-    with topic.consume("demo") as consumer:
-        while not stop.is_set():
-            for message in consumer.poll(wait_seconds=0.1):
-                counts.stored.add(_identified.decode(message.value or b"").message_id)
-                counts.read += 1
-            ends = [bound.end for bound in topic.bounds()]
-            counts.lag = sum(end - consumer.positions[p].offset for p, end in enumerate(ends))
-            consumer.commit()
+def _look(folder: Path, stream: _Stream, stop: threading.Event) -> None:
+    """Counts what the topics hold and what was committed to the lake, as anybody could from outside."""
+    with open_project(folder) as project:
+        while not stop.wait(_FRAME_SECONDS):
+            ends = {name: sum(bound.end for bound in project.topics.bounds(name)) for name in (CLICKS, EVENTS, FAILED)}
+            stream.clicks, stream.events, stream.failed = ends[CLICKS], ends[EVENTS], ends[FAILED]
+            stream.rows = int(read_values(project.profile.state / "metrics").get("headrace_sink_rows_total", 0))
 
 
-async def _send_world(project: OpenProject, url: str, counts: _Counts, given: argparse.Namespace) -> None:
-    clock = project.clock
-    world = World(given.seed, visitors=_VISITORS, born_us=clock.now_us())
-    queues: list[asyncio.Queue[Delivery | None]] = [asyncio.Queue() for _ in range(_CONNECTIONS)]
-    address = urlsplit(url)
-    clients = [asyncio.create_task(_Client(address.hostname or "", address.port or 0, counts).run(q)) for q in queues]
-    ends_at = time.monotonic() + given.seconds
-    panel = asyncio.create_task(_show(counts, clock, url, ends_at, quiet=given.json))
-    killer = asyncio.create_task(_kill_in_the_middle(project, counts, given.seconds / 2))
-    for delivery in world.deliver(_visits(world, clock)):
-        while (early := delivery.at_us - clock.now_us()) > 0 and time.monotonic() < ends_at:
-            await asyncio.sleep(min(early / 3.6e9, 0.05))
-        if time.monotonic() >= ends_at:
-            break
-        # One visitor keeps to one connection, so that the order of his events is the order of sending.
-        queues[delivery.visitor % _CONNECTIONS].put_nowait(delivery)
-        await asyncio.sleep(0)
-    for queue in queues:
-        queue.put_nowait(None)
-    await asyncio.gather(*clients, killer)
-    panel.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await panel
+async def _kill(project: OpenProject, crowd: Crowd, stream: _Stream, seconds: float) -> None:
+    await asyncio.sleep(seconds / 2)
+    crowd.killed_at = seconds / 2
+    _kill_one(project, "collector")
+    await asyncio.sleep(seconds / 4)
+    stream.killed_at = seconds * 3 / 4
+    _kill_one(project, "settler")
 
 
-def _visits(world: World, clock: Clock) -> Iterator[Visit]:
-    start_us = clock.now_us()
-    while True:
-        yield from world.traffic(start_us, start_us + DAY)
-        start_us += DAY
-
-
-class _Client:
-    """Sends deliveries over one connection, the same one again until it is acknowledged, as SDKs do."""
-
-    def __init__(self, host: str, port: int, counts: _Counts) -> None:
-        self._host, self._port = host, port
-        self._counts = counts
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def run(self, queue: asyncio.Queue[Delivery | None]) -> None:
-        while (delivery := await queue.get()) is not None:
-            body = encode(delivery)
-            self._counts.sent += len(delivery.events)
-            started_at = time.perf_counter()
-            while not await self._post(body):
-                self._counts.resent += 1
-                await asyncio.sleep(_RESEND_SECONDS)
-            self._counts.note_answer(delivery, time.perf_counter() - started_at)
-        if self._streams is not None:
-            self._streams[1].close()
-
-    async def _post(self, body: bytes) -> bool:
-        self._counts.requests += 1
-        try:
-            self._streams = self._streams or await asyncio.open_connection(self._host, self._port)
-            reader, writer = self._streams
-            head = b"POST /v1/batch HTTP/1.1\r\nhost: demo\r\n%b\r\ncontent-length: %d\r\n\r\n"
-            writer.write(head % (_AUTHORIZATION, len(body)) + body)
-            answer = await reader.readuntil(b"\r\n\r\n")
-            length = int(answer.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
-            await reader.readexactly(length)
-        except (OSError, asyncio.IncompleteReadError):
-            if self._streams is not None:
-                self._streams[1].close()
-            self._streams = None
-            return False
-        accepted = answer.startswith(b"HTTP/1.1 200")
-        self._counts.refused += not accepted
-        return accepted
-
-
-async def _kill_in_the_middle(project: OpenProject, counts: _Counts, seconds: float) -> None:
-    await asyncio.sleep(seconds)
-    for pid in list(read_state(project, "collector")["pids"].values())[:1]:
-        counts.killed_at = seconds
+def _kill_one(project: OpenProject, role: str) -> None:
+    for pid in list(read_state(project, role)["pids"].values())[:1]:
         os.kill(pid, signal.SIGKILL)
 
 
-async def _show(counts: _Counts, clock: Clock, url: str, ends_at: float, *, quiet: bool) -> None:
+Scene = tuple[Clock, str, float]
+
+
+async def _show(crowd: Crowd, stream: _Stream, scene: Scene, *, quiet: bool) -> None:
     console = Console(quiet=quiet, highlight=False)
     began_at = time.monotonic()
     recent: deque[tuple[float, int]] = deque([(began_at, 0)], maxlen=6)
 
     def panel() -> RenderableType:
-        recent.append((time.monotonic(), counts.answered))
-        return _panel(counts, clock, url, _rate(recent), ends_at)
+        recent.append((time.monotonic(), crowd.answered))
+        return _panel(crowd, stream, scene, _rate(recent))
 
     def last_panel() -> RenderableType:
-        whole = deque([(began_at, 0), (counts.answered_at, counts.answered)])
-        return _panel(counts, clock, url, _rate(whole), ends_at)
+        whole = deque([(began_at, 0), (crowd.answered_at, crowd.answered)])
+        return _panel(crowd, stream, scene, _rate(whole))
 
     # A pipe gets the last picture only.
     live = Live(panel(), console=console, auto_refresh=False) if console.is_terminal else None
@@ -266,60 +191,87 @@ def _rate(rates: deque[tuple[float, int]]) -> float:
     return (last - first) / (last_at - first_at) if last_at > first_at else 0.0
 
 
-def _panel(counts: _Counts, clock: Clock, url: str, rate: float, ends_at: float) -> RenderableType:
+def _panel(crowd: Crowd, stream: _Stream, scene: Scene, rate: float) -> RenderableType:
+    clock, url, ends_at = scene
     world = datetime.fromtimestamp(clock.now_us() / 1e6, UTC).strftime("%a %H:%M")
     left = max(ends_at - time.monotonic(), 0)
     killed = "-"
-    if counts.killed_at is not None:
-        killed = f"kill -9 of the collector at {counts.killed_at:g} s, longest pause {counts.pause:.2f} s"
-    ack = f"{rate:,.0f} events/s  ack p50 {counts.quantile_ms(0.5):.1f} ms  p99 {counts.quantile_ms(0.99):.1f} ms"
+    if crowd.killed_at is not None:
+        killed = f"kill -9 of the collector at {crowd.killed_at:g} s, longest pause {crowd.pause:.2f} s"
+    if stream.killed_at is not None:
+        killed += f"; of settler and sink at {stream.killed_at:g} s"
+    ack = f"{rate:,.0f} events/s  ack p50 {crowd.quantile_ms(0.5):.1f} ms  p99 {crowd.quantile_ms(0.99):.1f} ms"
+    waiting = max(stream.clicks - stream.events - stream.failed, 0)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", min_width=12)
     table.add_column()
     for name, text in (
-        ("world", f"{_VISITORS:,} visitors, {world} there, an hour a second, {left:.0f} s to go"),
+        ("world", f"{VISITORS:,} visitors, {world} there, an hour a second, {left:.0f} s to go"),
         ("collector", url),
-        ("acknowledged", ack),
-        ("topic clicks", f"{counts.read:,} records read  lag {counts.lag:,}"),
-        ("failed", f"{counts.refused:,} requests refused, {counts.resent:,} sent again"),
+        ("acknowledged", f"{crowd.answered:,}  {ack}"),
+        ("refused", f"{crowd.refused:,} requests refused, {crowd.resent:,} sent again"),
+        ("settled", f"{stream.events:,} events, {stream.failed:,} failed; {waiting:,} clicks wait or are repeats"),
+        ("lake", f"{stream.rows:,} rows committed"),
         ("fault", killed),
     ):
         table.add_row(name, text)
     return table
 
 
-def _conclude(counts: _Counts, given: argparse.Namespace, folder: Path) -> int:
-    lost = len(counts.acknowledged - counts.stored)
-    summary: dict[str, Any] = {
-        "sent": counts.sent,
-        "requests": counts.requests,
-        "acknowledged": len(counts.acknowledged),
-        "in_topic": len(counts.acknowledged & counts.stored),
-        "lost": lost,
-        "repeats": counts.read - len(counts.stored),
-        "refused": counts.refused,
-        "ack_p50_ms": round(counts.quantile_ms(0.5), 2),
-        "ack_p99_ms": round(counts.quantile_ms(0.99), 2),
-        "longest_pause_seconds": round(counts.pause, 2),
-    }
+def _conclude(crowd: Crowd, proof: Proof, given: argparse.Namespace) -> int:
     if given.json:
-        print_lines([summary])
-        return int(lost > 0 or not counts.acknowledged)
-    sign = "=" if not lost else "≠"
+        print_lines([_summary(crowd, proof)])
+        return int(not proof.holds)
+    sign = "=" if not proof.lost else "≠"
+    verdict = "✓ exactly once" if proof.holds else "✗ NOT exactly once"
     print(
-        f"proof         {summary['acknowledged']:,} events acknowledged {sign} {summary['in_topic']:,} of them in the "
-        f"topic, {lost} lost; {summary['repeats']:,} came twice, which the settler will fold"
+        f"proof         {proof.acknowledged:,} acknowledged {sign} settled or failed, {proof.lost} lost\n"
+        f"              {proof.clicks:,} clicks = {proof.settled:,} settled + {proof.failed:,} failed + "
+        f"{proof.repeats:,} repeats; {proof.rows:,} rows in the lake {verdict}"
     )
-    _print_next(given, folder)
-    return int(lost > 0 or not counts.acknowledged)
+    return int(not proof.holds)
 
 
-def _print_next(given: argparse.Namespace, folder: Path) -> None:
+def _summary(crowd: Crowd, proof: Proof) -> dict[str, Any]:
+    return {
+        **asdict(proof),
+        "exactly_once": proof.holds,
+        "sent": crowd.sent,
+        "requests": crowd.requests,
+        "refused": crowd.refused,
+        "ack_p50_ms": round(crowd.quantile_ms(0.5), 2),
+        "ack_p99_ms": round(crowd.quantile_ms(0.99), 2),
+        "longest_pause_seconds": round(crowd.pause, 2),
+    }
+
+
+def _ask(project: OpenProject) -> None:
+    """Prints what the lake answers to a few questions."""
+    for title, sql in (
+        ("the most clicked", _TOP_ITEMS),
+        ("from page to the end of a film, within half an hour", funnel_sql(_FUNNEL, within_seconds=1800)),
+        ("what failed, and why", _FAILURES),
+    ):
+        print(f"\n{title}")
+        try:
+            rows = project.query(sql).table().to_pylist()
+        except HeadraceError as error:
+            print(f"  {error}")
+            continue
+        print_table(tuple(rows[0]) if rows else (), [tuple(map(_cell, row.values())) for row in rows], empty="  none")
+
+
+def _cell(value: Any) -> Any:
+    return "-" if value is None else f"{value:.1%}" if isinstance(value, float) else value
+
+
+def _print_next(given: argparse.Namespace, folder: Path, message_id: str) -> None:
     if given.dir is None:
-        print("try           headrace demo --dir demo     and keep what it made")
+        print("\ntry           headrace demo --dir demo     and keep what it made")
         print("              headrace init shop && cd shop && headrace up")
         return
     place = shlex.quote(str(folder))
-    print(f"try           headrace topic read clicks --max 5 --project {place}")
-    print(f"              headrace topic groups clicks --project {place}")
+    print(f"\ntry           headrace explain {shlex.quote(message_id)} --project {place}")
+    print(f"              headrace table sql 'FROM sessions LIMIT 5' --project {place}")
+    print(f"              headrace table failed --project {place}")
     print(f"              headrace up --project {place}")

@@ -67,6 +67,9 @@ host = "127.0.0.1"
 port = {port}
 workers = 1
 
+[sink]
+flush_seconds = {flush_seconds}
+
 # Write keys, hashed. `dev` is known to everybody: it works on this machine only.
 [keys]
 dev = "{dev}"
@@ -81,7 +84,9 @@ def init(given: argparse.Namespace) -> None:
     print(f"next:\n  cd {shlex.quote(str(folder))}\n  headrace up")
 
 
-def write_project(folder: Path, *, empty: bool = False, port: int = 7070, clock: str = "real://") -> None:
+def write_project(
+    folder: Path, *, empty: bool = False, port: int = 7070, clock: str = "real://", flush_seconds: float = 5
+) -> None:
     """Writes project.py and headrace.toml; refuses to overwrite either."""
     for name in (PROJECT_FILE, PROFILE_FILE):
         if (folder / name).exists():
@@ -95,7 +100,7 @@ def write_project(folder: Path, *, empty: bool = False, port: int = 7070, clock:
             text = text.replace("import Event, Project", "import Project")
         (folder / PROJECT_FILE).write_text(text, encoding="utf-8")
         (folder / PROFILE_FILE).write_text(
-            _TOML.format(port=port, clock=clock, dev=hash_key(DEV_KEY)), encoding="utf-8"
+            _TOML.format(port=port, clock=clock, dev=hash_key(DEV_KEY), flush_seconds=flush_seconds), encoding="utf-8"
         )
     except OSError as error:
         raise CallError(f"cannot write into {str(folder)!r}: {error.strerror}") from error
