@@ -76,6 +76,7 @@ class KafkaShare:
     def held(self) -> frozenset[int]:
         """Returns the partitions whose movers stand, and says that this member is alive.
 
+        While the members divide the partitions anew, a member that holds some waits, a lease at most.
         All that the group ever committed to a partition that is returned lies within the bounds of
         its topics: a mover is opened only when the transactions of its forerunner have ended.
         """
