@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 TOP = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES = sorted([*TOP, *DOCS.rglob("*.md")])
-NOUNS = ("event", "topic", "profile", "project", "collector", "clock", "role")
+NOUNS = ("event", "topic", "table", "profile", "project", "collector", "clock", "role")
 
 _LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 _REFUSED = re.compile(r"\b(?:simply|just|easy|easily|powerful|obviously|seamless\w*|blazing\w*)\b", re.IGNORECASE)
