@@ -633,11 +633,11 @@ def _fit(row: FailedEvent) -> FailedEvent:
     """Returns a row that a topic takes: what is too long when it is escaped is written in base64, or left out."""
     if 6 * (len(row.raw or row.raw_base64 or "") + len(row.door or "")) < MAX_ROW_BYTES // 2:
         return row
+    if row.door is not None and len(encode(row.door)) > MAX_ROW_BYTES // 2:
+        row.door = None
     if row.raw is not None and len(encode(row)) > MAX_ROW_BYTES:
         row.raw_base64 = base64.b64encode(row.value()).decode()
         row.raw = None
     if len(encode(row)) > MAX_ROW_BYTES:
         row.raw_base64 = None
-    if len(encode(row)) > MAX_ROW_BYTES:
-        row.door = None
     return row
