@@ -240,11 +240,14 @@ def test_what_only_reads_is_allowed(tmp_path):
         "SELECT " + "NOT " * 40_000 + "true",
         "SELECT " + "CASE WHEN true THEN " * 350 + "1" + " END" * 350,
         "SELECT '" + "x" * 300_000 + "'",
+        "SELECT 1" + " UNION SELECT 1" * 2000,
+        "FROM events" + ", events" * 2000,
+        "SELECT seen_at" + ".x" * 2000 + " FROM events",
     ],
-    ids=["brackets", "subqueries", "describe", "sum", "not", "case", "long"],
+    ids=["brackets", "subqueries", "describe", "sum", "not", "case", "long", "union", "join", "dots"],
 )
 def test_sql_that_is_too_deep_or_too_long_is_refused(ask, sql):
-    with pytest.raises(SqlError, match=r"nested too deeply|longer than"):
+    with pytest.raises(SqlError, match=r"nested too deeply|longer than|more than 1,000"):
         ask(sql)
 
 

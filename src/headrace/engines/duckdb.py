@@ -115,7 +115,8 @@ class DuckdbEngine:
         self, query: Query, sql: str, tables: tuple[Sequence[Source], Sequence[View]], parameters: Parameters
     ) -> DuckdbResult:
         sources, views = tables
-        query.statement, used = self._read_all(query.connection, sql, sources, views)
+        with query.translated():
+            query.statement, used = self._read_all(query.connection, sql, sources, views)
         query.open_sources([source for source in sources if source.name in used])
         for view in (view for view in views if view.name in used):
             query.create_view(view)

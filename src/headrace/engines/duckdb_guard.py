@@ -24,6 +24,10 @@ from headrace.engines.engine import Place, SqlError, show_place
 MAX_SQL_BYTES = 200_000
 MAX_NESTING = 400
 
+# Nor does a deadline reach the planner: 10,000 SELECTs in one UNION kept it longer than 40 s.
+MAX_PARTS = 1000
+MAX_NAMES = 100
+
 _EXPLAIN = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*explain(\s+analyze)?\b", re.IGNORECASE | re.DOTALL)
 _SHOWING = re.compile(r"\b(?:desc|describe|show|summarize)\b", re.IGNORECASE)
 
@@ -184,6 +188,7 @@ class _Judge:
         self._draft = draft
         self._prefix = prefix
         self._names: set[str] = set()
+        self._num_parts = 0
 
     def judge(self, tree: dict[str, Any]) -> set[str]:
         """Returns the tables that the tree mentions."""
@@ -204,17 +209,25 @@ class _Judge:
         if expression is not None:
             if expression not in _PLAIN_EXPRESSIONS:
                 self._refuse(node, f"{expression} is refused: it is not known to be harmless")
+            if len(node.get("column_names", ())) > MAX_NAMES:
+                raise _too_deep()
         elif isinstance(kind, str):
-            if kind not in _PLAIN_NODES:
-                self._refuse(node, f"{kind.removesuffix('_QUERY_NODE')} is refused: SQL here only reads")
-            if kind == "BASE_TABLE":
-                self._check_table(node, scope)
-            if kind == "SHOW_REF" and node.get("query") is None:
-                self._refuse(node, "SHOW is refused; `headrace table list` lists the tables, DESCRIBE t its columns")
-            if kind == "TABLE_FUNCTION" and fold(_path(node["function"])[-1]) not in _TABLE_FUNCTIONS:
-                self._refuse(node, _function_refused(_path(node["function"])[-1]))
+            self._check_part(node, kind, scope)
         if "function_name" in node:
             self._check_function(node)
+
+    def _check_part(self, node: dict[str, Any], kind: str, scope: frozenset[str]) -> None:
+        self._num_parts += kind in ("SELECT_NODE", "BASE_TABLE", "TABLE_FUNCTION")
+        if self._num_parts > MAX_PARTS:
+            raise SqlError(f"the SQL has more than {MAX_PARTS:,} SELECTs and tables. Ask in several queries")
+        if kind not in _PLAIN_NODES:
+            self._refuse(node, f"{kind.removesuffix('_QUERY_NODE')} is refused: SQL here only reads")
+        if kind == "BASE_TABLE":
+            self._check_table(node, scope)
+        if kind == "SHOW_REF" and node.get("query") is None:
+            self._refuse(node, "SHOW is refused; `headrace table list` lists the tables, DESCRIBE t its columns")
+        if kind == "TABLE_FUNCTION" and fold(_path(node["function"])[-1]) not in _TABLE_FUNCTIONS:
+            self._refuse(node, _function_refused(_path(node["function"])[-1]))
 
     def _check_table(self, node: dict[str, Any], scope: frozenset[str]) -> None:
         path = _path(node)

@@ -95,7 +95,8 @@ class Query:
             self._columns.update(dict.fromkeys(source.schema.names))
             with self.translated():
                 self.connection.execute(f"CREATE VIEW {_name(source.name)} AS {self._scan(source, paths)}")
-        self._lock()
+        with self.translated():
+            self._lock()
 
     def create_view(self, view: View) -> None:
         """Makes a view of the caller's, whose SQL was judged before."""
