@@ -192,6 +192,15 @@ def test_user_is_the_one_known_at_that_offset_and_login_changes_neither_visitor_
     assert [row.session_id for row in rows] == ["0-0", "0-0", "0-0", "0-3", "0-3", "0-3"]
 
 
+@pytest.mark.parametrize(("age_us", "user"), [(0, "u-1"), (1000, None)])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_user_is_forgotten_when_the_window_ends(age_us, user, restarted):
+    last_us = NOON + SECOND + WINDOW_US + age_us
+    clicks = [at(0, NOON, userId="u-1"), at(1, NOON + SECOND), at(2, last_us), at(3, last_us, event="", userId=None)]
+    rows = fold(clicks, restarts=(2, 3) if restarted else ()).written()
+    assert [json.loads(data).get("user_id") for _, data in rows] == ["u-1", "u-1", user, user]
+
+
 def test_user_without_a_visitor_is_not_mistaken_for_a_visitor():
     clicks = [
         click(0, anonymousId=None, userId="ann"),

@@ -284,7 +284,7 @@ class _Fold:
         stands = value >= oldest and value >= 0
         place = click.request.place
         if place is None:
-            return stands and not click.is_made
+            return stands
         # Taken once, while its place stands as failed; a forgotten one may have been taken already.
         failed = known.get(_place_key(place), -1)
         return failed < max(oldest, 0) or (stands and not value & 1)
