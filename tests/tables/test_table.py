@@ -44,6 +44,19 @@ def test_a_partition_may_have_any_text(lake):
     assert {file.partition["plâce"] for file in table.files()} == set(places)
 
 
+def test_polars_reads_old_and_new_files_alike(lake):
+    pytest.importorskip("polars")
+    schema = pa.schema([("number", pa.int32()), ("plâce", pa.string())])
+    table = lake().create("events", schema, partition_by=["plâce"])
+    assert table.scan().polars().collect().rows() == []
+    table.append(pa.table({"number": [1, 2], "plâce": ["007", None]}, schema=pa.schema(schema)))
+    table.evolve(pa.schema([("number", pa.int64()), ("more", pa.string())]))
+    table.append(pa.table({"number": [1 << 40], "plâce": ["a b'%"], "more": ["é"]}))
+    found = table.scan().polars().sort("number").collect()
+    assert found.rows() == [(1, "007", None), (2, None, None), (1 << 40, "a b'%", "é")]
+    assert found.columns == ["number", "plâce", "more"]
+
+
 def test_an_append_may_be_empty_small_or_large(lake):
     table = lake().create("events", SCHEMA)
     assert table.scan().table().num_rows == 0

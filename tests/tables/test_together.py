@@ -129,22 +129,22 @@ def test_a_frozen_data_node_holds_nobody_for_ever(hdfs):
             hasty.append(rows(99), positions={"i/0": 100})
     finally:
         hdfs.thaw_datanode(0)
-    _await_all(open_lake(20), until=5)
-
-
-def _await_all(tables, *, until):
-    """Goes on as a sink would: load again, look at the position, append what is missing."""
     deadline = time.monotonic() + 60
-    while True:
-        try:
-            table = tables.open("events")
-            while (position := table.position("i/0")) < until:
-                table.append(rows(position), positions={"i/0": position + 1})
-            break
-        except (FencedError, OutsideError):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-    assert numbers(table) == list(range(table.position("i/0")))
+    while (position := _go_on(hasty)) < 5:
+        assert time.monotonic() < deadline, position
+    assert numbers(open_lake(20).open("events")) == list(range(position))
+
+
+def _go_on(table):
+    """Does what a sink does: loads again, looks at the position, appends what is missing; returns the position."""
+    try:
+        table.reload()
+        position = table.position("i/0")
+        table.append(rows(position), positions={"i/0": position + 1})
+    except (FencedError, OutsideError):
+        time.sleep(0.1)
+        return 0
+    return position + 1
 
 
 _READS_AND_ENDS = """

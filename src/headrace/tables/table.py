@@ -148,6 +148,12 @@ class Table(Protocol):
     def advance(self, positions: Mapping[str, int], note: Mapping[str, Any] = {}) -> int:
         """Returns the new version, which only moves the positions."""
 
+    def restart(self, positions: Mapping[str, int], *, note: Mapping[str, Any], empty: bool) -> int:
+        """Returns the new version, which goes on at these positions, lower ones too, and without rows if `empty`.
+
+        Older versions keep their rows.
+        """
+
     def evolve(self, schema: pa.Schema) -> None:
         """Adds columns and widens int to long and float to double; anything else is a CallError."""
 
