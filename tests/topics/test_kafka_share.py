@@ -209,7 +209,7 @@ class Feed(threading.Thread):
 
 
 class Members:
-    """Processes that share a group; one that exits is started again under its name."""
+    """Processes that share a group, and never exit by themselves."""
 
     def __init__(self, url, source, output, log):
         self._command = [sys.executable, str(MEMBER), url, source.name, output.name]
@@ -222,6 +222,9 @@ class Members:
     def kill(self, name):
         self._running[name].kill()
         self._running[name].wait()
+
+    def all_run(self):
+        return all(process.poll() is None for process in self._running.values())
 
     def send(self, name, sent):
         self._running[name].send_signal(sent)
@@ -236,7 +239,7 @@ def freeze_and_kill(members, rounds):
     chance = random.Random(7)
     for number in range(rounds):
         one, other = chance.sample(("ann", "bob"), 2)
-        fault = ("kill", "freeze", "both")[number % 3]
+        fault = ("both", "kill", "freeze")[number % 3]
         if fault == "kill":
             members.kill(one)
             members.start(one)
@@ -253,7 +256,7 @@ def freeze_and_kill(members, rounds):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("rounds", [3, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(20, marks=pytest.mark.soak)])
 def test_members_that_die_and_freeze_copy_every_id_once(kafka, make_topic, tmp_path, rounds):
     source, output = make_topic(), make_topic()
     with (tmp_path / "members.log").open("ab") as log:
@@ -263,7 +266,7 @@ def test_members_that_die_and_freeze_copy_every_id_once(kafka, make_topic, tmp_p
             members.start("bob")
             feed = Feed(source)
             feed.start()
-            time.sleep(3)
+            time.sleep(2)
             freeze_and_kill(members, rounds)
             feed.stopping = True
             feed.join()
@@ -271,7 +274,7 @@ def test_members_that_die_and_freeze_copy_every_id_once(kafka, make_topic, tmp_p
             while len(read_all(output)) < feed.sent:
                 assert time.monotonic() < deadline, (tmp_path / "members.log").read_text()[-3000:]
                 time.sleep(0.5)
-            time.sleep(1)
+            assert members.all_run(), (tmp_path / "members.log").read_text()[-3000:]
         finally:
             members.end()
     found = read_all(output)

@@ -333,5 +333,6 @@ class KafkaShare:
 
     def _leave(self) -> None:
         self._keep(frozenset())
-        self._joined, self._lost, self._away = False, False, True
         leave_group(self._consumer)
+        # Only now: the loss of what it held may be told while it leaves.
+        self._joined, self._lost, self._away = False, False, True
