@@ -28,7 +28,7 @@ from headrace.tables.deadline import ahead
 from headrace.tables.durable import drop_torn, sync
 from headrace.tables.log import LOG, missing, oldest, version_of
 from headrace.tables.pins import Pins
-from headrace.tables.place import HOOKS, Place, read_batches
+from headrace.tables.place import HOOKS, Place
 from headrace.tables.scan import DeltaScan, chosen
 from headrace.tables.table import DEFAULT_KEEP_SECONDS, Commit, File, Optimized, Pin, check_schema
 
@@ -252,7 +252,9 @@ class Delta:
             )
         if evolution.widened is not None:
             wider = pa.schema([*evolution.widened, *evolution.added])
-            batches = (batch.cast(wider) for batch in read_batches(self._loaded, self.schema))
+            # Read through an object of its own: the one that writes is taken while it does.
+            standing = self._place.load(int(self._loaded.version()))
+            batches = (batch.cast(wider) for batch in self._place.read(standing, self.schema))
             write_deltalake(
                 self._loaded,
                 pa.RecordBatchReader.from_batches(wider, ahead(batches)),
