@@ -9,7 +9,9 @@ import os
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from headrace.topics import Message
 
@@ -97,11 +99,15 @@ class Clients:
         self._stopping = True
         await asyncio.wait_for(asyncio.gather(*self._tasks), 30)
 
+    def event(self, visitor: str, number: int) -> Mapping[str, Any]:
+        """Returns what a visitor sends next."""
+        return {"anonymousId": visitor, "messageId": f"{visitor}-{number}", "event": "Kill Test", "number": number}
+
     async def _visit(self, visitor: str) -> None:
         number = 0
         connection: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         while not self._stopping:
-            event = {"anonymousId": visitor, "messageId": f"{visitor}-{number}", "event": "Kill Test", "number": number}
+            event = self.event(visitor, number)
             try:
                 connection = connection or await asyncio.open_connection("127.0.0.1", self._port)
                 connection[1].write(request(json.dumps(event).encode()))
