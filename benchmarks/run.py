@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -287,6 +288,74 @@ def wait_for(port: int) -> None:
             return
 
 
+def lake(name: str, argument: int) -> dict[str, float]:
+    """Returns what a part of lake.py measured, in a process of its own."""
+    command = [sys.executable, str(HERE / "lake.py"), name, str(argument)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def bench_settle(*, clicks: int, runs: int) -> None:
+    found = [lake("settle", clicks) for _ in range(runs)]
+    show("settled, clicks to events", spread([one["settle_per_second"] for one in found], "/s/core"))
+    show("events to table", spread([one["sink_per_second"] for one in found], "/s/core"))
+    show("- bytes a row in the lake", f"{found[0]['bytes_per_row']:.0f}")
+    grown = [one["rss_settled_mb"] - one["rss_before_mb"] for one in found]
+    show("- memory added by the settler", spread(grown, "MB", low_is_good=True))
+    show("- memory of both in one process", spread([one["rss_mb"] for one in found], "MB", low_is_good=True))
+
+
+def bench_commits(*, count: int) -> None:
+    found = lake("commits", count)
+    show(
+        f"{count:,} small commits, kept",
+        f"first 200 p50 {found['first_p50_ms']:.1f} ms, last 200 p50 {found['last_p50_ms']:.1f} ms, "
+        f"p99 {found['last_p99_ms']:.1f} ms",
+    )
+    found = lake("pyiceberg", 150)
+    ratio = found["theirs_p50_ms"] / found["ours_p50_ms"]
+    show(
+        "150 appends of 10,000 rows, p50",
+        f"headrace {found['ours_p50_ms']:.1f} ms  pyiceberg {found['theirs_p50_ms']:.1f} ms  ratio {ratio:.1f}",
+    )
+
+
+def bench_lake(*, is_full: bool, runs: int) -> None:
+    bench_settle(clicks=1_000_000 if is_full else 200_000, runs=runs)
+    bench_commits(count=20_000 if is_full else 2_000)
+    found = lake("scan", 10_000_000)
+    ratio = found["ours_seconds"] / found["plain_seconds"]
+    show(
+        "10M rows scanned and grouped",
+        f"headrace {found['ours_seconds']:.2f} s  plain DuckDB {found['plain_seconds']:.2f} s  ratio {ratio:.2f}",
+    )
+    found = lake("fresh", 60 if is_full else 20)
+    show(
+        "click to SQL at 1 s flush",
+        f"p50 {found['p50_seconds']:.2f} s  p95 {found['p95_seconds']:.2f} s  p99 {found['p99_seconds']:.2f} s  "
+        f"({found['n']} clicks)",
+    )
+    found = lake("resume", 20 if is_full else 5)
+    show(
+        "after kill -9 of the stream",
+        f"settled after {found['settled_seconds']:.2f} s (worst {found['settled_worst']:.2f}), "
+        f"in the table after {found['sunk_seconds']:.2f} s (worst {found['sunk_worst']:.2f})",
+    )
+    millions = 100 if is_full else 10
+    found = lake("seen", millions)
+    show(
+        f"{millions}M ids remembered",
+        f"{found['us_per_id']:.2f} us an id, {found['rss_mb']:.0f} MB, opened in {found['open_seconds']:.2f} s",
+    )
+    if shutil.which("java") and shutil.which("mvn"):
+        found = lake("hdfs", 300 if is_full else 60)
+        show(
+            "commit on HDFS, two data nodes",
+            f"p50 {found['p50_ms']:.0f} ms  p90 {found['p90_ms']:.0f} ms  {found['over_450_ms']} of {found['n']} "
+            "waited half a second for a block report",
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="longer runs, and ten minutes of load")
@@ -308,6 +377,7 @@ def main() -> None:
             "restart": lambda: bench_restart(folder / "r", megabytes=1000, runs=runs),
             "memory": lambda: bench_memory(folder / "m", seconds=600.0 if given.full else 20.0),
             "recipe": lambda: bench_recipe(folder, seconds=seconds, runs=runs),
+            "lake": lambda: bench_lake(is_full=given.full, runs=runs),
         }
         cpu = next(
             (
