@@ -107,7 +107,8 @@ class Log:
         self.repeats += outcome.repeats
         if outcome.is_silent:
             state = self.state
-            progress = Progress(version=1, src_offset=state.offset - 1, log_us=state.newest_us)
+            numbers = {"settled": state.settled, "failed": state.failed}
+            progress = Progress(version=1, src_offset=state.offset - 1, log_us=state.newest_us, **numbers)
             self.rows.append(("progress", state.offset - 1, state.newest_us, settled.encode(progress)))
         return outcome
 
@@ -809,6 +810,15 @@ def test_restored_state_equals_the_live_one():
     assert log.state == live
     assert isinstance(live.visitors["v-3"], Visitor)
     assert live.seen[id_key("dev", "m-1")] > 0
+
+
+def test_numbers_go_on_after_a_pause_of_which_only_progress_tells():
+    log = fold([click(0), click(1), click(2, **BAD), click(3, messageId="m-0")])
+    state = empty_state()
+    restore(state, [settled.decode_progress(log.rows[-1][3])])
+    late = NOON + WINDOW_US * 2
+    outcome = settle(state, [click(4, time_us=late), click(5, time_us=late, **BAD)], STRICT)
+    assert (outcome.events[0].seq, outcome.failures[0].seq) == (2, 1)
 
 
 def test_definitions_name_what_judged():

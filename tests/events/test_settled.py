@@ -142,8 +142,8 @@ def test_pages_explain_flags_reasons_limits_and_progress():
 
 
 def test_progress_round_trips():
-    progress = Progress(version=VERSION, src_offset=7, log_us=MIDNIGHT)
-    assert encode(progress) == b'{"version":1,"src_offset":7,"log_us":1767571200123456}'
+    progress = Progress(version=VERSION, src_offset=7, log_us=MIDNIGHT, settled=5, failed=2)
+    assert encode(progress) == b'{"version":1,"src_offset":7,"log_us":1767571200123456,"settled":5,"failed":2}'
     assert decode_progress(encode(progress)) == progress
 
 

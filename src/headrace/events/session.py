@@ -35,6 +35,8 @@ def join_session(found: Session | None, event_us: int, fresh_id: str) -> tuple[s
         return fresh_id, Session(fresh_id, event_us, event_us)
     if event_us < found.first_us - GAP_US:
         return fresh_id, None
-    if found.first_us <= event_us <= found.last_us:
-        return found.id, found
-    return found.id, Session(found.id, min(found.first_us, event_us), max(found.last_us, event_us))
+    if event_us > found.last_us:
+        return found.id, Session(found.id, found.first_us, event_us)
+    if event_us < found.first_us:
+        return found.id, Session(found.id, event_us, found.last_us)
+    return found.id, found

@@ -182,6 +182,10 @@ class Progress(msgspec.Struct, kw_only=True):
     """The last offset that was settled."""
     log_us: int
     """The largest time seen so far in that partition of `clicks`."""
+    settled: int = 0
+    """How many events were settled, which after a long pause no other row in reach says."""
+    failed: int = 0
+    """How many events failed."""
 
 
 _encoder = msgspec.json.Encoder()
