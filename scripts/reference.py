@@ -10,7 +10,7 @@ from pathlib import Path
 
 from headrace.base import fault
 from headrace.console.cli import COMMANDS, COMMON, Argument, Command
-from headrace.profile import CollectTable, ProfileTable, TopicTable
+from headrace.profile import CollectTable, LakeTable, ProfileTable, SinkTable, TopicTable
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -58,6 +58,8 @@ _TABLES = (
         TopicTable,
         "How a topic is made when `headrace up` first needs it. One that stands is not changed.",
     ),
+    ("[sink]", SinkTable, "How topics move into tables."),
+    ("[table.NAME]", LakeTable, "How a table is kept."),
 )
 
 _CONFIG_TAIL = """## [keys]
@@ -84,6 +86,9 @@ Local paths are resolved against the project's folder: three slashes are relativ
 | `memory://` | none | Topics in this process's memory, for tests. |
 | `sqlite:///FOLDER` | none | Topics in one file of that folder, see [the embedded log](../contracts/embedded-log.md). |
 | `kafka://BROKER:PORT,...` | `linger_ms`, `replication` | Topics on a Kafka cluster, see [Topic](../concepts/topic.md). |
+| `file:///FOLDER` | `deadline_seconds` | Tables in a folder of this machine. |
+| `hdfs://NAMENODE:PORT/FOLDER` | `deadline_seconds`, `cache`, `cache_bytes` | Tables on HDFS, with copies for SQL in the folder `cache`. |
+| `duckdb://` | `memory`, `threads`, `spill`, `spill_limit`, `deadline_seconds` | SQL by DuckDB in the process that asks. |
 | `real://` | none | The machine's time. |
 | `world://` | `rate`: how many times faster than the machine, 1 if not given | A simulated world's time, see [Clock](../concepts/clock.md). |
 | `stepped://` | none | Time that stands until it is stepped. |
@@ -155,6 +160,8 @@ def _usage(argument: Argument) -> str:
     name = _name(argument)
     if argument.options.get("nargs") == "*":
         return f"[{name} ...]"
+    if argument.options.get("nargs") == "?":
+        return f"[{name}]"
     return name if argument.options.get("required") or not name.startswith("-") else f"[{name}]"
 
 

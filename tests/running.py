@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from headrace.collect.keys import hash_key
 from headrace.console.roles import write_project
-from headrace.project import open_project
+from headrace.project import DOORS, open_project
 
 START_SECONDS = 20.0
 
@@ -91,6 +91,15 @@ class Running:
                     offsets[message.partition] = message.offset + 1
                     found.append(_as_dict(message))
             return found
+
+    def sql(self, text: str, *options: object) -> list[dict[str, Any]]:
+        """Returns the rows that `headrace table sql` answers."""
+        words = ["table", "sql", text, "--json", *options]
+        if self.profile:
+            words += ["--profile", self.profile]
+        code, out, error = headrace(*words, cwd=self.folder)
+        assert code == 0, error
+        return lines(out)
 
     def post(
         self,
@@ -193,7 +202,7 @@ def running(
         )
     up = Running(folder, profile, process, log)
     try:
-        for _ in roles or ("collector",):
+        for _ in [role for role in roles or DOORS if role in DOORS]:
             line = json.loads(_read_line(up))
             up.urls[line["role"]] = line["url"]
         yield up

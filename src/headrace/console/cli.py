@@ -41,7 +41,7 @@ def _option(*names: str, text: str, **options: Any) -> Argument:
 
 JSON = _option("--json", text="print JSON, one object per line", action="store_true")
 TOPIC = _option("topic", text="the topic's name")
-GROUP = _option("--group", text="the consumer group", required=True)
+TABLE = _option("name", text="the table's name", metavar="NAME")
 
 COMMON = (
     _option("--project", text="the project's folder (default: the one you are in)", metavar="DIR", default="."),
@@ -77,6 +77,12 @@ COMMANDS = (
     ),
     Command(
         "status", "headrace.console.roles:status", "say what runs, how far readers lag, what the disk holds", (JSON,)
+    ),
+    Command(
+        "explain",
+        "headrace.console.explain:explain",
+        "follow one event from the door to its file in the lake; exit code 1 if nothing is known of it",
+        (_option("id", text="a messageId or a recommendation_id", metavar="ID"), JSON),
     ),
     Command(
         "topic create",
@@ -135,11 +141,18 @@ COMMANDS = (
     Command(
         "topic replay",
         "headrace.console.topics:replay",
-        "move a group's positions; its running consumer is stopped by this",
+        "move a group's positions, which stops its running consumer, or let a table go on with a topic made anew",
         (
             TOPIC,
-            GROUP,
-            _option("--to", text="earliest, latest, an offset, or an instant like 2026-11-21T12:00", required=True),
+            _option("--group", text="the consumer group to move"),
+            _option("--to", text="with --group: earliest, latest, an offset, or an instant like 2026-11-21T12:00"),
+            _option("--fresh", text="empty this table and fill it from the topic's beginning", metavar="TABLE"),
+            _option(
+                "--continue",
+                text="keep this table's rows and go on with what the topic holds",
+                metavar="TABLE",
+                dest="go_on",
+            ),
             JSON,
         ),
     ),
@@ -148,6 +161,77 @@ COMMANDS = (
         "headrace.console.topics:groups",
         "list the groups that read a topic, with their positions and lag",
         (TOPIC, JSON),
+    ),
+    Command("table list", "headrace.console.tables:list_tables", "list the tables with their sizes and lag", (JSON,)),
+    Command(
+        "table describe",
+        "headrace.console.tables:describe_table",
+        "say what a table or view holds, whence it comes and how far it is",
+        (TABLE, JSON),
+    ),
+    Command(
+        "table history",
+        "headrace.console.tables:history",
+        "list the versions of a table, the newest first",
+        (TABLE, _option("--limit", text="at most this many (default 20)", type=int, default=20), JSON),
+    ),
+    Command(
+        "table sql",
+        "headrace.console.sql:sql",
+        "answer one SELECT over tables and views; it can read them and do nothing else",
+        (
+            _option("sql", text="one SELECT in DuckDB's dialect, or - for stdin", metavar="SQL"),
+            _option("--csv", text="print CSV with a header", action="store_true"),
+            _option("--parquet", text="write a Parquet file", metavar="FILE"),
+            _option("--max", text="stop after this many rows (default: all, 40 where people read)", type=int),
+            _option("--at", text="ask the tables as they were at a version, or at an instant", metavar="PLACE"),
+            JSON,
+        ),
+    ),
+    Command(
+        "table failed",
+        "headrace.console.failed:failed",
+        "list the events that stand as failed, or give them a second chance",
+        (
+            _option("--reason", text="only those that failed for this reason"),
+            _option("--event", text="only those of this event", metavar="NAME"),
+            _option("--group", text="count them by reason, with an example each", action="store_true"),
+            _option("--replay", text="append them to clicks again; each comes in once at most", action="store_true"),
+            _option("--max", text="at most this many (default: all, 20 where people read)", type=int),
+            JSON,
+        ),
+    ),
+    Command(
+        "table pin",
+        "headrace.console.tables:pin",
+        "keep a version of a table from being removed; without options list what is kept",
+        (
+            TABLE,
+            _option("--owner", text="whom to ask about the pin"),
+            _option("--reason", text="what the version is kept for"),
+            _option("--version", text="the version (default: the newest)", type=int),
+            _option("--remove", text="take this pin away", metavar="ID"),
+            JSON,
+        ),
+    ),
+    Command(
+        "table maintain",
+        "headrace.console.tables:maintain",
+        "merge small files and write a checkpoint now, rather than when the keeper comes to it",
+        (
+            _option("name", text="the table's name (default: all)", nargs="?", metavar="NAME"),
+            _option(
+                "--vacuum", text="also delete files that only old versions need; pins refuse it", action="store_true"
+            ),
+            _option("--dry-run", text="only say what --vacuum would delete", action="store_true"),
+            _option(
+                "--keep-days",
+                text="how old a version may be and still be readable (default 7)",
+                type=float,
+                default=7.0,
+            ),
+            JSON,
+        ),
     ),
 )
 

@@ -13,16 +13,20 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from headrace.base.clock import WorldClock
+from headrace.base.clock import WorldClock, machine_us
 from headrace.base.errors import CallError, UnavailableError, unknown_name
 from headrace.base.process import Program, Supervisor
 from headrace.base.telemetry import get_logger, quantile, read_values, start_logging
+from headrace.collect.app import CLICKS
 from headrace.collect.keys import DEV_KEY, hash_key
-from headrace.console.show import format_bytes, print_lines, print_table
+from headrace.collect.settler import GROUP as SETTLER
+from headrace.console.show import format_bytes, format_seconds, print_lines, print_table, shown
 from headrace.console.topics import describe, list_groups
+from headrace.events.settled import FAILED
 from headrace.profile import FILE as PROFILE_FILE
 from headrace.project import (
     DOORS,
@@ -38,6 +42,8 @@ from headrace.project import (
 from headrace.project import FILE as PROJECT_FILE
 
 _NOTE_SECONDS = 1.0
+# What fails is begun anew after 10 s at most, and takes a few to fail again.
+_FAILING_SECONDS = 15.0
 
 _PROJECT = '''"""The events of {name}. `headrace up` runs it; docs/tutorial.md goes on from here."""
 
@@ -243,7 +249,8 @@ def _sole(project: OpenProject, role: str) -> Iterator[None]:
         yield
 
 
-def _runs(project: OpenProject, role: str) -> bool:
+def is_running(project: OpenProject, role: str) -> bool:
+    """Returns whether an `up` on this machine runs a role of the project."""
     path = _state_path(project, role).with_suffix(".lock")
     try:
         with path.open("a", encoding="utf-8") as file:
@@ -258,43 +265,109 @@ def _runs(project: OpenProject, role: str) -> bool:
 def status(given: argparse.Namespace) -> None:
     """Says what runs, how far readers lag, and what the disk holds."""
     with open_project(given.project, profile=given.profile) as project:
-        roles = [_role_status(project, role) for role in ROLES]
-        names = project.topics.names()
-        topics = [describe(project, name) for name in names]
-        groups = [group for name in names for group in list_groups(project, name)]
-        disk = _disk(project)
+        found = _Status(project)
     if given.json:
-        print_lines([{"kind": "role", **one} for one in roles])
-        print_lines([{"kind": "topic", **one} for one in topics])
-        print_lines([{"kind": "group", **one} for one in groups])
-        print_lines([{"kind": "disk", **disk}])
+        print_lines([{"kind": "role", **one} for one in found.roles])
+        print_lines([{"kind": "failure", **one} for one in found.failures])
+        print_lines([{"kind": "topic", **one} for one in found.topics])
+        print_lines([{"kind": "group", **one} for one in found.groups])
+        print_lines([{"kind": "table", **one} for one in found.tables])
+        print_lines([{"kind": "stream", **found.stream}])
+        print_lines([{"kind": "disk", **found.disk}])
         return
-    _show_status(roles, topics, groups, disk)
+    _show_status(found)
 
 
-def _show_status(
-    roles: list[dict[str, Any]], topics: list[dict[str, Any]], groups: list[dict[str, Any]], disk: dict[str, Any]
-) -> None:
-    rows = [(r["role"], r["state"], r["url"] or "-", ", ".join(map(str, r["pids"])) or "-") for r in roles]
+class _Status:
+    """What a project does at this moment."""
+
+    def __init__(self, project: OpenProject) -> None:
+        names = project.topics.names()
+        self.roles = [_role_status(project, role) for role in ROLES]
+        self.failures = [one for role in ROLES if is_running(project, role) for one in _failures(project, role)]
+        self.topics = [describe(project, name) for name in names]
+        self.groups = [group for name in names for group in list_groups(project, name)]
+        self.tables, self.stream = self._read_tables(project)
+        self.disk = _disk(project)
+
+    def _read_tables(self, project: OpenProject) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        # Imported when asked for: Arrow and Delta would cost `headrace up` 300 ms at start and 60 MB.
+        list_table = import_module("headrace.console.tables").describe
+        tables = [list_table(project, name) for name in project.tables.names()]
+        now = machine_us()
+        for table in tables:
+            table["age_seconds"] = max(now - table["newest_us"], 0) / 1e6
+        clicks = next((topic for topic in self.topics if topic["topic"] == CLICKS), None)
+        positions = {
+            g["partition"]: g["position"] for g in self.groups if (g["topic"], g["group"]) == (CLICKS, SETTLER)
+        }
+        bounds = zip(clicks["start"], clicks["end"], strict=True) if clicks else ()
+        failed = next((topic for topic in self.topics if topic["topic"] == FAILED), None)
+        return tables, {
+            "unsettled": sum(max(end - positions.get(p, start), 0) for p, (start, end) in enumerate(bounds)),
+            "failed": failed["records"] if failed else 0,
+        }
+
+
+def _show_status(found: _Status) -> None:
+    reasons = {one["role"]: one["message"] for one in found.failures}
+    rows = [(r["role"], r["state"], r["url"] or "-", ", ".join(map(str, r["pids"])) or "-") for r in found.roles]
     print_table(("role", "state", "url", "pids"), rows)
-    for role in roles:
-        if role["state"] != "stopped":
+    for role, reason in reasons.items():
+        print(f"{role:<10} is failing: {shown(reason)}")
+    for role in found.roles:
+        if role["state"] != "stopped" and role["url"] is not None:
             p99 = "-" if role["ack_p99_seconds"] is None else f"≤ {role['ack_p99_seconds'] * 1000:g} ms"
             print(f"           {role['events']:,} events acknowledged, ack p99 {p99}")
     print()
     print_table(
         ("topic", "partitions", "records"),
-        [(t["topic"], t["partitions"], t["records"]) for t in topics],
+        [(t["topic"], t["partitions"], t["records"]) for t in found.topics],
         empty="no topics yet",
     )
-    if groups:
+    if found.groups:
         print()
         print_table(
-            ("group", "topic", "partition", "lag"), [(g["group"], g["topic"], g["partition"], g["lag"]) for g in groups]
+            ("group", "topic", "partition", "lag"),
+            [(g["group"], g["topic"], g["partition"], g["lag"]) for g in found.groups],
         )
+    _show_stream(found)
+    disk = found.disk
     print(
         f"\ndisk       {format_bytes(disk['used_bytes'])} used by the project, {format_bytes(disk['free_bytes'])} free"
     )
+
+
+def _show_stream(found: _Status) -> None:
+    if found.tables:
+        print()
+        print_table(
+            ("table", "rows", "lag", "newest commit"),
+            [
+                (
+                    t["table"],
+                    "?" if t["rows"] is None else t["rows"],
+                    "-" if t["lag"] is None else t["lag"],
+                    f"{format_seconds(t['age_seconds'])} ago",
+                )
+                for t in found.tables
+            ],
+        )
+    if found.topics:
+        stream = found.stream
+        print(f"\nsettler    {stream['unsettled']:,} clicks to settle")
+        print(f"failed     {stream['failed']:,} events, see: headrace table failed --group")
+
+
+def _failures(project: OpenProject, role: str) -> list[dict[str, Any]]:
+    """Returns why loops of a role stand still: what fails is begun anew, and noted, at least every 10 s."""
+    found = []
+    for loop in STREAM.get(role, ()):
+        with contextlib.suppress(OSError, ValueError):
+            failure = json.loads((project.profile.state / "run" / f"{loop}.failure").read_text(encoding="utf-8"))
+            if machine_us() - failure["at_us"] < _FAILING_SECONDS * 1e6:
+                found.append({"role": role, **failure})
+    return found
 
 
 def _role_status(project: OpenProject, role: str) -> dict[str, Any]:
@@ -306,18 +379,21 @@ def _role_status(project: OpenProject, role: str) -> dict[str, Any]:
         "events": 0,
         "ack_p99_seconds": None,
     }
-    if not _runs(project, role):
+    if not is_running(project, role):
         return stopped
     try:
         state = read_state(project, role)
     except (OSError, ValueError):
         return {**stopped, "state": "starting"}
+    pids = [state["supervisor"], *state["pids"].values()]
+    if role not in DOORS:
+        return {**stopped, "state": "failing" if _failures(project, role) else "ready", "pids": pids}
     values = read_values(project.profile.state / "metrics")
     return {
         "role": role,
-        "state": "ready" if state["url"] is None or _is_ready(state["url"]) else "not ready",
+        "state": "ready" if _is_ready(state["url"]) else "not ready",
         "url": state["url"],
-        "pids": [state["supervisor"], *state["pids"].values()],
+        "pids": pids,
         "events": int(values.get("headrace_collect_events_total", 0)),
         "ack_p99_seconds": quantile(values, "headrace_collect_ack_seconds", 0.99),
     }

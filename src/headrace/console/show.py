@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+_CELL_WIDTH = 60
+_EPOCH = datetime.fromtimestamp(0, UTC)
+
+_encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
 
 
 def print_lines(rows: Iterable[Mapping[str, Any]]) -> None:
@@ -34,6 +40,80 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title:
     for row in lines:
         table.add_row(*[Text(f"{cell:,}" if isinstance(cell, int) else shown(str(cell))) for cell in row])
     console.print(table)
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Prints an answer: as a table where the terminal is wide enough, else row by row, a line for each column."""
+    cells = [["NULL" if cell is None else _cut(shown(as_text(cell))) for cell in row] for row in rows]
+    widths = [max(map(len, (name, *column))) for name, *column in zip(columns, *cells, strict=True)]
+    needed = sum(widths) + len(widths)
+    console = Console(highlight=False, soft_wrap=True) if not is_terminal() else Console(highlight=False)
+    if is_terminal() and needed > console.width:
+        _print_upright(columns, cells)
+        return
+    numeric = [
+        bool(rows) and all(isinstance(row[i], int | float) and not isinstance(row[i], bool) for row in rows)
+        for i in range(len(columns))
+    ]
+    for line in (columns, *cells):
+        padded = (
+            cell.rjust(width) if is_number else cell.ljust(width)
+            for cell, width, is_number in zip(line, widths, numeric, strict=True)
+        )
+        text = Text(" ".join(padded).rstrip(), style="bold" if line is columns else "")
+        console.print(text, soft_wrap=True)
+
+
+def _print_upright(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    width = max(map(len, columns))
+    for number, row in enumerate(cells, start=1):
+        print(f"row {number}")
+        for name, cell in zip(columns, row, strict=True):
+            print(f"  {name.ljust(width)}  {cell}")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _CELL_WIDTH else text[: _CELL_WIDTH - 1] + "…"
+
+
+def as_text(cell: Any) -> str:
+    """Returns a value as CSV has it and people read it: nothing for null, JSON for what has parts.
+
+    >>> as_text(None), as_text(True), as_text([1, {"a": "b"}]), as_text("a")
+    ('', 'true', '[1,{"a":"b"}]', 'a')
+    """
+    if cell is None:
+        return ""
+    if isinstance(cell, datetime):
+        return cell.isoformat(sep=" ")
+    if isinstance(cell, date):
+        return cell.isoformat()
+    if isinstance(cell, bytes):
+        return cell.hex()
+    if isinstance(cell, bool | list | dict | tuple):
+        return _encoder.encode(cell).decode()
+    return str(cell)
+
+
+def format_time(time_us: int) -> str:
+    """Returns an instant for people, in UTC.
+
+    >>> format_time(1_795_277_634_612_000)
+    '2026-11-21 16:13:54.612'
+    """
+    return (_EPOCH + timedelta(microseconds=time_us)).isoformat(sep=" ", timespec="milliseconds")[:-6]
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns a length of time for people.
+
+    >>> format_seconds(3.21), format_seconds(200), format_seconds(90_000)
+    ('3.2 s', '3 min', '25 h')
+    """
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def shown(text: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import Annotated, Any
 
 import msgspec
@@ -125,7 +127,15 @@ def append(given: argparse.Namespace) -> None:
 
 
 def replay(given: argparse.Namespace) -> None:
-    """Moves a group's positions."""
+    """Moves a group's positions, or lets a table go on."""
+    if sum(chosen is not None for chosen in (given.group, given.fresh, given.go_on)) != 1:
+        raise CallError("choose who is to go on: --group GROUP --to PLACE, or --fresh TABLE, or --continue TABLE")
+    if (given.group is None) == (given.to is not None):
+        raise CallError("--to goes with --group: a table goes on where the topic begins")
+    if given.group is None:
+        # Imported when asked for: no other command on topics needs the lake.
+        import_module("headrace.console.restart").restart(given)
+        return
     with _opened(given) as project:
         topic = project.topic(given.topic)
         before = {g.position.partition: g.position.offset for g in _positions(project, given.topic, given.group)}
@@ -134,7 +144,7 @@ def replay(given: argparse.Namespace) -> None:
             {"topic": given.topic, "group": given.group, "partition": p, "from": before.get(p), "to": position.offset}
             for p, position in sorted(moved.items())
         ]
-        _audit(project, rows)
+        audit(project, "topic replay", rows)
     if given.json:
         print_lines(rows)
     else:
@@ -177,11 +187,13 @@ def _positions(project: OpenProject, topic: str, group: str) -> list[GroupPositi
     return [one for one in project.topics.groups(topic) if one.group == group]
 
 
-def _audit(project: OpenProject, rows: list[dict[str, Any]]) -> None:
+def audit(project: OpenProject, action: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes down who did what to this project, a line for each row."""
     project.profile.state.mkdir(parents=True, exist_ok=True)
+    at, by = datetime.now(UTC).isoformat(), getpass.getuser()
     with (project.profile.state / "audit.jsonl").open("a", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps({"at": datetime.now(UTC).isoformat(), "action": "topic replay", **row}) + "\n")
+            file.write(json.dumps({"at": at, "action": action, "by": by, **row}) + "\n")
 
 
 def _seconds(days: float | None) -> int | None:

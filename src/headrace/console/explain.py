@@ -1,0 +1,403 @@
+"""headrace explain: one event's way, from the door to its row in a file of the lake."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from headrace.base.errors import FormatError
+from headrace.collect.app import CLICKS
+from headrace.collect.settler import GROUP as SETTLER
+from headrace.console.failed import tail_of
+from headrace.console.show import format_time, print_lines, print_rows, shown
+from headrace.console.sql import query
+from headrace.events.click import Door, decode_door
+from headrace.events.event import Envelope, read_envelope
+from headrace.events.settled import EVENTS, FAILED, REPLAY, FailedEvent, SettledEvent, decode_failed, decode_settled
+from headrace.project import OpenProject, open_project
+from headrace.tables import Commit, Table
+from headrace.tables.codec import RECEIVED_DATE
+from headrace.topics import Message
+
+_MOST_EVENTS = 100
+_MOST_REPEATS_READ = 20_000
+_MOST_CLICKS_READ = 200_000
+_FIRST_COMMITS = 64
+# The clocks of the machine that took the click and of the one that committed it.
+_CLOCKS_US = 60_000_000
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A settled or failed event, from its table or from what the topic has beyond it."""
+
+    topic: str
+    row: Row
+    in_table: bool
+
+
+def explain(given: argparse.Namespace) -> int:
+    """Follows an event, or lists those of a recommendation."""
+    with open_project(given.project, profile=given.profile) as project:
+        found = [*_find_settled(project, given.id)]
+        if found:
+            events = _by_event(found)
+            # A recommendation has many events, and each way costs a few questions to the lake.
+            stories = [_story(project, parts, whole=len(events) == 1) for parts in events]
+        else:
+            stories = [_waiting(message) for message in _find_waiting(project, given.id)]
+    if not stories:
+        _say_unknown(given)
+        return 1
+    if given.json:
+        print_lines(stories)
+    elif len(stories) > 1:
+        _list(stories)
+    else:
+        print("\n".join(_lines(stories[0])))
+    return 0
+
+
+def _say_unknown(given: argparse.Namespace) -> None:
+    message = (
+        f"nothing is known of {given.id!r}: no messageId and no recommendation_id in {EVENTS} and {FAILED}, "
+        f"and none that waits in {CLICKS}"
+    )
+    print(json.dumps({"error": "Unknown", "message": message}) if given.json else message, file=sys.stderr)
+
+
+# Where it is.
+
+
+def _find_settled(project: OpenProject, wanted: str) -> Iterator[_Found]:
+    names = project.tables.names()
+    asked = {EVENTS: "message_id = $id OR recommendation_id = $id", FAILED: "message_id = $id"}
+    for name, condition in asked.items():
+        if name in names:
+            select = f"SELECT * FROM {name} WHERE {condition} ORDER BY log_us, log_offset LIMIT {_MOST_EVENTS}"  # noqa: S608
+            with query(project, select, parameters={"id": wanted}) as result:
+                for batch in result.batches():
+                    yield from (_Found(name, row, in_table=True) for row in batch.to_pylist())
+    mark = msgspec.json.encode(wanted)
+    for name, decode in ((EVENTS, decode_settled), (FAILED, decode_failed)):
+        for message in tail_of(project, name):
+            if mark in (message.value or b""):
+                row = _as_row(decode(message.value or b""), message)
+                if wanted in (row["message_id"], row.get("recommendation_id")):
+                    yield _Found(name, row, in_table=False)
+
+
+def _as_row(event: SettledEvent | FailedEvent, message: Message) -> Row:
+    values = {name: getattr(event, name) for name in event.__struct_fields__}
+    return {**values, "log_partition": message.partition, "log_offset": message.offset}
+
+
+def _by_event(found: Sequence[_Found]) -> list[list[_Found]]:
+    """Returns the parts of each event, those that failed before it was settled first."""
+    groups: dict[tuple[str, str], list[_Found]] = {}
+    for one in found:
+        groups.setdefault((one.row["source"], one.row["message_id"]), []).append(one)
+    return [sorted(group, key=lambda one: (one.row["log_us"], one.topic == EVENTS)) for group in groups.values()]
+
+
+def _find_waiting(project: OpenProject, wanted: str) -> Iterator[Message]:
+    """Yields the clicks of an id that nobody has settled yet."""
+    if CLICKS not in project.topics.names():
+        return
+    topic = project.topic(CLICKS)
+    saved = {one.position.partition: one.position.offset for one in topic.topics.groups(CLICKS) if one.group == SETTLER}
+    offsets = {p: max(bound.start, saved.get(p, 0)) for p, bound in enumerate(topic.bounds())}
+    mark, left = msgspec.json.encode(wanted)[1:-1], _MOST_CLICKS_READ
+    while left > 0 and (messages := topic.read(offsets)):
+        left -= len(messages)
+        for message in messages:
+            offsets[message.partition] = message.offset + 1
+            if mark in (message.value or b"") and wanted in _ids(message):
+                yield message
+
+
+def _ids(message: Message) -> set[str]:
+    """Returns the ids under which a raw click is known."""
+    ids = {value.decode("utf-8", "replace") for name, value in message.headers if name == REPLAY}
+    envelope = _envelope(message)
+    if envelope is not None and envelope.message_id:
+        return ids | {envelope.message_id}
+    return ids | {f"{message.partition}/{message.offset}"}
+
+
+def _envelope(message: Message) -> Envelope | None:
+    try:
+        return read_envelope(message.value or b"")
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return None
+
+
+# Its story.
+
+
+def _story(project: OpenProject, parts: Sequence[_Found], *, whole: bool) -> dict[str, Any]:
+    last = parts[-1]
+    row = last.row
+    message = _click(project, row) if whole else None
+    is_event = last.topic == EVENTS
+    return {
+        "message_id": row["message_id"],
+        "source": row["source"],
+        "event": row["event"],
+        "recommendation_id": row.get("recommendation_id"),
+        "person": row.get("person"),
+        "state": ("settled" if is_event else "failed") + ("" if last.in_table else ", not in its table yet"),
+        "door": _door(row, message),
+        "clicks": {
+            "partition": row["log_partition"],
+            "offset": row["src_offset"],
+            "time_us": message.time_us if message else row["log_us"],
+            "key": message.key.decode("utf-8", "replace") if message and message.key is not None else None,
+            "kept": message is not None,
+            "repeats": _repeats(project, row, message),
+        },
+        "failures": [_failure(one) for one in parts if one.topic == FAILED],
+        "settled": _settled(row) if is_event else None,
+        "table": _table_place(project, last) if whole and last.in_table else None,
+        "session": _session(project, row) if whole and is_event and last.in_table else None,
+    }
+
+
+def _click(project: OpenProject, row: Row) -> Message | None:
+    """Returns the raw click that a row was made of, if the topic still keeps it."""
+    partition, offset = row["log_partition"], row["src_offset"]
+    if CLICKS not in project.topics.names():
+        return None
+    bounds = project.topics.bounds(CLICKS)
+    if partition >= len(bounds) or not bounds[partition].start <= offset < bounds[partition].end:
+        return None
+    messages = project.topics.read(CLICKS, {partition: offset}, max_records=1, wait_seconds=1.0)
+    # In a topic that was made anew another click stands there.
+    return next((one for one in messages if one.offset == offset and row["message_id"] in _ids(one)), None)
+
+
+def _door(row: Row, message: Message | None) -> dict[str, Any]:
+    door = _read_door(message.headers) if message else None
+    if door is None and row["door"] and row["door"].startswith("{"):
+        door = _read_door((("door", row["door"].encode()),))
+    if door is not None:
+        return dict(msgspec.to_builtins(door))
+    return {"received_us": row["received_us"], "source": row["door"], "address": row.get("address")}
+
+
+def _read_door(headers: Sequence[tuple[str, bytes]]) -> Door | None:
+    try:
+        return decode_door(headers)
+    except FormatError:
+        return None
+
+
+def _repeats(project: OpenProject, row: Row, message: Message | None) -> int | None:
+    """Returns how many more clicks have this id, among the next ones of the partition."""
+    if message is None:
+        return None
+    mark = msgspec.json.encode(row["message_id"])[1:-1]
+    found, left, offset = 0, _MOST_REPEATS_READ, message.offset + 1
+    while left > 0:
+        messages = project.topics.read(CLICKS, {message.partition: offset}, max_records=left, wait_seconds=0)
+        if not messages:
+            break
+        found += sum(mark in (one.value or b"") and row["message_id"] in _ids(one) for one in messages)
+        left, offset = left - len(messages), messages[-1].offset + 1
+    return found
+
+
+def _failure(one: _Found) -> dict[str, Any]:
+    row = one.row
+    return {
+        "reason": row["reason"],
+        "message": row["message"],
+        "definitions": row["definitions"],
+        "partition": row["log_partition"],
+        "offset": row["log_offset"],
+        "clicks_offset": row["src_offset"],
+        "replay_of": row["replay_of"],
+        "time_us": row["log_us"],
+    }
+
+
+def _settled(row: Row) -> dict[str, Any]:
+    return {
+        "topic": EVENTS,
+        "partition": row["log_partition"],
+        "offset": row["log_offset"],
+        "seq": row["seq"],
+        "event_us": row["event_us"],
+        "flags": list(row["flags"] or ()),
+        "definitions": row["definitions"],
+    }
+
+
+def _session(project: OpenProject, row: Row) -> Row | None:
+    with query(project, "SELECT * FROM sessions WHERE session_id = $id", parameters={"id": row["session_id"]}) as found:
+        return next(iter(found.table().to_pylist()), None)
+
+
+def _table_place(project: OpenProject, found: _Found) -> dict[str, Any]:
+    table = project.tables.open(found.topic)
+    commit = _commit_of(table, found.row)
+    file, row = _file_of(table, found.row)
+    return {
+        "table": table.name,
+        "version": commit.version if commit else None,
+        "time_us": commit.time_us if commit else None,
+        "producer": commit.note.get("producer") if commit else None,
+        "file": file,
+        "row": row,
+    }
+
+
+def _commit_of(table: Table, row: Row) -> Commit | None:
+    """Returns the commit that brought a row, if the log still has it."""
+    partition, offset, oldest_us = str(row["log_partition"]), row["log_offset"], row["log_us"] - _CLOCKS_US
+    limit, commits = _FIRST_COMMITS, table.history(_FIRST_COMMITS)
+    while len(commits) == limit and commits[-1].time_us >= oldest_us:
+        limit *= 4
+        commits = table.history(limit)
+    holding = [
+        commit
+        for commit in commits
+        for start, end in [commit.note.get("offsets", {}).get(partition, (0, 0))]
+        if start <= offset < end and commit.time_us >= oldest_us
+    ]
+    # The same place may stand in several incarnations of the topic: the row is of the one that was first after it.
+    incarnation = holding[-1].note.get("incarnation") if holding else None
+    return next((commit for commit in holding if commit.note.get("incarnation") == incarnation), None)
+
+
+def _file_of(table: Table, row: Row) -> tuple[str | None, int | None]:
+    """Returns the file that holds a row now, after any compaction, and its number there."""
+    day = str(row[RECEIVED_DATE])
+    for file, path in zip(table.files(), table.local_files(), strict=True):
+        if file.partition.get(RECEIVED_DATE) == day:
+            number = _number_in(Path(path), row)
+            if number is not None:
+                return file.path, number
+    return None, None
+
+
+def _number_in(path: Path, row: Row) -> int | None:
+    with pq.ParquetFile(path) as file:
+        before = 0
+        for group in range(file.num_row_groups):
+            # Arrow's threads abort the process at its end.
+            places = file.read_row_group(group, columns=["log_partition", "log_offset"], use_threads=False)
+            holds = pc.and_(
+                pc.equal(places["log_partition"], row["log_partition"]),
+                pc.equal(places["log_offset"], row["log_offset"]),
+            )
+            number = pc.index(holds, True).as_py()
+            if number >= 0:
+                return before + int(number)
+            before += places.num_rows
+    return None
+
+
+def _waiting(message: Message) -> dict[str, Any]:
+    envelope, door = _envelope(message), _read_door(message.headers)
+    return {
+        "message_id": (envelope.message_id if envelope else None) or f"{message.partition}/{message.offset}",
+        "source": door.write_key if door else None,
+        "event": (envelope.event or envelope.type) if envelope else None,
+        "recommendation_id": None,
+        "person": None,
+        "state": f"waits in {CLICKS} to be settled",
+        "door": msgspec.to_builtins(door) if door else {},
+        "clicks": {
+            "partition": message.partition,
+            "offset": message.offset,
+            "time_us": message.time_us,
+            "key": message.key.decode("utf-8", "replace") if message.key is not None else None,
+            "kept": True,
+            "repeats": None,
+        },
+        "failures": [],
+        "settled": None,
+        "table": None,
+        "session": None,
+    }
+
+
+# How it is shown.
+
+
+def _list(stories: Sequence[Row]) -> None:
+    print_rows(
+        ("message_id", "event", "person", "received", "state"),
+        [(s["message_id"], s["event"], s["person"], _at(s["door"].get("received_us")), s["state"]) for s in stories],
+    )
+    print("\nheadrace explain MESSAGE_ID follows one of them")
+
+
+def _lines(story: Row) -> Iterator[str]:
+    yield shown(f"{story['message_id']}  {story['event'] or '-'}: {story['state']}")
+    yield "│"
+    stations = [*_arrival(story), *_outcome(story)]
+    for number, (name, text) in enumerate(stations):
+        yield f"{'└' if number == len(stations) - 1 else '├'} {name:<8}  {shown(text)}"
+
+
+def _arrival(story: Row) -> Iterator[tuple[str, str]]:
+    door, clicks = story["door"], story["clicks"]
+    facts = [
+        f"{_at(door.get('received_us'))}  {door.get('source') or 'no door'}",
+        f"from {door['address']}" if door.get("address") else "",
+        f"key {door['write_key']}" if door.get("write_key") else "",
+        door.get("user_agent") or "",
+    ]
+    yield "door", ", ".join(filter(None, facts))
+    kept = "still kept" if clicks["kept"] else "no longer kept"
+    repeats = f", {clicks['repeats']:,} more with this id, folded away" if clicks["repeats"] else ""
+    yield (
+        CLICKS,
+        f"{_at(clicks['time_us'])}  partition {clicks['partition']}, offset {clicks['offset']}, {kept}{repeats}",
+    )
+
+
+def _outcome(story: Row) -> Iterator[tuple[str, str]]:
+    for failure in story["failures"]:
+        place = f"partition {failure['partition']}, offset {failure['offset']}"
+        yield FAILED, f"{_at(failure['time_us'])}  {failure['reason']}: {failure['message']} ({place})"
+    settled, table, session = story["settled"], story["table"], story["session"]
+    if settled:
+        flags = f", {' '.join(settled['flags'])}" if settled["flags"] else ""
+        place = f"partition {settled['partition']}, offset {settled['offset']}, number {settled['seq']}"
+        yield EVENTS, f"{_at(settled['event_us'])}  {place}, definitions {settled['definitions']}{flags}"
+    if table:
+        version = "a commit that is no longer in the log"
+        if table["version"] is not None:
+            version = f"version {table['version']} by {table['producer']}"
+        yield "table", f"{_at(table['time_us'])}  {table['table']}, {version}"
+        yield "file", f"{table['file']}, row {table['row']}"
+    elif settled or story["failures"]:
+        yield "table", "not yet: it waits in its topic for the sink"
+    else:
+        yield "settler", "not yet: it waits in its topic for the settler"
+    if session:
+        yield (
+            "session",
+            (
+                f"{session['session_id']}  {session['events']:,} events, {session['pages']:,} pages in "
+                f"{session['duration_seconds']:,.0f} s, from {session['entry'] or '-'} to {session['exit'] or '-'}"
+            ),
+        )
+
+
+def _at(time_us: int | None) -> str:
+    return "-" if time_us is None else format_time(time_us)

@@ -1,0 +1,220 @@
+"""headrace table sql: one SELECT over the lake, shown to people or streamed into a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace.base.errors import CallError, FullError, UnknownNameError
+from headrace.console.show import as_text, format_bytes, is_terminal, print_rows
+from headrace.engines import Parameters, Result, Source, SqlError, View
+from headrace.events.settled import EVENTS
+from headrace.project import FILE, OpenProject, open_project
+from headrace.stream import CODECS
+from headrace.tables import Table
+from headrace.tables.catalog import make_views
+
+_SHOWN_ROWS = 40
+
+_encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
+
+
+def sql(given: argparse.Namespace) -> None:
+    """Answers one SELECT over the lake."""
+    if given.max is not None and given.max < 1:
+        raise CallError(f"--max {given.max}: must be 1 or more")
+    text = sys.stdin.read() if given.sql == "-" else given.sql
+    with open_project(given.project, profile=given.profile) as project:
+        if given.parquet:
+            _check_target(project, Path(given.parquet))
+        began_at = time.monotonic()
+        with query(project, text, at=given.at) as result:
+            write = _writer(given)
+            if write is not None:
+                write(result.schema, _limited(result.batches(), given.max))
+            else:
+                _show(result, given.max, began_at)
+
+
+def query(project: OpenProject, text: str, *, at: str | None = None, parameters: Parameters = ()) -> Result:
+    """Returns the answer to one SELECT over the tables and views of a project, as they are now or were `at`."""
+    names = project.tables.names()
+    sources, views = _sources(project, text, names, at), _views(project, names)
+    try:
+        return project.engine.query(text, sources=sources, views=views, parameters=parameters)
+    except SqlError as error:
+        raise _not_yet(project, str(error), names) or error from error
+
+
+def list_views(project: OpenProject) -> list[View]:
+    """Returns the views of a project, whose table `events` must stand."""
+    return _views(project, project.tables.names())
+
+
+def _sources(project: OpenProject, text: str, names: list[str], at: str | None) -> list[Source]:
+    lowered = text.lower()
+    # Only what the text may mean is opened: a damaged table spoils no question to another one.
+    named = {name for name in names if name.lower() in lowered}
+    if EVENTS in names and EVENTS not in named and any(view.name in lowered for view in _views(project, names)):
+        named.add(EVENTS)
+    return [
+        _source(_at(project.tables.open(name), at)) if name in named else Source(name, pa.schema([]), ())
+        for name in names
+    ]
+
+
+def _source(table: Table) -> Source:
+    return Source(table.name, table.schema, table.local_files, table.partitions)
+
+
+def _at(table: Table, at: str | None) -> Table:
+    if at is None:
+        return table
+    if at.isdigit():
+        return table.at(int(at))
+    return table.at(time_us=instant_us(at, "--at"))
+
+
+def instant_us(text: str, option: str) -> int:
+    """Returns the microseconds of an instant as people write it; one without a zone is in UTC."""
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise CallError(f"{option} {text!r}: write a version like 12, or an instant like 2026-11-21T12:00") from error
+    return int((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp() * 1_000_000)
+
+
+def _views(project: OpenProject, names: list[str]) -> list[View]:
+    if EVENTS not in names:
+        return []
+    # A project may go without its file, as a role in a container does.
+    declared = project.declared.events if (project.folder / FILE).is_file() else ()
+    return make_views(declared, CODECS[EVENTS].schema.names, taken=names)
+
+
+def _not_yet(project: OpenProject, message: str, names: list[str]) -> UnknownNameError | None:
+    """Returns the error for a table that is only missing because nothing ran yet."""
+    expected = [name for name in CODECS if name not in names]
+    if EVENTS not in names:
+        expected += [view.name for view in _views(project, [*names, EVENTS])]
+    for name in expected:
+        if message.lower().startswith(f"no table {name!r}"):
+            return missing_table(name)
+    return None
+
+
+def missing_table(name: str) -> UnknownNameError:
+    """Returns the error for a table of the stream that nothing has made yet."""
+    return UnknownNameError(f"no table {name!r} yet: `headrace up` makes it")
+
+
+def _limited(batches: Iterator[pa.RecordBatch], rows: int | None) -> Iterator[pa.RecordBatch]:
+    left = sys.maxsize if rows is None else rows
+    for batch in batches:
+        yield batch.slice(0, left)
+        left -= batch.num_rows
+        if left <= 0:
+            return
+
+
+_Write = Callable[[pa.Schema, Iterator[pa.RecordBatch]], None]
+
+
+def _writer(given: argparse.Namespace) -> _Write | None:
+    if given.json:
+        return _write_json
+    if given.csv:
+        return _write_csv
+    if given.parquet:
+        return lambda schema, batches: _write_parquet(Path(given.parquet), schema, batches)
+    return None
+
+
+def _write_json(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+    names = _unique(schema.names)
+    for batch in batches:
+        sys.stdout.write(_encoder.encode_lines(batch.rename_columns(names).to_pylist()).decode())
+    sys.stdout.flush()
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Returns names of which none stands twice, as the members of an object must."""
+    found: list[str] = []
+    for name in names:
+        number, free = 2, name
+        while free in found:
+            free, number = f"{name}_{number}", number + 1
+        found.append(free)
+    return found
+
+
+def _write_csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(schema.names)
+    for batch in batches:
+        columns = [column.to_pylist() for column in batch.columns]
+        writer.writerows([as_text(cell) for cell in row] for row in zip(*columns, strict=True))
+    sys.stdout.flush()
+
+
+def _write_parquet(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
+    # A pipe is written as it comes; a file takes its name once it is whole.
+    is_pipe = path.exists() and not path.is_file()
+    target = path if is_pipe else path.with_name(f".{path.name}.part")
+    try:
+        with target.open("wb") as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        if not is_pipe:
+            target.replace(path)
+    except pa.ArrowNotImplementedError as error:
+        raise CallError(f"Parquet cannot hold a column of this answer: {error}. Cast it in the SQL") from error
+    except OSError as error:
+        if error.errno == 28:
+            raise FullError(f"no room for {str(path)!r}") from error
+        raise CallError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    finally:
+        if not is_pipe:
+            target.unlink(missing_ok=True)
+
+
+def _check_target(project: OpenProject, path: Path) -> None:
+    """Refuses a file of the project's own: the lake's are never written over."""
+    places = [project.profile.state]
+    url = project.profile.url("tables")
+    if url.scheme == "file":
+        places.append(url.local_path())
+    found = path.absolute().resolve()
+    if any(place.resolve() in (found, *found.parents) for place in places):
+        raise CallError(f"--parquet {str(path)!r} lies among the project's own files; choose another place")
+
+
+def _show(result: Result, asked: int | None, began_at: float) -> None:
+    rows = asked or _SHOWN_ROWS
+    names = result.schema.names
+    # One row more than is shown tells whether there are more.
+    found = list(islice(chain.from_iterable(map(_rows_of, result.batches())), rows + 1))
+    print_rows(names, found[:rows])
+    counted = f"{len(found):,} row{'' if len(found) == 1 else 's'}"
+    if len(found) > rows:
+        counted = f"the first {rows:,} rows{'' if asked else ', --max ROWS shows more'}"
+    parts = [counted, f"{time.monotonic() - began_at:.2f} s"]
+    if result.scanned is not None:
+        parts.append(f"{format_bytes(result.scanned.bytes)} scanned")
+    # Whoever reads a pipe wants the rows alone.
+    print(", ".join(parts), file=sys.stdout if is_terminal() else sys.stderr)
+
+
+def _rows_of(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
+    return zip(*[column.to_pylist() for column in batch.columns], strict=True)
