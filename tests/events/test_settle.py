@@ -554,6 +554,8 @@ def test_replay_from_nowhere_is_a_failure():
         (click(0, event="x" * MAX_VALUE_BYTES), "size"),
         (click(0, headers=()), "record"),
         (click(0, headers=(("door", b"\xff" * 900_000),)), "record"),
+        (click(0, headers=(("door", b'{"version":1,"received_us":1,"source":"\xff"}'),)), "record"),
+        (click(0, headers=(("door", b'{"version":1,"new":' + b"[" * 100_000),)), "record"),
         (click(0, headers=door(10**30)), "record"),
         (click(0, headers=door(-1)), "record"),
         (click(0, headers=door(source="s" * 100_000)), "record"),

@@ -62,7 +62,7 @@ def decode_door(headers: Iterable[tuple[str, bytes]]) -> Door:
         if name == HEADER:
             try:
                 door = _doors.decode(value)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise FormatError(f"the header {HEADER!r} is {value[:200]!r}: {error}") from error
             if door.version != VERSION:
                 raise FormatError(f"raw click of version {door.version}, this Headrace reads version {VERSION}")
