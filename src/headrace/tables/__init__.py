@@ -33,8 +33,8 @@ SCHEMES = Registry(
     noun="table",
     group="headrace.tables",
     schemes={
-        "file": Scheme("headrace.tables.lake:FileTables"),
-        "hdfs": Scheme("headrace.tables.lake:HdfsTables"),
+        "file": Scheme("headrace.tables.delta_lake:FileTables"),
+        "hdfs": Scheme("headrace.tables.delta_lake:HdfsTables"),
     },
 )
 

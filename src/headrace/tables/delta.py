@@ -19,16 +19,16 @@ from deltalake import CommitProperties, DeltaTable, Field, Transaction, WriterPr
 from headrace.base.clock import machine_us
 from headrace.base.errors import CallError, FencedError, HeadraceError, PositionError
 from headrace.base.ids import make_id
-from headrace.tables import maintain
+from headrace.tables import delta_maintain as maintain
 from headrace.tables.cache import Cache, Wanted
 from headrace.tables.columns import Evolution, align, plan_evolution
-from headrace.tables.commit import NOTE_KEY, read_commit
-from headrace.tables.damage import brief
 from headrace.tables.deadline import ahead
-from headrace.tables.durable import drop_torn, sync
-from headrace.tables.log import LOG, missing, oldest, version_of
-from headrace.tables.pins import Pins
-from headrace.tables.place import HOOKS, Place
+from headrace.tables.delta_commit import NOTE_KEY, read_commit
+from headrace.tables.delta_damage import brief
+from headrace.tables.delta_durable import drop_torn, sync
+from headrace.tables.delta_log import LOG, missing, oldest, version_of
+from headrace.tables.delta_pins import Pins
+from headrace.tables.delta_place import HOOKS, Place
 from headrace.tables.scan import DeltaScan, chosen
 from headrace.tables.table import DEFAULT_KEEP_SECONDS, Commit, File, Optimized, Pin, check_schema
 

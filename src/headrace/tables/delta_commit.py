@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from headrace.tables.log import version_of
-from headrace.tables.store import Entry, Store
+from headrace.tables.delta_log import version_of
+from headrace.tables.delta_store import Entry, Store
 from headrace.tables.table import Commit
 
 NOTE_KEY = "headrace"

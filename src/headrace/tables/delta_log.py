@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from headrace.tables.store import Entry
+from headrace.tables.delta_store import Entry
 
 LOG = "_delta_log"
 _COMMIT = re.compile(r"(\d{20})\.json")

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from headrace.tables.log import LOG
+from headrace.tables.delta_log import LOG
 
 
 def sync(root: Path, versions: Iterable[int]) -> None:

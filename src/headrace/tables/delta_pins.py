@@ -12,7 +12,7 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import TableNotFoundError
 
 from headrace.base.errors import CallError, FormatError, unknown_name
-from headrace.tables.place import HOOKS, Place
+from headrace.tables.delta_place import HOOKS, Place
 from headrace.tables.table import Pin
 
 PINS = "_pins"

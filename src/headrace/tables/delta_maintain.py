@@ -11,9 +11,9 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, WriterProperties
 
 from headrace.base.errors import CallError
-from headrace.tables.log import LOG, superfluous
-from headrace.tables.pins import refuse
-from headrace.tables.place import HOOKS, Place
+from headrace.tables.delta_log import LOG, superfluous
+from headrace.tables.delta_pins import refuse
+from headrace.tables.delta_place import HOOKS, Place
 from headrace.tables.table import Optimized, Pin
 
 # A large table is rewritten in minutes; none of its readers waits for that.

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.base.errors import FormatError, FullError, HeadraceError, UnavailableError
-from headrace.tables.log import LOG, checkpoints, commits, missing, version_of
-from headrace.tables.store import Entry, Store
+from headrace.tables.delta_log import LOG, checkpoints, commits, missing, version_of
+from headrace.tables.delta_store import Entry, Store
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m|\s+")
 

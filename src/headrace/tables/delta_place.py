@@ -12,10 +12,10 @@ from deltalake import DeltaTable, PostCommitHookProperties, QueryBuilder
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from headrace.base.errors import FencedError, FormatError, HeadraceError
-from headrace.tables.damage import brief, check_log, explain
 from headrace.tables.deadline import within
-from headrace.tables.log import LOG
-from headrace.tables.store import Store
+from headrace.tables.delta_damage import brief, check_log, explain
+from headrace.tables.delta_log import LOG
+from headrace.tables.delta_store import Store
 
 # The keeper alone writes checkpoints: two at once can damage one another.
 HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)

@@ -15,13 +15,13 @@ from deltalake.exceptions import TableNotFoundError
 from headrace.base.errors import CallError, FormatError, UnavailableError, UrlError, unknown_name
 from headrace.base.urls import Url
 from headrace.tables.cache import Cache
-from headrace.tables.damage import brief
 from headrace.tables.deadline import within
 from headrace.tables.delta import Delta, Lake
-from headrace.tables.log import LOG
-from headrace.tables.pins import PINS, Pins
-from headrace.tables.place import HOOKS, Place
-from headrace.tables.store import Store
+from headrace.tables.delta_damage import brief
+from headrace.tables.delta_log import LOG
+from headrace.tables.delta_pins import PINS, Pins
+from headrace.tables.delta_place import HOOKS, Place
+from headrace.tables.delta_store import Store
 from headrace.tables.table import (
     DEFAULT_DEADLINE_SECONDS,
     DEFAULT_PARTITION_BY,
