@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,11 @@ from deltalake import DeltaTable
 from headrace.base.process import Life
 from headrace.base.telemetry import Metrics
 from headrace.collect.app import CLICKS
-from headrace.collect.settler import METRICS as SETTLE_METRICS
-from headrace.collect.settler import Settler
 from headrace.project import OpenProject, open_project
 from headrace.tables.keeper import METRICS, Care, Keeper
-from headrace.topics import Message, Record, Topic, open_topics
-from running import is_alive, project_toml, wait_until
-from survive.account import copy_clicks, read_topic, read_whole, table_root
+from headrace.topics import Topic
+from running import project_toml, wait_until
+from survive.account import table_root
 from survive.load import Clients
 
 TESTS = Path(__file__).parents[1]
@@ -221,35 +218,3 @@ def _only_progress(project: OpenProject) -> bool:
                 return False
             offsets.update({message.partition: message.offset + 1 for message in messages})
     return True
-
-
-def send_again(project: OpenProject, records: list[Record], *, later_us: int = 0) -> None:
-    """Appends raw clicks as a door does that gets the same batch again, some time later."""
-    Topic(project.topics, CLICKS).append(
-        [Record(r.key, r.value, r.time_us + later_us if r.time_us else 0, r.headers) for r in records]
-    )
-
-
-def freeze(part: Part) -> None:
-    """Stops a role where it stands; it notices nothing."""
-    assert is_alive(part.pid)
-    part.process.send_signal(signal.SIGSTOP)
-
-
-def settle_anew(project: OpenProject, folder: Path) -> None:
-    """Asserts that `clicks`, copied and settled in one go by somebody who remembers nothing, give the same bytes."""
-    copy_clicks(project, folder)
-    with closing(open_topics("sqlite:///topics", root=folder)) as topics:
-        with closing(
-            Settler(topics, project.rules, folder / "settler", member="anew", metrics=Metrics(SETTLE_METRICS))
-        ) as settler:
-            while settler.turn():
-                pass
-        for name in ("events", "failed"):
-            wanted = [_bytes(message) for message in read_topic(project, name) if not message.headers]
-            found = read_whole(Topic(topics, name))
-            assert [_bytes(message) for message in found if not message.headers] == wanted
-
-
-def _bytes(message: Message) -> tuple[object, ...]:
-    return message.partition, message.key, message.value, message.time_us

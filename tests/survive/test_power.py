@@ -83,18 +83,6 @@ def test_without_fsync_the_power_test_finds_the_loss(tmp_path):
     assert len(stored) < len(acknowledged)
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A disk of 24 MB."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("needs root, to mount a small disk")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", folder], check=True)
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
-
-
 def test_disk_full_is_told_and_service_resumes(tmp_path, disk):
     (tmp_path / "p").mkdir()
     toml = project_toml(topics=f"sqlite:///{disk}/topics", workers=2)

@@ -23,10 +23,10 @@ from survive.stream import (
     done_of,
     lag,
     make_project,
-    settle_anew,
     wait_caught_up,
 )
 from survive.test_kills import free_port
+from survive.yard import replay_anew
 
 SHOPPERS = 12
 AT_RANDOM = "at random"
@@ -98,8 +98,7 @@ def check_rounds(folder: Path, rounds: dict[str, int]) -> None:
     account = check_account(folder, acknowledged)
     print(account)
     assert min(account.settled, account.failed, account.repeats) > 50
-    with open_project(folder) as project:
-        settle_anew(project, folder / "anew")
+    replay_anew(folder, folder / "anew")
 
 
 def test_deaths_of_settler_sink_and_keeper_leave_each_event_once(tmp_path):
