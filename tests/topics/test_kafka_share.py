@@ -19,6 +19,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 from headrace.base.errors import CallError, FencedError, StopError
 from headrace.topics import Move, Record, Topic, open_topics, replay
 from headrace.topics.topic import Position
+from running import wait_until
 
 pytestmark = pytest.mark.service("kafka")
 
@@ -286,3 +287,18 @@ def test_members_that_die_and_freeze_copy_every_id_once(kafka, make_topic, tmp_p
     for partition in range(PARTITIONS):
         sources = [int(message.headers[0][1]) for message in found if message.partition == partition]
         assert sources == sorted(set(sources))
+
+
+def test_consumer_of_a_topic_with_transactions_reaches_its_end(topics, make_topic):
+    source, output = make_topic(), make_topic()
+    share = topics.share(source, "movers", member="m", lease_seconds=6.0)
+    wait_until(share.held)
+    share.saved(0)
+    share.transact([Move(0, 1, {output: [Record(b"k", b"v")]})], deadline_seconds=10)
+    share.close()
+    with Topic(topics, output).consume("reader") as consumer:
+        found = [message.value for _ in range(4) for message in consumer.poll(wait_seconds=0.2)]
+        consumer.commit()
+    assert found == [b"v"]
+    assert topics.bounds(output)[0].end == 2, "the marker has an offset"
+    assert max(one.position.offset for one in topics.groups(output)) == 2

@@ -270,6 +270,7 @@ class Consumer:
         self.group = group
         self._description = topic.describe()
         self._checked_at = time.monotonic()
+        self._idle_ends: dict[int, int] = {}
         self._membership = topic.topics.join(topic.name, group)
         try:
             saved = self._membership.saved()
@@ -296,7 +297,15 @@ class Consumer:
         )
         for message in messages:
             self._offsets[message.partition] = message.offset + 1
+        if not messages and not self.topic.topics.capabilities.dense:
+            self._skip_holes()
         return messages
+
+    def _skip_holes(self) -> None:
+        """Goes behind the markers of transactions: all before the ends of the last idle poll was delivered."""
+        for partition, end in self._idle_ends.items():
+            self._offsets[partition] = max(self._offsets[partition], end)
+        self._idle_ends = {partition: bound.end for partition, bound in enumerate(self.topic.bounds())}
 
     def commit(self) -> None:
         """Saves the positions of all that was polled; raises FencedError if somebody newer joined.
