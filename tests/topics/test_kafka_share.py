@@ -290,7 +290,7 @@ def test_members_that_die_and_freeze_copy_every_id_once(kafka, make_topic, tmp_p
 
 
 def test_consumer_of_a_topic_with_transactions_reaches_its_end(topics, make_topic):
-    source, output = make_topic(), make_topic()
+    source, output = make_topic().name, make_topic().name
     share = topics.share(source, "movers", member="m", lease_seconds=6.0)
     wait_until(share.held)
     share.saved(0)
