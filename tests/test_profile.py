@@ -50,10 +50,13 @@ def test_an_unknown_profile_names_the_nearest(tmp_path):
     [
         (
             "[profile.laptop]\ntopic = 'x'\n",
-            "[profile.laptop] no key 'topic'. Did you mean topics?  known: clock, topics",
+            "[profile.laptop] no key 'topic'. Did you mean topics?  known: clock, engine, tables, topics",
         ),
-        ("[colect]\nport = 1\n", "no key 'colect'. Did you mean collect?  known: collect, keys, profile, topic"),
-        ("port = 1\n", "no key 'port'.  known: collect, keys, profile, topic"),
+        (
+            "[colect]\nport = 1\n",
+            "no key 'colect'. Did you mean collect?  known: collect, keys, profile, sink, table, topic",
+        ),
+        ("port = 1\n", "no key 'port'.  known: collect, keys, profile, sink, table, topic"),
         (
             "[topic.clicks]\npartition = 1\n",
             "[topic.clicks] no key 'partition'. Did you mean partitions?  known: partitions, retention_days",

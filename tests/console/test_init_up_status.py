@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from headrace.project import open_project
 from running import headrace, is_alive, lines, project_toml, running, wait_until
 
 pytestmark = pytest.mark.slow
@@ -106,7 +107,7 @@ def test_up_twice_is_refused_and_the_first_goes_on(shop):
 def test_up_with_an_unknown_role_names_the_nearest(shop):
     code, _, error = headrace("up", "colector", cwd=shop)
     assert (code, error) == (
-        2, "UnknownNameError: no role 'colector'. Did you mean collector?  known: collector\n",
+        2, "UnknownNameError: no role 'colector'. Did you mean collector?  known: collector, keeper, settler, sink\n",
     )  # fmt: skip
 
 
@@ -178,16 +179,25 @@ def test_all_is_gone_a_second_after_up_is_killed(shop):
 # status.
 
 
+def kinds(out):
+    """Returns what `status --json` printed, by kind."""
+    found = {}
+    for line in lines(out):
+        found.setdefault(line.pop("kind"), []).append(line)
+    return found
+
+
 def test_status_of_a_project_that_never_ran(shop):
     code, out, error = headrace("status", "--json", cwd=shop)
     assert (code, error) == (0, "")
-    role, disk = lines(out)
-    assert role == {
-        "kind": "role", "role": "collector", "state": "stopped", "url": None, "pids": [], "events": 0,
-        "ack_p99_seconds": None,
+    found = kinds(out)
+    assert [role["role"] for role in found["role"]] == ["collector", "settler", "sink", "keeper"]
+    assert found["role"][0] == {
+        "role": "collector", "state": "stopped", "url": None, "pids": [], "events": 0, "ack_p99_seconds": None,
     }  # fmt: skip
-    assert disk["kind"] == "disk"
-    assert disk["free_bytes"] > 0
+    assert found["stream"] == [{"unsettled": 0, "failed": 0}]
+    assert found["disk"][0]["free_bytes"] > 0
+    assert found.keys() == {"role", "stream", "disk"}
     code, out, _ = headrace("status", cwd=shop)
     assert code == 0
     assert "stopped" in out
@@ -195,24 +205,51 @@ def test_status_of_a_project_that_never_ran(shop):
 
 
 def test_status_of_a_running_project_and_after(shop):
-    with running(shop) as up:
+    with running(shop, toml=project_toml(extra="[sink]\nflush_seconds = 0.2\n")) as up:
         for n in range(3):
-            assert up.post("/v1/t", {"anonymousId": "ann", "n": n}).status == 200
-        code, out, _ = headrace("status", "--json", cwd=shop)
-        role, topic, disk = lines(out)
-        assert (code, role["state"], role["url"], role["events"]) == (0, "ready", up.url, 3)
-        assert set(role["pids"]) == {up.process.pid, *up.pids.values()}
+            assert up.post("/v1/t", {"anonymousId": "ann", "event": "Seen", "messageId": f"{n}"}).status == 200
+        assert up.post("/v1/t", {"event": "Seen"}).status == 200
+        wait_until(lambda: {t["table"]: t["rows"] for t in status_of(shop)["table"]} == {"events": 3, "failed": 1})
+        found = status_of(shop)
+        role, *others = found["role"]
+        assert (role["state"], role["url"], role["events"]) == ("ready", up.url, 4)
+        assert [(one["state"], one["url"]) for one in others] == [("ready", None)] * 3
+        assert {pid for one in found["role"] for pid in one["pids"]} == {up.process.pid, *up.pids.values()}
         assert role["ack_p99_seconds"] > 0
-        assert (topic["kind"], topic["topic"], topic["records"], topic["partitions"]) == ("topic", "clicks", 3, 4)
-        assert disk["used_bytes"] > 0
+        assert {one["topic"]: one["records"] for one in found["topic"]} == {"clicks": 4, "events": 3, "failed": 1}
+        assert found["stream"] == [{"unsettled": 0, "failed": 1}]
+        assert [(one["lag"], one["age_seconds"] < 60) for one in found["table"]] == [(0, True), (0, True)]
+        assert found["disk"][0]["used_bytes"] > 0
         code, out, _ = headrace("status", cwd=shop)
         assert code == 0
-        assert "3 events acknowledged, ack p99 ≤ " in out
+        assert "4 events acknowledged, ack p99 ≤ " in out
+        assert "0 clicks to settle" in out
+        assert "1 events, see: headrace table failed --group" in out
         os.kill(up.pids["collector-1"], signal.SIGSTOP)
-        code, out, _ = headrace("status", "--json", cwd=shop)
-        assert (code, lines(out)[0]["state"]) == (0, "not ready")
+        assert status_of(shop)["role"][0]["state"] == "not ready"
         os.kill(up.pids["collector-1"], signal.SIGCONT)
         up.kill()
-        state = lines(headrace("status", "--json", cwd=shop)[1])[0]
-        assert (state["state"], state["pids"]) == ("stopped", [])
-    assert lines(headrace("status", "--json", cwd=shop)[1])[1]["records"] == 3
+        role = status_of(shop)["role"][0]
+        assert (role["state"], role["pids"]) == ("stopped", [])
+    assert status_of(shop)["table"][0]["rows"] == 3
+
+
+def status_of(folder):
+    code, out, error = headrace("status", "--json", cwd=folder)
+    assert (code, error) == (0, "")
+    return kinds(out)
+
+
+def test_status_says_which_role_fails_and_why(shop):
+    with running(shop, toml=project_toml(extra="[sink]\nflush_seconds = 0.2\n")) as up:
+        assert up.post("/v1/t", {"anonymousId": "ann", "event": "Seen"}).status == 200
+        wait_until(lambda: [one["rows"] for one in status_of(shop).get("table", ())][:1] == [1])
+    with open_project(shop) as project:
+        project.topics.drop("events")
+    with running(shop) as up:
+        wait_until(lambda: status_of(shop).get("failure"))
+        found = status_of(shop)
+        assert {role["role"]: role["state"] for role in found["role"]}["sink"] == "failing"
+        assert found["failure"][0]["loop"] == "sink-events"
+        assert "headrace topic replay events --fresh events | --continue events" in found["failure"][0]["message"]
+        assert "sink       is failing: PositionError: table 'events' was made" in headrace("status", cwd=shop)[1]
