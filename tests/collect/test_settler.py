@@ -6,6 +6,7 @@ from contextlib import closing
 
 import pytest
 
+from headrace.base.clock import machine_us
 from headrace.base.errors import FencedError, PositionError
 from headrace.base.telemetry import Metrics
 from headrace.collect.app import CLICKS
@@ -194,3 +195,15 @@ def test_settler_with_a_damaged_memory_reads_the_topics_again(bench, tmp_path):
     bench.settle()
     assert [row["message_id"] for row in bench.rows()] == ["m1", "m2"]
     assert [row["seq"] for row in bench.rows()] == [0, 1]
+
+
+def test_numbers_go_on_after_a_week_in_which_nothing_came(bench):
+    week_us = 8 * 24 * 3600 * SECOND
+    door = encode_door(Door(version=1, received_us=START_US, source="http/track", write_key="dev"))
+    body = b'{"type":"track","event":"E","anonymousId":"ann","messageId":"%b"}'
+    now_us = machine_us()
+    Topic(bench.topics, CLICKS).append([Record(b"ann", body % b"old", now_us - week_us, door)])
+    bench.settle()
+    Topic(bench.topics, CLICKS).append([Record(b"ann", body % b"new", now_us, door)])
+    bench.settle(member="of a fresh machine")
+    assert [(row["message_id"], row["seq"]) for row in bench.rows()] == [("old", 0), ("new", 1)]

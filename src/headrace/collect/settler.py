@@ -36,6 +36,8 @@ _RENEW_SECONDS = 0.5
 _PAUSE_SECONDS = 0.05
 _SAVE_SECONDS = 1.0
 _DEADLINE_SECONDS = 10.0
+# On Kafka every other offset may be the marker of a transaction.
+_LAST_RECORDS = 64
 
 _LOGGER = get_logger("settler")
 
@@ -159,8 +161,10 @@ class Settler:
         return max(min(next_us, machine_us()) - self._rules.window_us, 0)
 
     def _tail(self, name: str, partition: int, since_us: int) -> Iterator[SettledEvent | FailedEvent | Progress]:
-        offset = self._topics.offsets_at(name, since_us)[partition]
-        end = self._topics.bounds(name)[partition].end
+        bound = self._topics.bounds(name)[partition]
+        end = bound.end
+        # The last records tell how many there were, however old they are.
+        offset = max(min(self._topics.offsets_at(name, since_us)[partition], end - _LAST_RECORDS), bound.start)
         while offset < end:
             messages = self._topics.read(name, {partition: offset}, max_records=_PORTION, wait_seconds=0)
             if not messages:
@@ -186,7 +190,13 @@ def _outputs(outcome: Outcome, memory: Memory) -> dict[str, list[Record]]:
 
 def _progress(memory: Memory) -> Record:
     state = memory.state
-    progress = Progress(version=settled.VERSION, src_offset=state.offset - 1, log_us=state.newest_us)
+    progress = Progress(
+        version=settled.VERSION,
+        src_offset=state.offset - 1,
+        log_us=state.newest_us,
+        settled=state.settled,
+        failed=state.failed,
+    )
     return Record(None, settled.encode(progress), state.newest_us, ((PROGRESS, b""),))
 
 

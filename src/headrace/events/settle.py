@@ -562,7 +562,10 @@ def _read_agent(context: bytes, user_agent: str, hints: str) -> Agent:
         found = _read_context(context).user_agent if context else None
     except msgspec.MsgspecError:
         found = None
-    return read_agent(found if found and isinstance(found, str) else user_agent, hints)
+    if not found or not isinstance(found, str) or found == user_agent:
+        return read_agent(user_agent, hints)
+    # The hints speak of whoever sent the request, which may be a server that passes its client's agent on.
+    return read_agent(found)
 
 
 _known_agent = lru_cache(maxsize=2048)(_read_agent)
