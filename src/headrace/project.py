@@ -260,11 +260,11 @@ def collector_programs(project: OpenProject, door: Door) -> list[Program]:
     ]
 
 
-def stream_program(project: OpenProject, roles: Sequence[str]) -> Program:
+def stream_program(project: OpenProject, roles: Sequence[str], *, after: Sequence[str] = ()) -> Program:
     """Returns the one program that runs these roles of the stream, a thread each."""
     arguments = {"folder": str(project.folder), "profile": project.profile.name, "roles": list(roles)}
     name = roles[0] if len(roles) == 1 else "stream"
-    return Program(name=name, target="headrace.stream:run_stream", arguments={**arguments, "name": name})
+    return Program(name, "headrace.stream:run_stream", {**arguments, "name": name}, after=tuple(after))
 
 
 DOORS = ("collector",)

@@ -30,6 +30,7 @@ _STEADY_SECONDS = 10.0
 _STOP_SECONDS = 0.8
 _LOOP_STOP_SECONDS = 0.6
 _LOOK_SECONDS = 0.1
+_PATIENCE_SECONDS = 3.0
 _OPEN_FILES = 65_536
 
 
@@ -43,6 +44,8 @@ class Program:
     descriptors: tuple[int, ...] = ()
     log: str = ""
     """The file for its stderr; nothing for this process's own."""
+    after: tuple[str, ...] = ()
+    """The programs that it lets become ready first, for a few seconds at most."""
 
 
 class _Spec(msgspec.Struct):
@@ -120,6 +123,7 @@ class Supervisor:
         self._due: dict[str, float] = dict.fromkeys(self._programs, 0.0)
         self._changed = changed
         self._stopping = False
+        self._began_at = time.monotonic()
         # Children hold the reading end; the kernel closes the other when this process dies.
         self._life, self._own_end = os.pipe()
 
@@ -156,7 +160,7 @@ class Supervisor:
 
     def _turn(self) -> None:
         now = time.monotonic()
-        for name in [name for name, due in self._due.items() if due <= now]:
+        for name in [name for name, due in self._due.items() if due <= now and self._may_start(name, now)]:
             del self._due[name]
             self._children[name] = _spawn(self._programs[name], self._life)
             self._changed()
@@ -166,6 +170,10 @@ class Supervisor:
                 self._changed()
             if child.process.poll() is not None:
                 self._bury(name, child, now)
+
+    def _may_start(self, name: str, now: float) -> bool:
+        first = [self._children.get(other) for other in self._programs[name].after]
+        return now - self._began_at > _PATIENCE_SECONDS or all(child is not None and child.ready for child in first)
 
     def _bury(self, name: str, child: _Child, now: float) -> None:
         del self._children[name]

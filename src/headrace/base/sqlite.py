@@ -145,6 +145,8 @@ class Seat:
         self._closed = False
         self.resident = False
         """Whether this process stays the writer while it is quiet, as roles do."""
+        self.patience_seconds = 0.0
+        """How long this process leaves an empty seat to others, who have more need of a quick writer."""
         self.used_at = 0.0
 
     def connect(self) -> socket.socket | None:
@@ -388,9 +390,10 @@ class Link:
         self._drop()
 
     def _connected(self, deadline: float) -> socket.socket:
+        taken_from = time.monotonic() + self._seat.patience_seconds
         while self._connection is None:
             self._connection = self._seat.connect()
-            if self._connection is None and not self._seat.try_to_take():
+            if self._connection is None and (time.monotonic() < taken_from or not self._seat.try_to_take()):
                 if time.monotonic() > deadline:
                     raise UnavailableError(f"nobody answers for {self._seat.path}, though its lock is held")
                 time.sleep(_RETRY_SECONDS)

@@ -137,7 +137,8 @@ def supervise(project: OpenProject, roles: Sequence[str], *, announce: Callable[
         crews = {door.role: collector_programs(project, door) for door in doors}
         stream = [role for role in roles if role in STREAM]
         if stream:
-            program = stream_program(project, stream)
+            # After the doors: the first to come is the writer of the topics' file.
+            program = stream_program(project, stream, after=[one.name for crew in crews.values() for one in crew])
             crews |= {role: [program] for role in stream}
         ticker = _Ticker(project, doors, crews, announce=lambda: announce(doors))
         ticker.supervisor.run(

@@ -47,6 +47,7 @@ from headrace.topics.topic import (
 
 _FILE = "topics.db"
 _POLL_SECONDS = 0.01
+_PATIENCE_SECONDS = 1.0
 _FRAME_ROWS = 64
 _FRAME_BYTES = 8 << 20
 
@@ -178,6 +179,8 @@ class SqliteTopics:
     def share(self, name: str, group: str, *, member: str, lease_seconds: float) -> Share:
         """Returns a member's part of a group."""
         self._seat.resident = True
+        # A busy settler would be a slow writer to the doors, and the doors' clients wait for it.
+        self._seat.patience_seconds = _PATIENCE_SECONDS
         return SqliteShare(
             self._ask,
             lambda: self.groups(name),
