@@ -91,6 +91,12 @@ class Part:
         """Ends the role as a power cut would."""
         self.end(signal.SIGKILL)
 
+    def thaw(self) -> None:
+        """Lets a frozen role go on; it has noticed nothing."""
+        assert self.process is not None
+        assert self.process.poll() is None
+        self.process.send_signal(signal.SIGCONT)
+
     def end(self, number: int = signal.SIGTERM) -> None:
         """Ends the role, frozen or not."""
         if self.process is not None:

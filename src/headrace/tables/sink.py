@@ -127,6 +127,7 @@ class Sink:
             if self._table.version - self._loaded_version >= self._flush_when.reload_commits:
                 self._reload()
                 self._check_unmoved(buffer.committed)
+            self._check_topic()
             fault.point("sink.committing")
             began_at = time.monotonic()
             self._append(moved)
@@ -229,6 +230,16 @@ class Sink:
                 f"which has {bound.start} to {bound.end}. {_choose(self._table.name, self._topic)}"
             )
         return position
+
+    def _check_topic(self) -> None:
+        """Raises PositionError unless all that was read came from the topic that this sink was made for."""
+        # A lease tells of another topic within half a second; a longer one of the same name is read on until then.
+        found = self._topics.describe(self._topic).incarnation
+        if found != self._incarnation:
+            raise PositionError(
+                f"topic {self._topic!r} was created anew: it is {found} now, table {self._table.name!r} was filled "
+                f"from {self._incarnation}. {_choose(self._table.name, self._topic)}"
+            )
 
     def _check_unmoved(self, committed: Mapping[int, int]) -> None:
         for partition, expected in committed.items():
