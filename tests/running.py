@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import json
 import os
 import select
@@ -24,6 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from headrace.collect.keys import hash_key
+from headrace.console.cli import main
 from headrace.console.roles import write_project
 from headrace.project import DOORS, open_project
 
@@ -271,6 +273,32 @@ def headrace(
         env={**os.environ, "COLUMNS": "120", **(env or {})},
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def call(*words: object, stdin: str = "") -> tuple[int, str, str]:
+    """Returns exit code, stdout and stderr of one command in this process."""
+    out, error = io.StringIO(), io.StringIO()
+    before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin.encode()))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+            code = main([str(word) for word in words])
+    except SystemExit as done:
+        code = int(done.code or 0)
+    finally:
+        sys.stdin.close()
+        sys.stdin = before
+    return code, out.getvalue(), error.getvalue()
+
+
+def clicked(message_id: str, product: str = "p1", **properties: Any) -> dict[str, Any]:
+    """Returns the event that Ann clicked a product."""
+    return {
+        "type": "track",
+        "event": "Product Clicked",
+        "messageId": message_id,
+        "anonymousId": "ann",
+        "properties": {"product_id": product, **properties},
+    }
 
 
 def lines(text: str) -> list[Any]:

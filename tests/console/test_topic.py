@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import signal
 import subprocess
@@ -16,8 +14,7 @@ from datetime import UTC, datetime
 import pytest
 
 import headrace as package
-from headrace.console.cli import main
-from running import headrace, lines, project_toml, running, wait_until
+from running import call, headrace, lines, project_toml, running, wait_until
 
 
 @pytest.fixture
@@ -37,21 +34,6 @@ def topic(shop):
     run.folder = shop
     assert run("create", "notes", "--partitions", "1")[0] == 0
     return run
-
-
-def call(*words, stdin=""):
-    """Returns exit code, stdout and stderr of one command in this process."""
-    out, error = io.StringIO(), io.StringIO()
-    before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin.encode()))
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-            code = main([str(word) for word in words])
-    except SystemExit as done:
-        code = done.code
-    finally:
-        sys.stdin.close()
-        sys.stdin = before
-    return code, out.getvalue(), error.getvalue()
 
 
 def values(out):

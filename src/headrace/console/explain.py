@@ -74,7 +74,7 @@ def _say_unknown(given: argparse.Namespace) -> None:
         f"nothing is known of {given.id!r}: no messageId and no recommendation_id in {EVENTS} and {FAILED}, "
         f"and none that waits in {CLICKS}"
     )
-    print(json.dumps({"error": "Unknown", "message": message}) if given.json else message, file=sys.stderr)
+    print(json.dumps({"error": "UnknownNameError", "message": message}) if given.json else message, file=sys.stderr)
 
 
 # Where it is.
@@ -118,13 +118,18 @@ def _find_waiting(project: OpenProject, wanted: str) -> Iterator[Message]:
     topic = project.topic(CLICKS)
     saved = {one.position.partition: one.position.offset for one in topic.topics.groups(CLICKS) if one.group == SETTLER}
     offsets = {p: max(bound.start, saved.get(p, 0)) for p, bound in enumerate(topic.bounds())}
-    mark, left = msgspec.json.encode(wanted)[1:-1], _MOST_CLICKS_READ
+    mark, left = _mark(wanted), _MOST_CLICKS_READ
     while left > 0 and (messages := topic.read(offsets)):
         left -= len(messages)
         for message in messages:
             offsets[message.partition] = message.offset + 1
             if mark in (message.value or b"") and wanted in _ids(message):
                 yield message
+
+
+def _mark(wanted: str) -> bytes:
+    """Returns what stands in every click of an id, however its client writes JSON."""
+    return wanted.encode() if wanted.isascii() and wanted.isprintable() and not set(wanted) & set('"\\/') else b""
 
 
 def _ids(message: Message) -> set[str]:
@@ -207,7 +212,7 @@ def _repeats(project: OpenProject, row: Row, message: Message | None) -> int | N
     """Returns how many more clicks have this id, among the next ones of the partition."""
     if message is None:
         return None
-    mark = msgspec.json.encode(row["message_id"])[1:-1]
+    mark = _mark(row["message_id"])
     found, left, offset = 0, _MOST_REPEATS_READ, message.offset + 1
     while left > 0:
         messages = project.topics.read(CLICKS, {message.partition: offset}, max_records=left, wait_seconds=0)

@@ -28,11 +28,12 @@ _MARGIN_US = 3_600_000_000
 _MEMBERS = tuple(name for name in FailedEvent.__struct_fields__ if name != "version")
 _KEY = "source || chr(31) || message_id"
 # An id that was settled, forgotten after the window and then failed stands as failed: so the times are compared.
+_UNSETTLED = """NOT EXISTS (
+    SELECT 1 FROM events AS e WHERE e.source = f.source AND e.message_id = f.message_id AND e.log_us >= f.log_us
+  )"""
 _STANDING = f"""WITH standing AS (
   SELECT {", ".join(_MEMBERS)}, log_partition, log_offset FROM failed AS f
-  WHERE {_KEY} NOT IN (SELECT unnest($changed::VARCHAR[])) AND NOT EXISTS (
-    SELECT 1 FROM events AS e WHERE e.source = f.source AND e.message_id = f.message_id AND e.log_us >= f.log_us
-  )
+  WHERE {_KEY} NOT IN (SELECT unnest($changed::VARCHAR[])) AND {_UNSETTLED}
   QUALIFY row_number() OVER (PARTITION BY source, message_id ORDER BY log_us DESC, log_offset DESC) = 1
 ), wanted AS (
   SELECT * FROM standing WHERE reason = coalesce($reason, reason) AND ($event IS NULL OR event = $event)
@@ -179,10 +180,11 @@ def _wanted(tails: _Tails, given: argparse.Namespace) -> Iterator[Row]:
 
 
 def _in_tables(project: OpenProject, select: str, tails: _Tails, given: argparse.Namespace) -> Iterator[Row]:
-    # The sinks make both tables; one alone is a moment of the first start.
-    if {EVENTS, FAILED} <= set(project.tables.names()):
+    names = project.tables.names()
+    if FAILED in names:
         parameters = {"changed": sorted(tails.changed), "reason": given.reason, "event": given.event}
-        with query(project, _STANDING + select, parameters=parameters) as result:
+        standing = _STANDING if EVENTS in names else _STANDING.replace(_UNSETTLED, "true")
+        with query(project, standing + select, parameters=parameters) as result:
             for batch in result.batches():
                 yield from batch.to_pylist()
 

@@ -28,10 +28,10 @@ def restart(given: argparse.Namespace) -> None:
         print_lines(rows)
         return
     kept = "empty" if given.fresh else "with its rows"
+    print(f"table {name} goes on with topic {given.topic}, {kept}; version {rows[0]['version']}")
     print_table(
         ("partition", "from", "to"),
         [(r["partition"], "-" if r["from"] is None else r["from"], r["to"]) for r in rows],
-        title=f"table {name} goes on with topic {given.topic}, {kept}; version {rows[0]['version']}",
     )
 
 

@@ -1,0 +1,378 @@
+"""headrace table: every command, its output and its errors."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+
+from headrace.project import open_project
+from running import call, clicked, lines
+
+
+@pytest.fixture
+def full(shop):
+    """A shop with three events, one of them bad, in its tables."""
+    shop.click(clicked("m1", price="1.5"), clicked("m2", "p2", price=2), clicked("bad", price="cheap"))
+    shop.run()
+    return shop
+
+
+def sql(shop, text, *options, **more):
+    code, out, error = shop.call("table", "sql", text, *options, **more)
+    assert code == 0, error
+    return out
+
+
+# An empty lake.
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("describe", "events"), "UnknownNameError: no table 'events' yet: `headrace up` makes it"),
+        (("history", "failed"), "UnknownNameError: no table 'failed' yet: `headrace up` makes it"),
+        (("pin", "events"), "UnknownNameError: no table 'events' yet: `headrace up` makes it"),
+        (("maintain", "events"), "UnknownNameError: no table 'events' yet: `headrace up` makes it"),
+        (("sql", "SELECT * FROM events"), "UnknownNameError: no table 'events' yet: `headrace up` makes it"),
+        (("sql", "SELECT * FROM sessions"), "UnknownNameError: no table 'sessions' yet: `headrace up` makes it"),
+        (("sql", "SELECT * FROM product_clicked"), "UnknownNameError: no table 'product_clicked' yet: `headrace up`"),
+        (("sql", "SELECT * FROM other"), "SqlError: no table 'other'.  known: none yet"),
+        (("describe", "other"), "UnknownNameError: no table 'other'.  known: none yet"),
+    ],
+    ids=" ".join,
+)
+def test_what_asks_for_a_table_that_nothing_made_says_what_makes_it(shop, words, message):
+    code, out, error = shop.call("table", *words)
+    assert (code, out) == (2, "")
+    assert error.startswith(message)
+
+
+def test_what_only_lists_works_on_an_empty_lake(shop):
+    assert shop.call("table", "list") == (0, "no tables yet: `headrace up` makes them\n", "")
+    assert shop.call("table", "list", "--json") == (0, "", "")
+    assert shop.call("table", "failed") == (0, "nothing stands as failed\n", "")
+    assert shop.call("table", "failed", "--group", "--json") == (0, "", "")
+    assert shop.call("table", "maintain") == (0, "no tables yet: `headrace up` makes them\n", "")
+    assert sql(shop, "SELECT 1 AS one", "--json") == '{"one":1}\n'
+    code, out, error = shop.call("explain", "m1")
+    assert (code, out, error.split(":")[0]) == (1, "", "nothing is known of 'm1'")
+
+
+def test_without_a_project_the_error_says_how_to_make_one(tmp_path):
+    for words in (("table", "list"), ("table", "sql", "SELECT 1"), ("explain", "m1")):
+        code, out, error = call(*words, "--project", tmp_path)
+        assert (code, out, error.partition(":")[0]) == (2, "", "ProjectError")
+        assert "Make a project with: headrace init DIR" in error
+
+
+# list, describe, history.
+
+
+def test_list_tells_size_version_and_lag(full):
+    full.click(clicked("m3"))
+    full.settle()
+    events, failed = lines(full.call("table", "list", "--json")[1])
+    assert {name: events[name] for name in ("table", "rows", "files", "version", "topic", "lag", "pins")} == {
+        "table": "events", "rows": 2, "files": 1, "version": 1, "topic": "events", "lag": 1, "pins": 0,
+    }  # fmt: skip
+    assert events["bytes"] == sum(path.stat().st_size for path in full.folder.rglob("lake/events/**/*.parquet"))
+    assert (failed["table"], failed["rows"], failed["lag"]) == ("failed", 1, 0)
+    code, out, _ = full.call("table", "list")
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines()] == [["table", "rows"], ["events", "2"], ["failed", "1"]]
+
+
+def test_describe_tells_columns_in_the_contracts_words(full):
+    (found,) = lines(full.call("table", "describe", "events", "--json")[1])
+    columns = {column["name"]: column for column in found["columns"]}
+    assert columns["bot"] == {"name": "bot", "type": "bool", "text": "Whether the user agent says that it is a robot."}
+    assert all(column["text"] for column in found["columns"])
+    assert (found["description"][:14], found["partitions"]) == ("What happened:", ["received_date"])
+    assert found["properties"]["headrace.topic"] == "events"
+    assert [p for p in found["positions"] if p["position"]] == [{"partition": 0, "position": 2, "end": 2, "records": 0}]
+    assert found["provenance"]["offsets"] == {"0": [0, 2]}
+    code, out, _ = full.call("table", "describe", "events")
+    assert code == 0
+    assert re.search(r"newest from +events 0/0-2 by test", out)
+
+
+def test_describe_of_a_view_tells_its_types(full):
+    (found,) = lines(full.call("table", "describe", "product_clicked", "--json")[1])
+    types = {column["name"]: column["type"] for column in found["columns"]}
+    assert (found["view"], found["over"], types["price"], types["position"]) == (
+        "product_clicked", "events", "double", "int64",
+    )  # fmt: skip
+    assert full.call("table", "describe", "sessions")[1].startswith("sessions: a view over the table events\n")
+
+
+def test_an_unknown_table_names_the_nearest(full):
+    for words, known in (
+        (("describe", "evens"), "events, failed, product_clicked, sessions"),
+        (("history", "evens"), "events, failed"),
+        (("pin", "evens"), "events, failed"),
+    ):
+        code, _, error = full.call("table", *words)
+        assert (code, error) == (2, f"UnknownNameError: no table 'evens'. Did you mean events?  known: {known}\n")
+
+
+def test_history_tells_whence_each_commit_came(full):
+    full.click(clicked("m3"))
+    full.run()
+    with open_project(full.folder) as project:
+        table = project.tables.open("events")
+        schema = table.schema.append(table.schema.field("name").with_name("extra"))
+        table.evolve(schema)
+    found = lines(full.call("table", "history", "events", "--json")[1])
+    assert [(one["version"], one["rows"], one["offsets"], one["schema_changed"]) for one in found] == [
+        (3, 0, None, True), (2, 1, {"0": [2, 3]}, False), (1, 2, {"0": [0, 2]}, False), (0, 0, None, True),
+    ]  # fmt: skip
+    assert {one["producer"] for one in found[1:3]} == {"test"}
+    assert [one["version"] for one in lines(full.call("table", "history", "events", "--limit", "1", "--json")[1])] == [
+        3
+    ]
+    out = full.call("table", "history", "events")[1]
+    assert "new schema" in out.splitlines()[1] + out.splitlines()[2]
+    assert full.call("table", "history", "events", "--limit", "0")[0] == 2
+
+
+# sql.
+
+
+def test_sql_prints_json_with_numbers_as_numbers(full):
+    out = sql(full, "SELECT sum(position) AS s, 1.25 AS d, max(price) AS p, 2 AS p FROM product_clicked", "--json")
+    assert lines(out) == [{"s": None, "d": 1.25, "p": 2.0, "p_2": 2}]
+    (found,) = lines(
+        sql(full, "SELECT [1, 2] AS l, {'a': NULL} AS s, 'NaN'::DOUBLE AS n, DATE '2026-01-02' AS d", "--json")
+    )
+    assert found == {"l": [1, 2], "s": {"a": None}, "n": None, "d": "2026-01-02"}
+
+
+def test_sql_prints_csv_that_reads_back(full):
+    out = sql(full, "SELECT 'a,\"b\"\nc' AS text, NULL AS nothing, true AS yes, [1, 2] AS l, 1.5 AS x", "--csv")
+    assert list(csv.reader(io.StringIO(out))) == [
+        ["text", "nothing", "yes", "l", "x"], ['a,"b"\nc', "", "true", "[1,2]", "1.5"],
+    ]  # fmt: skip
+
+
+def test_sql_writes_parquet_with_its_types(full, tmp_path):
+    target = tmp_path / "out.parquet"
+    assert sql(full, "SELECT * FROM product_clicked ORDER BY message_id", "--parquet", target) == ""
+    table = pq.read_table(target)
+    assert table.column("price").to_pylist() == [1.5, 2.0]
+    assert [path.name for path in tmp_path.glob(".*part")] == []
+
+
+def test_sql_streams_parquet_into_a_pipe(full):
+    command = [sys.executable, "-m", "headrace", "table", "sql", "SELECT 1 AS one", "--parquet", "/dev/stdout"]
+    done = subprocess.run(command, cwd=full.folder, capture_output=True, check=True)
+    assert pq.read_table(io.BytesIO(done.stdout)).to_pylist() == [{"one": 1}]
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("place", [".headrace/lake/events/x.parquet", ".headrace/x.parquet", ".headrace"])
+def test_sql_writes_nothing_among_the_projects_files(full, place):
+    before = _bytes_below(full.folder)
+    code, _, error = full.call("table", "sql", "SELECT 1", "--parquet", full.folder / place)
+    assert (code, "lies among the project's own files" in error) == (2, True)
+    assert _bytes_below(full.folder) == before
+
+
+def test_sql_leaves_no_half_of_a_file(full, tmp_path):
+    target = tmp_path / "out.parquet"
+    code, _, error = full.call("table", "sql", "SELECT INTERVAL 1 DAY AS i", "--parquet", target)
+    assert (code, "Parquet cannot hold a column of this answer" in error) == (2, True)
+    code, _, error = full.call("table", "sql", "SELECT error('no')", "--parquet", target)
+    assert code == 2
+    assert not target.exists()
+    assert [path.name for path in tmp_path.glob(".*part")] == []
+    code, _, error = full.call("table", "sql", "SELECT 1", "--parquet", tmp_path / "none" / "x.parquet")
+    assert (code, "No such file or directory" in error) == (2, True)
+
+
+def test_sql_takes_stdin_and_stops_at_max(full):
+    assert len(lines(sql(full, "-", "--json", stdin="SELECT * FROM range(100_000)"))) == 100_000
+    assert len(lines(sql(full, "SELECT * FROM range(100_000)", "--json", "--max", "7"))) == 7
+    assert sql(full, "SELECT * FROM range(5)", "--csv", "--max", "1") == "range\n0\n"
+    assert full.call("table", "sql", "SELECT 1", "--max", "0")[0] == 2
+
+
+def test_sql_shows_people_a_table_and_says_what_it_cost(full):
+    code, out, error = full.call("table", "sql", "SELECT event, price FROM product_clicked ORDER BY price")
+    assert (code, out) == (0, "event           price\nProduct Clicked   1.5\nProduct Clicked   2.0\n")
+    assert re.fullmatch(r"2 rows, [0-9.]+ s, [0-9.]+ kB scanned\n", error)
+    code, out, error = full.call("table", "sql", "SELECT repeat('x', 100) AS x, range AS n FROM range(50)")
+    assert (len(out.splitlines()), len(out.splitlines()[1])) == (41, 60 + 1 + 2)
+    assert error.startswith("the first 40 rows, --max ROWS shows more, ")
+    code, out, _ = full.call("table", "sql", "SELECT chr(27) || '[2J' AS text")
+    assert "\x1b" not in out
+
+
+def test_sql_asks_the_tables_as_they_were(full):
+    at = full.call("table", "history", "events", "--limit", "1", "--json")[1]
+    full.click(clicked("m3"))
+    full.run()
+    count = "SELECT count(*) AS n FROM product_clicked"
+    assert lines(sql(full, count, "--json")) == [{"n": 3}]
+    assert lines(sql(full, count, "--json", "--at", "1")) == [{"n": 2}]
+    assert lines(sql(full, count, "--json", "--at", "0")) == [{"n": 0}]
+    instant = lines(sql(full, f"SELECT make_timestamp({lines(at)[0]['time_us']})::VARCHAR AS at", "--json"))[0]["at"]
+    assert lines(sql(full, count, "--json", "--at", instant)) == [{"n": 2}]
+    for place, message in (
+        ("9", "table 'events' has no version 9; its newest is 2"),
+        ("2020-01-01", "table 'events' has no version as old as 2020-01-01"),
+        ("soon", "--at 'soon': write a version like 12, or an instant like 2026-11-21T12:00"),
+    ):
+        code, out, error = full.call("table", "sql", count, "--at", place)
+        assert (code, out, message in error) == (2, "", True)
+
+
+def test_bad_sql_gets_a_caret(full):
+    code, out, error = full.call("table", "sql", "SELECT *\nFROM evnts")
+    assert (code, out) == (2, "")
+    assert error == (
+        "SqlError: no table 'evnts'. Did you mean events?  known: events, failed, product_clicked, sessions\n"
+        "LINE 2: FROM evnts\n             ^^^^^\n"
+    )
+    code, out, error = full.call("table", "sql", "SELECT prize FROM product_clicked", "--json")
+    assert (code, out, json.loads(error)["error"]) == (2, "", "SqlError")
+    assert "no column 'prize'. Did you mean price?" in json.loads(error)["message"]
+
+
+def test_sql_needs_no_project_file_and_names_its_errors(full):
+    (full.folder / "project.py").write_text("project = Projct('shop')\n")
+    code, _, error = full.call("table", "sql", "SELECT 1")
+    assert (code, "project.py:1: NameError" in error) == (2, True)
+    (full.folder / "project.py").unlink()
+    assert lines(sql(full, "SELECT count(*) AS n FROM sessions", "--json")) == [{"n": 1}]
+
+
+def test_a_damaged_table_is_named_and_spoils_no_other(full):
+    (path,) = full.folder.rglob("lake/events/**/*.parquet")
+    path.write_bytes(path.read_bytes()[:-100] + bytes(100))
+    code, _, error = full.call("table", "sql", "SELECT count(*) FROM failed", "--json")
+    assert (code, error) == (0, "")
+    code, _, error = full.call("table", "sql", "SELECT * FROM events")
+    assert code == 1
+    assert error.startswith("FormatError: ")
+    assert path.name in error
+    (full.folder / ".headrace/lake/failed/_delta_log/00000000000000000001.json").write_text("{")
+    code, _, error = full.call("table", "describe", "failed")
+    assert (code, "00000000000000000001.json" in error) == (1, True)
+
+
+# What SQL must not do.
+
+
+def _bytes_below(folder):
+    return {
+        path: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and ("lake" in path.parts or path.suffix in (".py", ".toml"))
+    }
+
+
+def attacks(file, folder):
+    return [
+        f"COPY (SELECT 1) TO '{file}'",
+        f"COPY events TO '{file}' (FORMAT parquet)",
+        f"EXPLAIN ANALYZE COPY (SELECT 1) TO '{file}'",
+        f"SELECT 1; COPY (SELECT 1) TO '{file}'",
+        "SELECT * FROM events; DROP VIEW events",
+        f"ATTACH '{folder}/x.db'",
+        f"ATTACH '{folder}/.headrace/topics/topics.db' (TYPE sqlite)",
+        "SELECT * FROM read_text('/etc/passwd')",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "FROM '/etc/passwd'",
+        f"FROM '{file}'",
+        f"SELECT * FROM read_parquet('{file}')",
+        f"SELECT * FROM glob('{folder}/**')",
+        f"EXPORT DATABASE '{folder}/out'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "SET enable_external_access = true",
+        "CREATE TABLE t AS SELECT 1",
+        "INSERT INTO events SELECT * FROM events",
+        "DELETE FROM events",
+        "PRAGMA database_list",
+        "SELECT getenv('HOME')",
+        "SELECT * FROM duckdb_settings()",
+        "WITH a AS (FROM '/etc/passwd') SELECT * FROM a",
+        "CALL pragma_version()",
+        "",
+    ]
+
+
+def test_sql_can_do_nothing_but_read_the_lake(full):
+    (file,) = full.folder.rglob("lake/events/**/*.parquet")
+    before = _bytes_below(full.folder)
+    listed = sorted(full.folder.iterdir())
+    for text in attacks(file, full.folder):
+        code, out, error = full.call("table", "sql", text, "--csv")
+        assert (code, out) == (2, ""), text
+        assert error.startswith(("SqlError: ", "UnknownNameError: ")), error
+        assert "root:" not in error
+    assert _bytes_below(full.folder) == before
+    assert sorted(full.folder.iterdir()) == listed
+    assert lines(sql(full, "SELECT count(*) AS n FROM events", "--json")) == [{"n": 2}]
+
+
+# pin, maintain.
+
+
+def test_a_pin_is_set_listed_and_taken_away(full):
+    assert full.call("table", "pin", "events") == (0, "no version of events is pinned\n", "")
+    (one,) = lines(
+        full.call("table", "pin", "events", "--owner", "ann", "--reason", "trial 7", "--version", "0", "--json")[1]
+    )
+    assert (one["table"], one["version"], one["owner"], one["reason"]) == ("events", 0, "ann", "trial 7")
+    assert lines(full.call("table", "list", "--json")[1])[0]["pins"] == 1
+    assert one["pin"] in full.call("table", "pin", "events")[1]
+    code, _, error = full.call("table", "pin", "events", "--remove", "nope")
+    assert (code, error.startswith("UnknownNameError: no pin of table 'events' 'nope'.  known: ")) == (2, True)
+    assert full.call("table", "pin", "events", "--remove", one["pin"])[1] == "no version of events is pinned\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--owner", "ann"), "a pin needs an owner and a reason"),
+        (("--reason", "x"), "a pin needs an owner and a reason"),
+        (("--version", "1"), "a pin needs an owner and a reason"),
+        (("--owner", "a", "--reason", "b", "--version", "99"), "table 'events' has no version 99; its newest is 1"),
+        (("--owner", "a", "--reason", "b", "--remove", "c"), "give either --remove ID, or --owner and --reason"),
+    ],
+)
+def test_a_pin_that_says_too_little_or_too_much_is_refused(full, options, message):
+    code, _, error = full.call("table", "pin", "events", *options)
+    assert (code, message in error) == (2, True)
+
+
+def test_maintain_merges_and_deletes_unless_a_pin_needs_it(full):
+    for n in range(3):
+        full.click(clicked(f"more-{n}"))
+        full.run()
+    pinned = lines(full.call("table", "pin", "events", "--owner", "ann", "--reason", "trial 7", "--json")[1])[0]
+    (done,) = lines(full.call("table", "maintain", "events", "--json")[1])
+    assert (done["files_before"], done["files_after"], done["checkpoint"]) == (4, 1, 5)
+    assert list(full.folder.rglob("lake/events/_delta_log/*5.checkpoint.parquet"))
+    before = _bytes_below(full.folder)
+    code, out, error = full.call("table", "maintain", "events", "--vacuum", "--keep-days", "0")
+    assert (code, out) == (2, "")
+    assert f"version 4 for ann (trial 7), pin {pinned['pin']}" in error
+    assert _bytes_below(full.folder) == before
+    full.call("table", "pin", "events", "--remove", pinned["pin"])
+    (dry,) = lines(full.call("table", "maintain", "events", "--vacuum", "--keep-days", "0", "--dry-run", "--json")[1])
+    assert len(dry["deleted"]) == 4
+    assert {path for path in before if path.suffix == ".parquet"} <= _bytes_below(full.folder).keys()
+    code, out, _ = full.call("table", "maintain", "events", "--vacuum", "--keep-days", "0")
+    assert (code, "deleted 4 files" in out) == (0, True)
+    assert lines(sql(full, "SELECT count(*) AS n FROM events", "--json")) == [{"n": 5}]
+    assert full.call("table", "maintain", "--keep-days", "-1")[0] == 2
+    assert "--dry-run goes with --vacuum" in full.call("table", "maintain", "--dry-run")[1]
