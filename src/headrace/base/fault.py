@@ -29,7 +29,7 @@ POINTS = {
     "sink.committed": "the rows are in the table, and the sink has not taken note of it",
     "keeper.compacted": "the compaction is in the table, and no checkpoint follows it yet",
     "keeper.checkpointed": "the checkpoint is written",
-    "keeper.vacuumed": "files are deleted, the log is not cleaned yet",
+    "keeper.vacuumed": "files are deleted that no version needs any more",
     "topics.synced": "the commit is on disk and no answer has left the writer",
 }
 

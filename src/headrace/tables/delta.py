@@ -30,8 +30,9 @@ from headrace.tables.delta_log import LOG, missing, oldest, version_of
 from headrace.tables.delta_pins import Pins
 from headrace.tables.delta_place import HOOKS, Place
 from headrace.tables.scan import DeltaScan, chosen
-from headrace.tables.table import DEFAULT_KEEP_SECONDS, Commit, File, Optimized, Pin, check_schema
+from headrace.tables.table import DEFAULT_KEEP_COMMITS, DEFAULT_KEEP_SECONDS, Commit, File, Optimized, Pin, check_schema
 
+_SLOWEST_WRITER_SECONDS = 600.0
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -351,10 +352,22 @@ class Delta:
                 around_pins=around_pins,
             )
 
-    def clean_log(self, *, keep_seconds: float = DEFAULT_KEEP_SECONDS, around_pins: bool = True) -> list[str]:
-        """Returns the deleted files of the log: old commits before a checkpoint, and what broken writers left."""
+    def clean_log(
+        self,
+        *,
+        keep_seconds: float = DEFAULT_KEEP_SECONDS,
+        keep_commits: int = DEFAULT_KEEP_COMMITS,
+        around_pins: bool = True,
+    ) -> list[str]:
+        """Returns the deleted files of the log: old commits before a checkpoint, and what broken writers left.
+
+        Of versions older than the newest `keep_commits` only those that have a checkpoint can be opened from then on.
+        """
         self._check_writable({})
-        return maintain.clean_log(self._place, self.pins(), before_us=_before(keep_seconds), around_pins=around_pins)
+        # A writer that is slow, or was frozen for a while, compares itself with the commits since it last looked.
+        thin = keep_commits, _before(min(_SLOWEST_WRITER_SECONDS, keep_seconds))
+        before_us = _before(keep_seconds)
+        return maintain.clean_log(self._place, self.pins(), before_us=before_us, thin=thin, around_pins=around_pins)
 
     def delete_partitions_before(self, day: date) -> int:
         """Returns the number of files that left the table with whole days before `day`."""

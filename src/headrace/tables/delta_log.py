@@ -58,6 +58,28 @@ def superfluous(log: Sequence[Entry], *, before_us: int, needed: Iterable[int]) 
     return [entry for entry in old if _STALE.fullmatch(entry.name) or _is_before(entry, start)]
 
 
+def between_checkpoints(log: Sequence[Entry], *, newest: int, before_us: int, needed: Iterable[int]) -> list[Entry]:
+    """Returns the commits older than the `newest` ones that lie between two checkpoints, but for needed ones.
+
+    Listing the log costs every commit 5 us for each of its files, so a busy table must not keep them all. The
+    versions that have a checkpoint can still be opened, and their commits tell where rows came from.
+    """
+    written = checkpoints(log)
+    last = max(commits(log), default=0)
+    start = max((c for c in written if c <= last - newest), default=0)
+    kept = {*written}
+    for pinned in needed:
+        kept.update(range(max((c for c in written if c <= pinned), default=-1) + 1, pinned + 1))
+    return [
+        entry
+        for entry in log
+        if entry.time_us < before_us
+        and (version := version_of(entry)) is not None
+        and version < start
+        and version not in kept
+    ]
+
+
 def _is_before(entry: Entry, start: int) -> bool:
     match = _ANY.match(entry.name)
     return match is not None and int(match[1]) < start

@@ -11,9 +11,10 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, WriterProperties
 
 from headrace.base.errors import CallError
-from headrace.tables.delta_log import LOG, superfluous
+from headrace.tables.delta_log import LOG, between_checkpoints, superfluous
 from headrace.tables.delta_pins import refuse
 from headrace.tables.delta_place import HOOKS, Place
+from headrace.tables.delta_store import Entry
 from headrace.tables.table import Optimized, Pin
 
 # A large table is rewritten in minutes; none of its readers waits for that.
@@ -74,17 +75,29 @@ def vacuum(
     return sorted(path.removeprefix(f"{place.uri}/") for path in run(kept, dry=dry_run))
 
 
-def clean_log(place: Place, pins: Sequence[Pin], *, before_us: int, around_pins: bool) -> list[str]:
-    """Returns the deleted files of the log: those that no version young enough, and no pin, is opened from."""
+def clean_log(
+    place: Place, pins: Sequence[Pin], *, before_us: int, thin: tuple[int, int], around_pins: bool
+) -> list[str]:
+    """Returns the deleted files of the log: those that no version young enough, and no pin, is opened from.
+
+    `thin` says of how many newest versions, and of those since when, each can be opened; of older ones only those with
+    a checkpoint.
+    """
+    newest, thin_before_us = thin
+
+    def find(needed: list[int]) -> dict[str, Entry]:
+        log = place.store.entries(LOG)
+        going = superfluous(log, before_us=before_us, needed=needed)
+        going += between_checkpoints(log, newest=newest, before_us=thin_before_us, needed=needed)
+        return {entry.name: entry for entry in going}
 
     def clean() -> list[str]:
-        log = place.store.entries(LOG)
-        going = superfluous(log, before_us=before_us, needed=[pin.version for pin in pins])
-        if not around_pins and len(superfluous(log, before_us=before_us, needed=[])) > len(going):
+        going = find([pin.version for pin in pins])
+        if not around_pins and len(find([])) > len(going):
             raise refuse("cleaning the log", place.name, pins)
-        for entry in going:
+        for entry in going.values():
             place.store.delete(entry.path)
-        return [entry.name for entry in going]
+        return sorted(going)
 
     return place.call("clean the log", clean, times=_SLOW)
 

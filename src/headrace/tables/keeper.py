@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 from headrace.base import fault
 from headrace.base.errors import HeadraceError
 from headrace.base.telemetry import Metric, Metrics, get_logger
-from headrace.tables.table import DEFAULT_KEEP_SECONDS, Table, Tables
+from headrace.tables.table import DEFAULT_KEEP_COMMITS, DEFAULT_KEEP_SECONDS, Table, Tables
 from headrace.topics import Topics
 
 GROUP = "keeper"
@@ -44,6 +44,10 @@ class Care:
     vacuum_every_seconds: float = 3600.0
     keep_seconds: float = DEFAULT_KEEP_SECONDS
     """For how long old versions can be read."""
+    clean_commits: int = 250
+    """After how many commits the log is cleaned."""
+    keep_commits: int = DEFAULT_KEEP_COMMITS
+    """How many versions can be read each; of older ones those with a checkpoint."""
 
 
 # On HDFS a table with many commits since its checkpoint cannot be opened while a data node is down:
@@ -57,6 +61,7 @@ class _Kept:
 
     compacted: int = -1
     checkpointed: int = -1
+    cleaned: int = -1
     compactions: int = 0
     vacuumed_at: float = float("-inf")
 
@@ -115,6 +120,9 @@ class Keeper:
             table.checkpoint()
             fault.point("keeper.checkpointed")
             kept.checkpointed = table.version
+        if table.version - kept.cleaned >= care.clean_commits:
+            table.clean_log(keep_seconds=care.keep_seconds, keep_commits=care.keep_commits)
+            kept.cleaned = table.version
         if time.monotonic() - kept.vacuumed_at >= care.vacuum_every_seconds:
             self._forget(table)
             kept.vacuumed_at = time.monotonic()
@@ -135,7 +143,6 @@ class Keeper:
         deleted = table.vacuum(keep_seconds=self._care.keep_seconds)
         fault.point("keeper.vacuumed")
         self._vacuumed.add(len(deleted))
-        table.clean_log(keep_seconds=self._care.keep_seconds)
 
 
 def day_before(now_us: int, days: float) -> date:

@@ -14,6 +14,7 @@ from headrace.base.urls import Url
 
 DEFAULT_DEADLINE_SECONDS = 60.0
 DEFAULT_KEEP_SECONDS = 7 * 24 * 3600
+DEFAULT_KEEP_COMMITS = 2_000
 DEFAULT_PARTITION_BY = ("received_date",)
 
 # What Parquet readers of other people cannot take in a column's name without Delta's column mapping.
@@ -183,8 +184,17 @@ class Table(Protocol):
     ) -> list[str]:
         """Returns the deleted files: no version younger than `keep_seconds`, and no pin, needs them."""
 
-    def clean_log(self, *, keep_seconds: float = DEFAULT_KEEP_SECONDS, around_pins: bool = True) -> list[str]:
-        """Returns the deleted files of the log: old commits before a checkpoint, and what broken writers left."""
+    def clean_log(
+        self,
+        *,
+        keep_seconds: float = DEFAULT_KEEP_SECONDS,
+        keep_commits: int = DEFAULT_KEEP_COMMITS,
+        around_pins: bool = True,
+    ) -> list[str]:
+        """Returns the deleted files of the log: old commits before a checkpoint, and what broken writers left.
+
+        Of versions older than the newest `keep_commits` only those that have a checkpoint can be opened from then on.
+        """
 
     def delete_partitions_before(self, day: date) -> int:
         """Returns the number of files that left the table with whole days before `day`."""
