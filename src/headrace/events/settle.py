@@ -8,29 +8,36 @@ records under the same definitions gets the same bytes.
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from hashlib import blake2b
-from itertools import accumulate
 from typing import Any, Final, Protocol, get_args
 
 import msgspec
-from msgspec import UNSET, Raw, UnsetType
+from msgspec import UNSET
 
-from headrace.base.errors import FormatError
 from headrace.events.agent import Agent, read_agent
-from headrace.events.click import HEADER, Door, decode_door
-from headrace.events.event import Call, Envelope, Event, Reader, describe, properties_reader, read_envelope
+from headrace.events.click import HEADER, Door
+from headrace.events.event import Call, Envelope, Event, Reader, describe, properties_reader
+from headrace.events.raw import (
+    LATEST_US,
+    Click,
+    Failure,
+    RawClick,
+    id_key,
+    json_object,
+    place_key,
+    read_click,
+    read_instant,
+    read_request,
+    who,
+)
 from headrace.events.session import Session, join_session
 from headrace.events.settled import (
     FLAGS,
     MAX_ID,
     MAX_ROW_BYTES,
-    MAX_VALUE_BYTES,
-    REPLAY,
     VERSION,
     FailedEvent,
     Progress,
@@ -45,43 +52,11 @@ TOLERANCE_US = 2_000_000
 """How far a client's clock may be off before its times are corrected."""
 
 _PORTION = 512
-_LATEST_US = 253_402_300_799_999_999  # the end of the year 9999
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KINDS = {f"http/{call}": call for call in get_args(Call)}
-# msgspec's own limit depends on how deep the caller stands in the stack; a value that is shorter cannot be as deep.
-_MAX_DEPTH = 400
-_SHALLOW_BYTES = 2 * _MAX_DEPTH
-_MADE = re.compile(r"[0-9]{1,10}/[0-9]{1,19}")
-_QUOTED = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
-_NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 _CLAMPED, _NO_ID, _NO_TIME, _REPAIRED, _SKEWED = (1 << bit for bit in range(len(FLAGS)))
 _FLAGS: Final = tuple(
     tuple(flag for bit, flag in enumerate(sorted(FLAGS)) if bits >> bit & 1) for bits in range(1 << len(FLAGS))
 )
-
-
-class RawClick(Protocol):
-    """A record of the topic `clicks`."""
-
-    @property
-    def key(self) -> bytes | None:
-        """The key."""
-
-    @property
-    def value(self) -> bytes | None:
-        """The event's JSON, as it arrived."""
-
-    @property
-    def time_us(self) -> int:
-        """When it was appended."""
-
-    @property
-    def headers(self) -> tuple[tuple[str, bytes], ...]:
-        """The door's header, and that of a replay."""
-
-    @property
-    def offset(self) -> int:
-        """Its offset in the partition."""
 
 
 class Seen(Protocol):
@@ -153,39 +128,6 @@ class Outcome:
     """Whether the last record brought neither event nor failure."""
 
 
-class _Failure(Exception):  # noqa: N818 - it is no error of the program's
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class _Request(msgspec.Struct, frozen=True, gc=False):
-    """What the headers of a record say, which all events of a request have in common."""
-
-    source: str
-    hash: Any
-    """Of the source: what `id_key` begins with."""
-    door: Door | None = None
-    sent_us: int | None = None
-    place: str | None = None
-    """Where it stood when it failed, if this is a replay."""
-    failure: tuple[str, str] | None = None
-
-
-class _Click(msgspec.Struct, gc=False):
-    """A raw click, read as far as it can be."""
-
-    record: RawClick
-    log_us: int
-    request: _Request
-    envelope: Envelope | None
-    id: str
-    is_made: bool
-    """Whether the id was made of partition and offset."""
-    key: bytes
-    failure: tuple[str, str] | None
-
-
 def settle(state: State, records: Sequence[RawClick], rules: Rules) -> Outcome:
     """Returns what came of the records, which must go on at the state's offset; the state is moved on.
 
@@ -196,11 +138,6 @@ def settle(state: State, records: Sequence[RawClick], rules: Rules) -> Outcome:
     for start in range(0, len(records), _PORTION):
         fold.take(records[start : start + _PORTION])
     return outcome
-
-
-def id_key(source: str, message_id: str) -> bytes:
-    """Returns the key under which an id is remembered."""
-    return _id_key(_source_hash(source), message_id)
 
 
 def restore(state: State, rows: Iterable[SettledEvent | FailedEvent | Progress]) -> None:
@@ -214,7 +151,7 @@ def restore(state: State, rows: Iterable[SettledEvent | FailedEvent | Progress])
         elif isinstance(row, FailedEvent):
             state.failed = row.seq + 1
             entries[id_key(row.source, row.message_id)] = row.log_us << 1 | 1
-            entries[_place_key(row.replay_of or f"{state.partition}/{row.src_offset}")] = row.log_us << 1 | 1
+            entries[place_key(row.replay_of or f"{state.partition}/{row.src_offset}")] = row.log_us << 1 | 1
         else:
             state.settled, state.failed = max(state.settled, row.settled), max(state.failed, row.failed)
         state.newest_us = max(state.newest_us, row.log_us)
@@ -251,7 +188,7 @@ class _Fold:
         """Settles a portion: all are decoded, looked up together, then judged one after the other."""
         state, outcome = self.state, self.outcome
         clicks = list(self._read_all(records))
-        places = [_place_key(click.request.place) for click in clicks if click.request.place is not None]
+        places = [place_key(click.request.place) for click in clicks if click.request.place is not None]
         known = dict(state.seen.find([click.key for click in clicks] + places))
         fresh: dict[bytes, int] = {}
         for click in clicks:
@@ -261,26 +198,26 @@ class _Fold:
             elif self._judge(click):
                 known[click.key] = fresh[click.key] = click.log_us << 1
             else:
-                place = _place_key(click.request.place or f"{state.partition}/{click.record.offset}")
+                place = place_key(click.request.place or f"{state.partition}/{click.record.offset}")
                 value = click.log_us << 1 | 1
                 known[click.key] = fresh[click.key] = known[place] = fresh[place] = value
         state.seen.add(fresh)
         state.newest_us = clicks[-1].log_us
         state.offset = records[-1].offset + 1
 
-    def _read_all(self, records: Sequence[RawClick]) -> Iterator[_Click]:
+    def _read_all(self, records: Sequence[RawClick]) -> Iterator[Click]:
         newest_us = self.state.newest_us
         partition = self.state.partition
         headers = None
         for record in records:
             if record.time_us > newest_us:
-                newest_us = min(record.time_us, _LATEST_US)
+                newest_us = min(record.time_us, LATEST_US)
             if record.headers != headers:
                 headers = record.headers
-                request = _request(headers)
-            yield _read(record, newest_us, request, partition)
+                request = read_request(headers)
+            yield read_click(record, newest_us, request, partition)
 
-    def _is_repeat(self, click: _Click, known: Mapping[bytes, int]) -> bool:
+    def _is_repeat(self, click: Click, known: Mapping[bytes, int]) -> bool:
         oldest = (click.log_us - self.rules.window_us) << 1
         value = known.get(click.key, -1)
         stands = value >= oldest and value >= 0
@@ -288,31 +225,31 @@ class _Fold:
         if place is None:
             return stands
         # Taken once, while its place stands as failed; a forgotten one may have been taken already.
-        failed = known.get(_place_key(place), -1)
+        failed = known.get(place_key(place), -1)
         return failed < max(oldest, 0) or (stands and not value & 1)
 
-    def _judge(self, click: _Click) -> bool:
+    def _judge(self, click: Click) -> bool:
         """Adds an event or a failure to the outcome; returns whether it is an event."""
         try:
             self.outcome.events.append(self._settle(click))
-        except _Failure as failure:
+        except Failure as failure:
             self.outcome.failures.append(self._fail(click, failure))
             self.state.failed += 1
             return False
         self.state.settled += 1
         return True
 
-    def _settle(self, click: _Click) -> SettledEvent:
+    def _settle(self, click: Click) -> SettledEvent:
         request, envelope, door = click.request, click.envelope, click.request.door
         if click.failure is not None or envelope is None or door is None:
-            raise _Failure(*(click.failure or ("json", "the event could not be read")))
-        visitor, user = _who(envelope)
+            raise Failure(*(click.failure or ("json", "the event could not be read")))
+        visitor, user = who(envelope)
         kind = envelope.type or _KINDS.get(door.source) or _guess_kind(envelope)
         event = envelope.event if kind == "track" else kind
         if not event:
-            raise _Failure("name", "a tracked event needs a name in $.event")
-        properties = _json_object(envelope.properties, "properties")
-        traits, context = _json_object(envelope.traits, "traits"), _json_object(envelope.context, "context")
+            raise Failure("name", "a tracked event needs a name in $.event")
+        properties = json_object(envelope.properties, "properties")
+        traits, context = json_object(envelope.traits, "traits"), json_object(envelope.context, "context")
         if kind == "track" and event in self.readers:
             _check_properties(self.readers[event], properties)
         # From here on nothing fails: a failed event moves nothing on.
@@ -356,7 +293,7 @@ class _Fold:
         )
 
     def _visit(
-        self, click: _Click, visitor: str | None, user: str | None, event_us: int
+        self, click: Click, visitor: str | None, user: str | None, event_us: int
     ) -> tuple[str | None, str, Session | None]:
         """Returns the user, the session's id, and the open session if the event has joined it; notes all three."""
         visitors, log_us = self.state.visitors, click.log_us
@@ -370,7 +307,7 @@ class _Fold:
             visitors[key] = Visitor(log_us, user, session, log_us)
         return user, session_id, session
 
-    def _fail(self, click: _Click, failure: _Failure) -> FailedEvent:
+    def _fail(self, click: Click, failure: Failure) -> FailedEvent:
         request, envelope, record = click.request, click.envelope, click.record
         visitor = user = known_user = session = None
         if envelope is not None:
@@ -385,7 +322,7 @@ class _Fold:
             source=request.source,
             reason=failure.reason,
             message=str(failure)[:MAX_ID],
-            received_us=request.door.received_us if request.door else max(0, min(record.time_us, _LATEST_US)),
+            received_us=request.door.received_us if request.door else max(0, min(record.time_us, LATEST_US)),
             log_us=click.log_us,
             src_offset=record.offset,
             seq=self.state.failed,
@@ -403,102 +340,18 @@ class _Fold:
         return _fit(row)
 
 
-def _read(record: RawClick, log_us: int, request: _Request, partition: int) -> _Click:
-    """Returns a record with its id, and why it fails if that is clear already."""
-    envelope, failure, message_id = None, request.failure, ""
-    try:
-        envelope = _read_value(record.value or b"")
-        message_id = _message_id(envelope)
-    except _Failure as error:
-        failure = failure or (error.reason, str(error))
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        failure = failure or ("json", str(error))
-    made_id = "" if message_id else request.place or f"{partition}/{record.offset}"
-    key = _id_key(request.hash, message_id or made_id)
-    return _Click(record, log_us, request, envelope, message_id or made_id, not message_id, key, failure)
-
-
-def _message_id(envelope: Envelope) -> str:
-    message_id = envelope.message_id or ""
-    if len(message_id) > MAX_ID:
-        raise _Failure("identity", f"its messageId has more than {MAX_ID:,} characters")
-    if "/" in message_id and _MADE.fullmatch(message_id):
-        # Somebody could keep an event to come from being settled, by taking the id that it will be given.
-        raise _Failure("identity", f"its messageId {message_id!r} looks like those that Headrace makes of a place")
-    return message_id
-
-
-def _read_value(value: bytes) -> Envelope:
-    if len(value) > _SHALLOW_BYTES:
-        _check_size(value)
-    if not value.isascii():
-        value.decode()  # msgspec passes over payloads that are no UTF-8
-    return read_envelope(value)
-
-
-def _check_size(value: bytes) -> None:
-    if len(value) > MAX_VALUE_BYTES:
-        raise _Failure("size", f"it has {len(value):,} bytes, an event has at most {MAX_VALUE_BYTES:,}")
-    if value.count(b"[") + value.count(b"{") <= _MAX_DEPTH:
-        return
-    brackets = _QUOTED.sub(b"", value).translate(None, _NO_BRACKETS)
-    if max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0) > _MAX_DEPTH:
-        raise _Failure("json", f"it is nested deeper than {_MAX_DEPTH}")
-
-
-def _request(headers: tuple[tuple[str, bytes], ...]) -> _Request:
-    place = None
-    try:
-        if len(headers) > 1:
-            place = _replayed(headers)
-        door = _read_door(headers)
-    except FormatError as error:
-        return _Request("", _source_hash(""), None, None, place, ("record", str(error)))
-    source = door.write_key or ("" if door.source.startswith("http/") else door.source)
-    failure = None if source else ("key", "its write key is unknown: it is not in [keys] of headrace.toml")
-    return _Request(source, _source_hash(source), door, _instant(door.sent_at), place, failure)
-
-
-def _read_door(headers: tuple[tuple[str, bytes], ...]) -> Door:
-    door = decode_door(headers)
-    if not 0 <= door.received_us <= _LATEST_US:
-        raise FormatError(f"the header {HEADER!r} has a received_us outside of the years 1970 to 9999")
-    if len(door.source) > MAX_ID or len(door.write_key) > MAX_ID or len(door.address) > MAX_ID:
-        raise FormatError(f"the header {HEADER!r} has a name of more than {MAX_ID:,} characters")
-    return door
-
-
-def _replayed(headers: tuple[tuple[str, bytes], ...]) -> str | None:
-    found = next((value for name, value in headers if name == REPLAY), None)
-    if found is None:
-        return None
-    place = found.decode("ascii", "replace")
-    if not _MADE.fullmatch(place):
-        raise FormatError(f"the header {REPLAY!r} is {found[:40]!r}; it should be partition/offset")
-    return place
-
-
-def _who(envelope: Envelope) -> tuple[str | None, str | None]:
-    visitor, user = envelope.anonymous_id or None, envelope.user_id or None
-    if visitor is None and user is None:
-        raise _Failure("identity", "it has neither anonymousId nor userId")
-    if (visitor is not None and len(visitor) > MAX_ID) or (user is not None and len(user) > MAX_ID):
-        raise _Failure("identity", f"its anonymousId or userId has more than {MAX_ID:,} characters")
-    return visitor, user
-
-
 def _guess_kind(envelope: Envelope) -> str:
     """Returns the kind of call by what it has, where neither the event nor its door says it."""
     if envelope.event:
         return "track"
-    raise _Failure("name", "neither $.type nor $.event says what it is")
+    raise Failure("name", "neither $.type nor $.event says what it is")
 
 
 def _check_properties(read: Reader, properties: bytes) -> None:
     try:
         read(properties or b"{}")
     except msgspec.MsgspecError as error:
-        raise _Failure("properties", str(error)) from error
+        raise Failure("properties", str(error)) from error
 
 
 def _recall(known: Visitor | None, oldest_us: int) -> tuple[str | None, Session | None, int]:
@@ -514,14 +367,14 @@ def _event_time(envelope: Envelope, door: Door, sent_us: int | None, tolerance_u
     """Returns when it happened, what the client said, and what was odd, as bits."""
     received_us = door.received_us
     bits = _REPAIRED if door.repaired else 0
-    client_us = _instant(envelope.original_timestamp)
+    client_us = read_instant(envelope.original_timestamp)
     if client_us is None:
-        client_us = _instant(envelope.timestamp)
+        client_us = read_instant(envelope.timestamp)
     if client_us is None:
         return received_us, None, bits | _NO_TIME
     event_us = client_us
     if envelope.sent_at:
-        own_us = _instant(envelope.sent_at)
+        own_us = read_instant(envelope.sent_at)
         sent_us = sent_us if own_us is None else own_us
     if sent_us is not None and abs(received_us - sent_us) > tolerance_us:
         event_us += received_us - sent_us
@@ -529,19 +382,6 @@ def _event_time(envelope: Envelope, door: Door, sent_us: int | None, tolerance_u
     if 0 <= event_us <= received_us:
         return event_us, client_us, bits
     return received_us if event_us > 0 else 0, client_us, bits | _CLAMPED
-
-
-def _instant(text: str | None) -> int | None:
-    """Returns the microseconds of an ISO 8601 instant; one without a zone is in UTC."""
-    if not text:
-        return None
-    try:
-        at = datetime.fromisoformat(text)
-        since = (at if at.tzinfo is not None else at.replace(tzinfo=UTC)) - _EPOCH
-    except ValueError:
-        return None
-    found = (since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds
-    return found if 0 <= found <= _LATEST_US else None
 
 
 class _Context(msgspec.Struct):
@@ -588,41 +428,11 @@ def _recommendation(properties: bytes) -> str | None:
     return _short(found) or None if isinstance(found, str) else None
 
 
-def _json_object(member: Raw | UnsetType, name: str) -> bytes:
-    """Returns the JSON of an object, nothing for none; fails for what is something else."""
-    if member is UNSET:
-        return b""
-    text = bytes(member)
-    if text[0] == 0x7B:
-        return text
-    if text == b"null":
-        return b""
-    raise _Failure("json", f"Expected `object`, got {text[:40]!r} - at `$.{name}`")
-
-
 def visitor_key(visitor: str | None, user: str | None) -> str:
     """Returns the key under which a visitor is remembered, or a user without one."""
     if visitor is None:
         return f"\0u{user}"
     return f"\0v{visitor}" if visitor.startswith("\0") else visitor
-
-
-@lru_cache(maxsize=1024)
-def _source_hash(source: str) -> Any:
-    return blake2b(f"{source}\0".encode(), digest_size=16)
-
-
-def _id_key(source: Any, message_id: str) -> bytes:
-    # A copy costs half of a new hash.
-    hashed = source.copy()
-    hashed.update(message_id.encode())
-    key: bytes = hashed.digest()
-    return key
-
-
-def _place_key(place: str) -> bytes:
-    """Returns the key under which it is remembered that the record at a place failed."""
-    return blake2b(place.encode(), digest_size=16, person=b"place").digest()
 
 
 def _short(text: str | None) -> str | None:
