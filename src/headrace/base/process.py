@@ -245,7 +245,9 @@ class Loops:
                 loop(self._stop)
             except HeadraceError as error:
                 get_logger(name).error("%s: %s; beginning anew in %.1f s", type(error).__name__, error, pause)
-                self._noted(name, f"{type(error).__name__}: {error}")
+                # On a full disk the log alone tells it.
+                with contextlib.suppress(OSError):
+                    self._noted(name, f"{type(error).__name__}: {error}")
             else:
                 continue
             steady = time.monotonic() - began_at > _STEADY_SECONDS

@@ -5,17 +5,19 @@ It may lag behind what was settled, and never leads: it is written after the tra
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import shutil
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import IO, Self
 
 import msgspec
 
-from headrace.base.errors import FormatError, HeadraceError, UnavailableError
+from headrace.base.errors import FormatError, FullError, HeadraceError, UnavailableError
 from headrace.base.sqlite import connect, migrate, transaction
 from headrace.base.telemetry import get_logger
 from headrace.events.seen import Seen
@@ -69,17 +71,20 @@ class Memory:
     @classmethod
     def open(cls, folder: Path, partition: int, incarnation: str, *, position: int) -> Self:
         """Returns what is remembered, as far as it fits a position in `clicks`; else an empty memory."""
-        try:
-            found = cls._read(folder, partition, incarnation)
-        except (FormatError, sqlite3.DatabaseError) as error:
-            get_logger("settler").warning("what was remembered of partition %d is unreadable: %s", partition, error)
-        else:
-            if found.state.offset <= position:
-                return found
-            # It leads: the topic it belongs to was taken back to an earlier day.
-            found.close()
-        shutil.rmtree(folder, ignore_errors=True)
-        return cls._read(folder, partition, incarnation)
+        with _telling(folder):
+            try:
+                found = cls._read(folder, partition, incarnation)
+            except (FormatError, sqlite3.DatabaseError) as error:
+                if _will_pass(error):
+                    raise
+                get_logger("settler").warning("what was remembered of partition %d is unreadable: %s", partition, error)
+            else:
+                if found.state.offset <= position:
+                    return found
+                # It leads: the topic it belongs to was taken back to an earlier day.
+                found.close()
+            shutil.rmtree(folder, ignore_errors=True)
+            return cls._read(folder, partition, incarnation)
 
     @classmethod
     def _read(cls, folder: Path, partition: int, incarnation: str) -> Self:
@@ -108,7 +113,14 @@ class Memory:
         self._touched.update(visitors)
 
     def save(self, incarnation: str, *, before_us: int) -> None:
-        """Writes all that has changed, in one transaction, and forgets what is older than `before_us`."""
+        """Writes all that has changed, in one transaction, and forgets what is older than `before_us`.
+
+        After an OutsideError the memory must be opened again.
+        """
+        with _telling(self._folder):
+            self._save(incarnation, before_us)
+
+    def _save(self, incarnation: str, before_us: int) -> None:
         state, seen = self.state, self._seen
         seen.forget(before_us << 1)
         manifest = seen.save()
@@ -153,16 +165,17 @@ class Home:
     @classmethod
     def take(cls, root: Path, member: str) -> Self:
         """Returns a folder of the member's own: a frozen process of that name may still hold the first."""
-        root.mkdir(parents=True, exist_ok=True)
-        for number in count():
-            folder = root / (member if not number else f"{member}.{number}")
-            lock = (root / f"{folder.name}.lock").open("a", encoding="utf-8")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.close()
-                continue
-            return cls(folder, lock)
+        with _telling(root):
+            root.mkdir(parents=True, exist_ok=True)
+            for number in count():
+                folder = root / (member if not number else f"{member}.{number}")
+                lock = (root / f"{folder.name}.lock").open("a", encoding="utf-8")
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    lock.close()
+                    continue
+                return cls(folder, lock)
         raise UnavailableError(f"no folder in {root} could be locked")
 
     def partition(self, number: int) -> Path:
@@ -172,3 +185,27 @@ class Home:
     def close(self) -> None:
         """Lets others have the folder."""
         self._lock.close()
+
+
+@contextmanager
+def _telling(folder: Path) -> Iterator[None]:
+    """Makes what a disk refuses an error after which the settler begins anew, rather than one that ends the process."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        text = f"what the settler remembers cannot be kept in {folder}: {error}"
+        is_full = getattr(error, "errno", None) == errno.ENOSPC or _code(error) == sqlite3.SQLITE_FULL
+        raise (FullError if is_full else UnavailableError)(text) from error
+
+
+def _will_pass(error: Exception) -> bool:
+    """Whether the file may be sound and only cannot be opened now, as on a full disk."""
+    code = _code(error)
+    if code & 0xFF == sqlite3.SQLITE_IOERR:
+        return code not in (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ)
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY)
+
+
+def _code(error: Exception) -> int:
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code
