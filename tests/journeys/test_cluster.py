@@ -6,6 +6,7 @@ import hashlib
 import json
 import statistics
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from running import Running, running, wait_until
 from services.cluster import cluster_of
 from survive.account import check_account, copy_clicks, table_rows
 from survive.stream import Parts, make_project, wait_caught_up
+from survive.yard import Yard
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +100,7 @@ def test_what_was_acknowledged_is_in_the_lake_once(shop, request):
         assert seats == [{"n": 55, "s": sum(range(15)) + sum(range(40))}]
         assert up.sql("select count(*) as n from failed") == [{"n": 5}]
         print(profile, "click to queryable:", [f"{s:.2f}" for s in sorted(visible_seconds(up, folder, profile))])
+    assert list(folder.glob(".headrace/run/*.failure")) == []
     account = check_account(folder, acknowledged, profile=profile)
     assert account.settled == proof.settled + ROUNDS
     if profile == "cluster":
@@ -167,9 +170,28 @@ def test_the_clicks_of_a_laptop_give_the_same_rows_on_the_cluster(tmp_path, clus
             for part in parts.values():
                 part.start()
             wait_until(lambda: wait_at_rest(other, 1), seconds=30)
+        assert list(far.glob(".headrace/run/*.failure")) == []
         for name in ("events", "failed"):
             assert row_hash(project, name) == row_hash(other, name)
     assert check_account(far, acknowledged) == check_account(laptop, acknowledged)
+
+
+@pytest.mark.service("kafka")
+@pytest.mark.service("hdfs")
+def test_clicks_that_come_mixed_from_the_partitions_are_settled(tmp_path, cluster):
+    make_project(tmp_path, topics=cluster.topics, tables=cluster.tables)
+    with closing(Yard(tmp_path)) as yard, closing(yard.settler("ann")) as settler:
+        yard.click(0, 9)
+        settled = 0
+        while settled < 9:
+            settled += settler.turn()
+        for number in range(9, 18):
+            yard.click(number, 1)
+            # The settler's consumer fetches this by itself, before the next one is there.
+            time.sleep(0.1)
+        while settled < 18:
+            settled += settler.turn()
+        assert settled == 18
 
 
 def row_hash(project, name: str) -> str:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
+from headrace.topics import open_topics
 from services.hdfs import Hdfs
 from services.kafka import Broker
 
 _COUNT = itertools.count()
-# Longer than a member's session: one that was killed counts as a member until then.
-_LEAVE_SECONDS = 15.0
+_LEAVE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -48,23 +48,28 @@ def cluster_of(kafka: Broker, hdfs: Hdfs) -> Iterator[Cluster]:
     yield Cluster(kafka, hdfs, f"/lake-of-project-{next(_COUNT)}")
     admin = AdminClient({"bootstrap.servers": kafka.address, "log_level": 0})
     topics = [name for name in admin.list_topics(timeout=10).topics if name in ("clicks", "events", "failed")]
-    for gone in admin.delete_topics(topics).values() if topics else ():
-        gone.result()
-    # What a group notes of a topic outlives the topic, so that a topic made anew is told from it.
     groups = [one.group_id for one in admin.list_consumer_groups().result().valid]
     for group in groups:
         if group.partition("/")[0] in topics:
-            _delete_group(admin, group)
+            _delete_group(admin, kafka, group)
+    for gone in admin.delete_topics(topics).values() if topics else ():
+        gone.result()
 
 
-def _delete_group(admin: AdminClient, group: str) -> None:
+def _delete_group(admin: AdminClient, kafka: Broker, group: str) -> None:
+    """Deletes what a group notes of its topic: it outlives the topic, so that one made anew is told from it."""
+    topic, _, name = group.partition("/")
+    with contextlib.closing(open_topics(kafka.url)) as topics:
+        for member in admin.describe_consumer_groups([group])[group].result().members:
+            # One that was killed counts as a member for its session, a minute for a keeper.
+            share = topics.share(topic, name, member=member.group_instance_id, lease_seconds=6.0)
+            share.held()
+            share.close()
     deadline = time.monotonic() + _LEAVE_SECONDS
     while True:
         try:
             admin.delete_consumer_groups([group])[group].result()
         except KafkaException as error:
-            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-                return
             if error.args[0].code() != KafkaError.NON_EMPTY_GROUP or time.monotonic() > deadline:
                 raise
             time.sleep(0.1)

@@ -105,7 +105,8 @@ class Settler:
 
     def _commit(self, messages: Sequence[Message]) -> None:
         moves, outcomes = [], []
-        for partition, group in groupby(messages, lambda message: message.partition):
+        # Kafka hands the partitions out mixed, and each may move once in a transaction.
+        for partition, group in groupby(sorted(messages, key=_partition), _partition):
             memory = self._memories[partition]
             outcome = settle(memory.state, list(group), self._rules)
             memory.touch(visitor_key(event.visitor, event.user_id) for event in outcome.events)
@@ -172,6 +173,10 @@ class Settler:
             for message in messages:
                 yield _row(name, message)
             offset = messages[-1].offset + 1
+
+
+def _partition(message: Message) -> int:
+    return message.partition
 
 
 def _outputs(outcome: Outcome, memory: Memory) -> dict[str, list[Record]]:
