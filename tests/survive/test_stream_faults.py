@@ -227,6 +227,15 @@ def test_a_topic_made_anew_stops_its_reader_alone(tmp_path):
         wait_until(lambda: up.log.read_text().count('"headrace.sink-events"') >= 4, what="it has tried again")
         assert table_rows(project, "events").num_rows == 25
         assert [bound.end for bound in project.topics.bounds("failed")] == [0] * 4
+        # The way on that they name, while all of it runs.
+        for words in (("clicks", "--group", "settler", "--to", "earliest"), ("events", "--continue", "events")):
+            assert headrace("topic", "replay", *words, cwd=tmp_path)[0] == 0
+        counts = "select count(*) as n, count(distinct message_id) as ids from rows"
+        wait_until(
+            lambda: table_rows(project, "events", counts).to_pylist() == [{"n": 76, "ids": 21}],
+            seconds=20,
+            what="both go on",
+        )
 
 
 def _failure(folder: Path, loop: str) -> str:
