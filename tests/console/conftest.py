@@ -47,7 +47,12 @@ class Shop:
             folder = self.folder / ".headrace" / "settler"
             settler = Settler(project.topics, project.rules, folder, member=project.member, metrics=metrics)
             try:
-                while settler.turn():
+                while settler.turn() and any(
+                    memory.state.offset < bound.end
+                    for bound, (_, memory) in zip(
+                        project.topics.bounds("clicks"), sorted(settler._memories.items()), strict=True
+                    )
+                ):
                     pass
             finally:
                 settler.close()
@@ -66,7 +71,8 @@ class Shop:
                     member=("test", Flush()),
                     metrics=metrics,
                 )
-                while sink.turn():
+                ends = [bound.end for bound in project.topics.bounds(name)]
+                while sink.turn() and [sink._buffer.offsets[p] for p in range(len(ends))] != ends:
                     pass
                 sink.flush()
                 sink._share.close()
@@ -83,3 +89,9 @@ class Shop:
 @pytest.fixture
 def shop(tmp_path):
     return Shop(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A shop for all tests of a file that change nothing in it."""
+    return Shop(tmp_path_factory.mktemp("shared"))

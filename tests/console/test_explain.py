@@ -7,7 +7,6 @@ import re
 import shutil
 
 import pyarrow.parquet as pq
-import pytest
 
 from headrace.project import open_project
 from running import clicked, lines
@@ -140,14 +139,14 @@ def test_an_event_whose_commit_left_the_log_is_still_explained(shop):
     assert "a commit that is no longer in the log" in shop.call("explain", "m1")[1]
 
 
-@pytest.mark.parametrize("wanted", ["m", "m11", "", "%", "'; --", "ann", "x" * 5000, "\x00"])
-def test_what_nobody_knows_is_exit_code_1(shop, wanted):
+def test_what_nobody_knows_is_exit_code_1(shop):
     shop.click(clicked("m1"))
     shop.run()
-    code, out, error = shop.call("explain", wanted)
-    assert (code, out) == (1, "")
-    assert error.startswith(f"nothing is known of {wanted!r}: ")
-    code, out, error = shop.call("explain", wanted, "--json")
+    for wanted in ("m", "m11", "", "%", "'; --", "ann", "x" * 5000, "\x00"):
+        code, out, error = shop.call("explain", wanted)
+        assert (code, out) == (1, "")
+        assert error.startswith(f"nothing is known of {wanted!r}: ")
+    code, out, error = shop.call("explain", "m", "--json")
     assert (code, out, json.loads(error)["error"]) == (1, "", "UnknownNameError")
 
 

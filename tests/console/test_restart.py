@@ -24,6 +24,14 @@ def recreate(shop):
         project.make_topics()
 
 
+@pytest.fixture(scope="module")
+def one(shared):
+    """A shop with one event in its tables, for tests that are refused."""
+    shared.click(clicked("m0"))
+    shared.run()
+    return shared
+
+
 @pytest.fixture(params=[1, 5], ids=["a shorter topic", "a longer topic"])
 def stopped(shop, request):
     """A shop whose topics were made anew after three events; the tables' sinks stop."""
@@ -107,8 +115,6 @@ def test_twice_is_as_once(stopped):
         (("events", "--fresh", "evens"), "no table 'evens'. Did you mean events?"),
     ],
 )
-def test_a_wrong_call_is_refused(shop, words, message):
-    shop.click(clicked("m0"))
-    shop.run()
-    code, out, error = shop.call("topic", "replay", *words)
+def test_a_wrong_call_is_refused(one, words, message):
+    code, out, error = one.call("topic", "replay", *words)
     assert (code, out, message in error) == (2, "", True)

@@ -16,12 +16,23 @@ from headrace.project import open_project
 from running import call, clicked, lines
 
 
-@pytest.fixture
-def full(shop):
-    """A shop with three events, one of them bad, in its tables."""
+def fill(shop):
+    """Lets three events happen, one of them bad."""
     shop.click(clicked("m1", price="1.5"), clicked("m2", "p2", price=2), clicked("bad", price="cheap"))
     shop.run()
     return shop
+
+
+@pytest.fixture(scope="module")
+def full(shared):
+    """A shop with a full lake, for tests that only read it."""
+    return fill(shared)
+
+
+@pytest.fixture
+def own(shop):
+    """A shop with a full lake, for a test that changes it."""
+    return fill(shop)
 
 
 def sql(shop, text, *options, **more):
@@ -75,16 +86,16 @@ def test_without_a_project_the_error_says_how_to_make_one(tmp_path):
 # list, describe, history.
 
 
-def test_list_tells_size_version_and_lag(full):
-    full.click(clicked("m3"))
-    full.settle()
-    events, failed = lines(full.call("table", "list", "--json")[1])
+def test_list_tells_size_version_and_lag(own):
+    own.click(clicked("m3"))
+    own.settle()
+    events, failed = lines(own.call("table", "list", "--json")[1])
     assert {name: events[name] for name in ("table", "rows", "files", "version", "topic", "lag", "pins")} == {
         "table": "events", "rows": 2, "files": 1, "version": 1, "topic": "events", "lag": 1, "pins": 0,
     }  # fmt: skip
-    assert events["bytes"] == sum(path.stat().st_size for path in full.folder.rglob("lake/events/**/*.parquet"))
+    assert events["bytes"] == sum(path.stat().st_size for path in own.folder.rglob("lake/events/**/*.parquet"))
     assert (failed["table"], failed["rows"], failed["lag"]) == ("failed", 1, 0)
-    code, out, _ = full.call("table", "list")
+    code, out, _ = own.call("table", "list")
     assert code == 0
     assert [line.split()[:2] for line in out.splitlines()] == [["table", "rows"], ["events", "2"], ["failed", "1"]]
 
@@ -122,24 +133,22 @@ def test_an_unknown_table_names_the_nearest(full):
         assert (code, error) == (2, f"UnknownNameError: no table 'evens'. Did you mean events?  known: {known}\n")
 
 
-def test_history_tells_whence_each_commit_came(full):
-    full.click(clicked("m3"))
-    full.run()
-    with open_project(full.folder) as project:
+def test_history_tells_whence_each_commit_came(own):
+    own.click(clicked("m3"))
+    own.run()
+    with open_project(own.folder) as project:
         table = project.tables.open("events")
         schema = table.schema.append(table.schema.field("name").with_name("extra"))
         table.evolve(schema)
-    found = lines(full.call("table", "history", "events", "--json")[1])
+    found = lines(own.call("table", "history", "events", "--json")[1])
     assert [(one["version"], one["rows"], one["offsets"], one["schema_changed"]) for one in found] == [
         (3, 0, None, True), (2, 1, {"0": [2, 3]}, False), (1, 2, {"0": [0, 2]}, False), (0, 0, None, True),
     ]  # fmt: skip
     assert {one["producer"] for one in found[1:3]} == {"test"}
-    assert [one["version"] for one in lines(full.call("table", "history", "events", "--limit", "1", "--json")[1])] == [
-        3
-    ]
-    out = full.call("table", "history", "events")[1]
+    assert [one["version"] for one in lines(own.call("table", "history", "events", "--limit", "1", "--json")[1])] == [3]
+    out = own.call("table", "history", "events")[1]
     assert "new schema" in out.splitlines()[1] + out.splitlines()[2]
-    assert full.call("table", "history", "events", "--limit", "0")[0] == 2
+    assert own.call("table", "history", "events", "--limit", "0")[0] == 2
 
 
 # sql.
@@ -214,22 +223,22 @@ def test_sql_shows_people_a_table_and_says_what_it_cost(full):
     assert "\x1b" not in out
 
 
-def test_sql_asks_the_tables_as_they_were(full):
-    at = full.call("table", "history", "events", "--limit", "1", "--json")[1]
-    full.click(clicked("m3"))
-    full.run()
+def test_sql_asks_the_tables_as_they_were(own):
+    at = own.call("table", "history", "events", "--limit", "1", "--json")[1]
+    own.click(clicked("m3"))
+    own.run()
     count = "SELECT count(*) AS n FROM product_clicked"
-    assert lines(sql(full, count, "--json")) == [{"n": 3}]
-    assert lines(sql(full, count, "--json", "--at", "1")) == [{"n": 2}]
-    assert lines(sql(full, count, "--json", "--at", "0")) == [{"n": 0}]
-    instant = lines(sql(full, f"SELECT make_timestamp({lines(at)[0]['time_us']})::VARCHAR AS at", "--json"))[0]["at"]
-    assert lines(sql(full, count, "--json", "--at", instant)) == [{"n": 2}]
+    assert lines(sql(own, count, "--json")) == [{"n": 3}]
+    assert lines(sql(own, count, "--json", "--at", "1")) == [{"n": 2}]
+    assert lines(sql(own, count, "--json", "--at", "0")) == [{"n": 0}]
+    instant = lines(sql(own, f"SELECT make_timestamp({lines(at)[0]['time_us']})::VARCHAR AS at", "--json"))[0]["at"]
+    assert lines(sql(own, count, "--json", "--at", instant)) == [{"n": 2}]
     for place, message in (
         ("9", "table 'events' has no version 9; its newest is 2"),
         ("2020-01-01", "table 'events' has no version as old as 2020-01-01"),
         ("soon", "--at 'soon': write a version like 12, or an instant like 2026-11-21T12:00"),
     ):
-        code, out, error = full.call("table", "sql", count, "--at", place)
+        code, out, error = own.call("table", "sql", count, "--at", place)
         assert (code, out, message in error) == (2, "", True)
 
 
@@ -245,25 +254,25 @@ def test_bad_sql_gets_a_caret(full):
     assert "no column 'prize'. Did you mean price?" in json.loads(error)["message"]
 
 
-def test_sql_needs_no_project_file_and_names_its_errors(full):
-    (full.folder / "project.py").write_text("project = Projct('shop')\n")
-    code, _, error = full.call("table", "sql", "SELECT 1")
+def test_sql_needs_no_project_file_and_names_its_errors(own):
+    (own.folder / "project.py").write_text("project = Projct('shop')\n")
+    code, _, error = own.call("table", "sql", "SELECT 1")
     assert (code, "project.py:1: NameError" in error) == (2, True)
-    (full.folder / "project.py").unlink()
-    assert lines(sql(full, "SELECT count(*) AS n FROM sessions", "--json")) == [{"n": 1}]
+    (own.folder / "project.py").unlink()
+    assert lines(sql(own, "SELECT count(*) AS n FROM sessions", "--json")) == [{"n": 1}]
 
 
-def test_a_damaged_table_is_named_and_spoils_no_other(full):
-    (path,) = full.folder.rglob("lake/events/**/*.parquet")
+def test_a_damaged_table_is_named_and_spoils_no_other(own):
+    (path,) = own.folder.rglob("lake/events/**/*.parquet")
     path.write_bytes(path.read_bytes()[:-100] + bytes(100))
-    code, _, error = full.call("table", "sql", "SELECT count(*) FROM failed", "--json")
+    code, _, error = own.call("table", "sql", "SELECT count(*) FROM failed", "--json")
     assert (code, error) == (0, "")
-    code, _, error = full.call("table", "sql", "SELECT * FROM events")
+    code, _, error = own.call("table", "sql", "SELECT * FROM events")
     assert code == 1
     assert error.startswith("FormatError: ")
     assert path.name in error
-    (full.folder / ".headrace/lake/failed/_delta_log/00000000000000000001.json").write_text("{")
-    code, _, error = full.call("table", "describe", "failed")
+    (own.folder / ".headrace/lake/failed/_delta_log/00000000000000000001.json").write_text("{")
+    code, _, error = own.call("table", "describe", "failed")
     assert (code, "00000000000000000001.json" in error) == (1, True)
 
 
@@ -326,17 +335,17 @@ def test_sql_can_do_nothing_but_read_the_lake(full):
 # pin, maintain.
 
 
-def test_a_pin_is_set_listed_and_taken_away(full):
-    assert full.call("table", "pin", "events") == (0, "no version of events is pinned\n", "")
+def test_a_pin_is_set_listed_and_taken_away(own):
+    assert own.call("table", "pin", "events") == (0, "no version of events is pinned\n", "")
     (one,) = lines(
-        full.call("table", "pin", "events", "--owner", "ann", "--reason", "trial 7", "--version", "0", "--json")[1]
+        own.call("table", "pin", "events", "--owner", "ann", "--reason", "trial 7", "--version", "0", "--json")[1]
     )
     assert (one["table"], one["version"], one["owner"], one["reason"]) == ("events", 0, "ann", "trial 7")
-    assert lines(full.call("table", "list", "--json")[1])[0]["pins"] == 1
-    assert one["pin"] in full.call("table", "pin", "events")[1]
-    code, _, error = full.call("table", "pin", "events", "--remove", "nope")
+    assert lines(own.call("table", "list", "--json")[1])[0]["pins"] == 1
+    assert one["pin"] in own.call("table", "pin", "events")[1]
+    code, _, error = own.call("table", "pin", "events", "--remove", "nope")
     assert (code, error.startswith("UnknownNameError: no pin of table 'events' 'nope'.  known: ")) == (2, True)
-    assert full.call("table", "pin", "events", "--remove", one["pin"])[1] == "no version of events is pinned\n"
+    assert own.call("table", "pin", "events", "--remove", one["pin"])[1] == "no version of events is pinned\n"
 
 
 @pytest.mark.parametrize(
@@ -354,25 +363,25 @@ def test_a_pin_that_says_too_little_or_too_much_is_refused(full, options, messag
     assert (code, message in error) == (2, True)
 
 
-def test_maintain_merges_and_deletes_unless_a_pin_needs_it(full):
+def test_maintain_merges_and_deletes_unless_a_pin_needs_it(own):
     for n in range(3):
-        full.click(clicked(f"more-{n}"))
-        full.run()
-    pinned = lines(full.call("table", "pin", "events", "--owner", "ann", "--reason", "trial 7", "--json")[1])[0]
-    (done,) = lines(full.call("table", "maintain", "events", "--json")[1])
+        own.click(clicked(f"more-{n}"))
+        own.run()
+    pinned = lines(own.call("table", "pin", "events", "--owner", "ann", "--reason", "trial 7", "--json")[1])[0]
+    (done,) = lines(own.call("table", "maintain", "events", "--json")[1])
     assert (done["files_before"], done["files_after"], done["checkpoint"]) == (4, 1, 5)
-    assert list(full.folder.rglob("lake/events/_delta_log/*5.checkpoint.parquet"))
-    before = _bytes_below(full.folder)
-    code, out, error = full.call("table", "maintain", "events", "--vacuum", "--keep-days", "0")
+    assert list(own.folder.rglob("lake/events/_delta_log/*5.checkpoint.parquet"))
+    before = _bytes_below(own.folder)
+    code, out, error = own.call("table", "maintain", "events", "--vacuum", "--keep-days", "0")
     assert (code, out) == (2, "")
     assert f"version 4 for ann (trial 7), pin {pinned['pin']}" in error
-    assert _bytes_below(full.folder) == before
-    full.call("table", "pin", "events", "--remove", pinned["pin"])
-    (dry,) = lines(full.call("table", "maintain", "events", "--vacuum", "--keep-days", "0", "--dry-run", "--json")[1])
+    assert _bytes_below(own.folder) == before
+    own.call("table", "pin", "events", "--remove", pinned["pin"])
+    (dry,) = lines(own.call("table", "maintain", "events", "--vacuum", "--keep-days", "0", "--dry-run", "--json")[1])
     assert len(dry["deleted"]) == 4
-    assert {path for path in before if path.suffix == ".parquet"} <= _bytes_below(full.folder).keys()
-    code, out, _ = full.call("table", "maintain", "events", "--vacuum", "--keep-days", "0")
+    assert {path for path in before if path.suffix == ".parquet"} <= _bytes_below(own.folder).keys()
+    code, out, _ = own.call("table", "maintain", "events", "--vacuum", "--keep-days", "0")
     assert (code, "deleted 4 files" in out) == (0, True)
-    assert lines(sql(full, "SELECT count(*) AS n FROM events", "--json")) == [{"n": 5}]
-    assert full.call("table", "maintain", "--keep-days", "-1")[0] == 2
-    assert "--dry-run goes with --vacuum" in full.call("table", "maintain", "--dry-run")[1]
+    assert lines(sql(own, "SELECT count(*) AS n FROM events", "--json")) == [{"n": 5}]
+    assert own.call("table", "maintain", "--keep-days", "-1")[0] == 2
+    assert "--dry-run goes with --vacuum" in own.call("table", "maintain", "--dry-run")[1]

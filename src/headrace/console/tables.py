@@ -25,6 +25,8 @@ from headrace.tables.sink import INCARNATION, TOPIC
 
 _CONTRACTS = {EVENTS: SettledEvent, FAILED: FailedEvent}
 _TRIES = 5
+# Between two commits of a sink stand a few of the keeper at most.
+_LATEST_COMMITS = 20
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def _table(project: OpenProject, name: str, views: Sequence[str]) -> dict[str, A
     kind = _CONTRACTS.get(name)
     sentences = column_sentences(kind) if kind else {}
     lags = list_lags(project, table)
-    newest = next((commit for commit in table.history() if "offsets" in commit.note), None)
+    newest = next((commit for commit in table.history(_LATEST_COMMITS) if "offsets" in commit.note), None)
     return {
         **describe(project, name),
         "description": table.description,
