@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import statistics
 import time
+from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from headrace.base.errors import FullError
+from headrace.collect.memory import Memory
+from headrace.tables.codec import make_codec
+from headrace.tables.keeper import Care, Keeper
+from headrace.tables.sink import INCARNATION, Flush, Sink
+from headrace.topics import Record
 from running import running, wait_until
-from survive.account import check_account
+from survive.account import check_account, table_rows
 from survive.stream import make_project, wait_caught_up
 
 pytestmark = pytest.mark.slow
@@ -20,7 +30,7 @@ PLACES = ("topics", "lake", "memory")
 
 def place(folder: Path, disk: Path, small: str) -> Path:
     """Returns the folder of a project, one part of which stands on the small disk."""
-    where = {name: folder for name in PLACES} | {small: disk}
+    where = dict.fromkeys(PLACES, folder) | {small: disk}
     project = folder / "p"
     make_project(project, topics=f"sqlite:///{where['topics']}/topics", tables=f"file:///{where['lake']}/lake")
     (where["memory"] / "headrace").mkdir()
@@ -82,3 +92,72 @@ def is_told(up, small: str) -> bool:
     if small == "topics":
         return "the disk is full" in up.get("/ready").body.decode()
     return "headrace.sink" in up.log.read_text() if small == "lake" else "headrace.settler" in up.log.read_text()
+
+
+def test_a_settler_that_cannot_begin_leaves_no_file_open(yard, monkeypatch):
+    def refuse(*_, **__):
+        raise FullError("the disk is full")
+
+    yard.click(0, 50)
+    yard.settle("a")
+    shutil.rmtree(yard.folder / "settler")
+    monkeypatch.setattr(Memory, "save", refuse)
+    opened = []
+    for _ in range(3):
+        with closing(yard.settler("a")) as settler, pytest.raises(FullError):
+            settler.turn()
+        opened.append(len(list(Path("/proc/self/fd").iterdir())))
+    assert opened[1:] == opened[:-1]
+    monkeypatch.undo()
+    yard.fill("a")
+    yard.settle("a")
+    yard.check()
+
+
+class Seat(msgspec.Struct):
+    """A record as small as can be: what is measured is the commit."""
+
+    received_us: int
+    seat: int
+
+
+def commit_again_and_again(yard, commits: int) -> list[float]:
+    """Sinks one record after the other beside a keeper that does what it does in life; returns seconds per commit."""
+    topics, tables = yard.project.topics, yard.project.tables
+    incarnation = topics.create("seats", partitions=1, retention_seconds=None).incarnation
+    codec = make_codec(Seat, msgspec.json.Decoder(Seat).decode)
+    table = tables.create("seats", codec.schema, properties={INCARNATION: incarnation})
+    keeper = Keeper(tables, topics, lease=("seats", "a"), care=Care(), oldest_day=lambda _: None, metrics=yard.metrics)
+    sink = Sink(topics, "seats", table, codec, member=("a", Flush(seconds=60)), metrics=yard.metrics)
+    seconds = []
+    for number in range(commits):
+        topics.append("seats", [Record(None, b'{"received_us":0,"seat":%d}' % number)], deadline_seconds=10)
+        assert sink.turn() == 1
+        begun_at = time.perf_counter()
+        sink.flush()
+        seconds.append(time.perf_counter() - begun_at)
+        if number % 10 == 9:
+            keeper.turn()
+    sink._share.close()
+    keeper._share.close()
+    return seconds
+
+
+def check_flat(yard, commits: int) -> None:
+    seconds = commit_again_and_again(yard, commits)
+    first, last = (statistics.median(part) for part in (seconds[:200], seconds[-200:]))
+    print(f"commit p50: first 200 {first * 1e3:.1f} ms, last 200 {last * 1e3:.1f} ms of {commits:,}")
+    assert last < 3 * first
+    assert table_rows(yard.project, "seats", "select seat from rows order by seat")["seat"].to_pylist() == [
+        *range(commits)
+    ]
+
+
+def test_two_thousand_commits_take_as_long_as_the_first(yard):
+    check_flat(yard, 2_000)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(10_000)
+def test_a_hundred_thousand_commits_take_as_long_as_the_first(yard):
+    check_flat(yard, 100_000)

@@ -6,6 +6,7 @@ import heapq
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from itertools import groupby, islice
 from pathlib import Path
 
@@ -134,6 +135,14 @@ class Settler:
         bound = self._topics.bounds(CLICKS)[partition]
         position = bound.start if saved is None else saved.offset
         memory = Memory.open(self._home.partition(partition), partition, self._incarnation, position=position)
+        with ExitStack() as stack:
+            # A settler that cannot begin is begun anew again and again, and must not leave files open.
+            stack.callback(memory.close)
+            self._catch_up(memory, position)
+            stack.pop_all()
+        return memory
+
+    def _catch_up(self, memory: Memory, position: int) -> None:
         began_at, lagged = time.monotonic(), position - memory.state.offset
         rows = self._settled_since(memory, position)
         while portion := list(islice(rows, _PORTION)):
@@ -142,10 +151,8 @@ class Settler:
             memory.save(self._incarnation, before_us=memory.state.newest_us - self._rules.window_us)
         memory.state.offset = position
         if lagged:
-            _LOGGER.info(
-                "partition %d: caught up over %d clicks in %.2f s", partition, lagged, time.monotonic() - began_at
-            )
-        return memory
+            seconds = time.monotonic() - began_at
+            _LOGGER.info("partition %d: caught up over %d clicks in %.2f s", memory.state.partition, lagged, seconds)
 
     def _settled_since(self, memory: Memory, position: int) -> Iterator[SettledEvent | FailedEvent | Progress]:
         """Yields what was settled from the memory's offset on, in the order of `clicks`."""
