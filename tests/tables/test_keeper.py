@@ -81,6 +81,16 @@ def test_keeper_compacts_and_checkpoints_after_so_many_commits(lake, topics):
     assert lake().open("events").version == kept.version, "nothing more is due"
 
 
+def test_keeper_does_what_an_earlier_one_left_undone(lake, topics):
+    table = lake().create("events", SCHEMA)
+    for number in range(4):
+        table.append(rows(number))
+    keeper, metrics = _keeper(lake, topics, compact_commits=3)
+    keeper.turn()
+    assert metrics.values()["headrace_keeper_compactions_total"] == 1
+    assert len(lake().open("events").files()) == 1
+
+
 def test_keeper_forgets_days_that_are_too_old(lake, topics):
     table = lake().create("events", SCHEMA)
     table.append(rows(1, day=date(2026, 1, 1)))

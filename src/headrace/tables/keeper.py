@@ -113,7 +113,12 @@ class Keeper:
                 return
 
     def _keep(self, table: Table) -> None:
-        kept, care = self._kept.setdefault(table.name, _Kept(compacted=table.version)), self._care
+        care = self._care
+        kept = self._kept.get(table.name)
+        if kept is None:
+            # What an earlier keeper has left undone is due at once.
+            is_neglected = len(table.files()) > care.compact_commits
+            kept = self._kept[table.name] = _Kept(compacted=-care.compact_commits if is_neglected else table.version)
         if table.version - kept.compacted >= care.compact_commits:
             self._compact(table, kept)
         if table.version - kept.checkpointed >= care.checkpoint_commits:
