@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.base.clock import WorldClock, machine_us
-from headrace.base.errors import CallError, UnavailableError, unknown_name
+from headrace.base.errors import CallError, OutsideError, UnavailableError, unknown_name
 from headrace.base.process import Program, Supervisor
 from headrace.base.telemetry import get_logger, quantile, read_values, start_logging
 from headrace.collect.app import CLICKS
@@ -275,39 +275,54 @@ def status(given: argparse.Namespace) -> None:
         print_lines([{"kind": "table", **one} for one in found.tables])
         print_lines([{"kind": "stream", **found.stream}])
         print_lines([{"kind": "disk", **found.disk}])
-        return
-    _show_status(found)
+    else:
+        _show_status(found)
+    if found.error is not None:
+        raise found.error
 
 
 class _Status:
-    """What a project does at this moment."""
+    """What a project does at this moment, as far as it can be told."""
 
     def __init__(self, project: OpenProject) -> None:
-        names = project.topics.names()
         self.roles = [_role_status(project, role) for role in ROLES]
         self.failures = [one for role in ROLES if is_running(project, role) for one in _failures(project, role)]
-        self.topics = [describe(project, name) for name in names]
-        self.groups = [group for name in names for group in list_groups(project, name)]
-        self.tables, self.stream = self._read_tables(project)
+        self.topics: list[dict[str, Any]] = []
+        self.groups: list[dict[str, Any]] = []
+        self.tables: list[dict[str, Any]] = []
+        self.error: OutsideError | None = None
+        try:
+            names = project.topics.names()
+            self.topics = [describe(project, name) for name in names]
+            self.groups = [group for name in names for group in list_groups(project, name)]
+            self.tables = _read_tables(project)
+        except OutsideError as error:
+            # The roles' own reasons are told all the same: now they are needed.
+            self.error = error
+        self.stream = self._read_stream()
         self.disk = _disk(project)
 
-    def _read_tables(self, project: OpenProject) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        # Imported when asked for: Arrow and Delta would cost `headrace up` 300 ms at start and 60 MB.
-        list_table = import_module("headrace.console.tables").describe
-        tables = [list_table(project, name) for name in project.tables.names()]
-        now = machine_us()
-        for table in tables:
-            table["age_seconds"] = max(now - table["newest_us"], 0) / 1e6
+    def _read_stream(self) -> dict[str, Any]:
         clicks = next((topic for topic in self.topics if topic["topic"] == CLICKS), None)
         positions = {
             g["partition"]: g["position"] for g in self.groups if (g["topic"], g["group"]) == (CLICKS, SETTLER)
         }
         bounds = zip(clicks["start"], clicks["end"], strict=True) if clicks else ()
         failed = next((topic for topic in self.topics if topic["topic"] == FAILED), None)
-        return tables, {
+        return {
             "unsettled": sum(max(end - positions.get(p, start), 0) for p, (start, end) in enumerate(bounds)),
             "failed": failed["records"] if failed else 0,
         }
+
+
+def _read_tables(project: OpenProject) -> list[dict[str, Any]]:
+    # Imported when asked for: Arrow and Delta would cost `headrace up` 300 ms at start and 60 MB.
+    list_table = import_module("headrace.console.tables").describe
+    tables: list[dict[str, Any]] = [list_table(project, name) for name in project.tables.names()]
+    now = machine_us()
+    for table in tables:
+        table["age_seconds"] = max(now - table["newest_us"], 0) / 1e6
+    return tables
 
 
 def _show_status(found: _Status) -> None:
