@@ -17,6 +17,7 @@ from headrace.stream import CODECS, METRICS, make_table
 from headrace.tables.sink import Flush, Sink
 from headrace.topics import Record, Topic
 from survive.account import Account, check_account, copy_clicks, read_topic, table_rows
+from survive.stream import lag_of
 
 START_US = 1_767_571_200_000_000
 
@@ -53,7 +54,7 @@ class Yard:
     def settle(self, member: str) -> None:
         """Settles all there is."""
         with closing(self.settler(member)) as one:
-            while one.turn():
+            while one.turn() and lag_of(self.project).settler:
                 pass
 
     def sink(self, topic: str, member: str, **flush: Any) -> Sink:
@@ -67,7 +68,8 @@ class Yard:
         stop.set()
         for topic in CODECS:
             one = self.sink(topic, member)
-            while one.turn():
+            ends = {p: bound.end for p, bound in enumerate(self.project.topics.bounds(topic))}
+            while one.turn() and one._buffer.offsets != ends:
                 pass
             one.run(stop)
 
