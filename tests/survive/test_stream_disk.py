@@ -14,7 +14,7 @@ import pytest
 
 from headrace.base.errors import FullError
 from headrace.collect.memory import Memory
-from headrace.tables import sink
+from headrace.tables import open_tables, sink
 from headrace.tables.codec import make_codec
 from headrace.tables.keeper import Care, Keeper
 from headrace.tables.sink import INCARNATION, Flush, Sink
@@ -22,6 +22,8 @@ from headrace.topics import Record
 from running import running, wait_until
 from survive.account import check_account, table_rows
 from survive.stream import make_project, wait_caught_up
+from tables.rows import SCHEMA, numbers
+from tables.test_together import Crowd, append, keep, read, read_files
 
 pytestmark = pytest.mark.slow
 
@@ -168,3 +170,17 @@ def test_two_thousand_commits_take_as_long_as_the_first(yard, monkeypatch):
 @pytest.mark.timeout(10_000)
 def test_a_hundred_thousand_commits_take_as_long_as_the_first(yard, monkeypatch):
     check_flat(yard, monkeypatch, 100_000)
+
+
+@pytest.mark.soak
+def test_twenty_seconds_of_appends_compaction_vacuum_and_reads_lose_nothing(tmp_path):
+    def lake():
+        return open_tables("file:///lake", root=tmp_path)
+
+    lake().create("events", SCHEMA)
+    crowd = Crowd(lake, seconds=20)
+    for action in (append, append, keep, read, read_files):
+        crowd.add(action)
+    crowd.run()
+    print(crowd.done)
+    assert numbers(lake().open("events")) == list(range(crowd.done["append"] * 10))
