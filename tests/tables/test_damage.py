@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import deltalake
@@ -11,6 +12,8 @@ import pytest
 
 from headrace.base.errors import CallError, FormatError, MissingExtraError, PositionError, UnavailableError, UrlError
 from headrace.tables import open_tables
+from survive.stream import make_project
+from survive.yard import Yard
 from tables.rows import SCHEMA, numbers, rows
 
 _FEATURE = '{"minReaderVersion":3,"minWriterVersion":7,"readerFeatures":["%s"],"writerFeatures":["%s"]}'
@@ -174,3 +177,34 @@ def test_polars_is_named_where_it_is_missing(table, monkeypatch):
     monkeypatch.delitem(sys.modules, "headrace.tables.polars", raising=False)
     with pytest.raises(MissingExtraError, match=r"pip install 'headrace\[polars\]'"):
         table.scan().polars()
+
+
+def _cut(table):
+    path = parquet(table)
+    path.write_bytes(path.read_bytes()[:3000])
+    return f"{path.name} cannot be read, a file of the table 'events'"
+
+
+def _lose(table):
+    parquet(table).unlink()
+    return f"{parquet(table).name} is missing, a file of the table 'events'"
+
+
+def _lose_commit(table):
+    commit(table, 1).unlink()
+    return r"00001\.json is missing, though later commits stand"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [_cut, _lose, _lose_commit])
+def test_sql_names_the_file_that_is_to_blame(tmp_path, damage):
+    make_project(tmp_path)
+    with closing(Yard(tmp_path)) as yard:
+        for first in (0, 10):
+            yard.click(first, 10)
+            yard.settle("ann")
+            yard.fill("ann")
+        assert yard.project.query("select count(*) n from events").table().to_pylist() == [{"n": 20}]
+        told = damage(yard.project.tables.open("events"))
+        with pytest.raises(FormatError, match=told):
+            yard.project.query("select count(*) n, max(seq) from events").table()

@@ -76,8 +76,17 @@ def read_files(table):
 
 @pytest.mark.slow
 def test_appends_compaction_vacuum_and_reads_at_once_lose_nothing(lake):
+    check_crowd(lake, seconds=3)
+
+
+@pytest.mark.soak
+def test_twenty_seconds_of_everything_at_once_lose_nothing(lake):
+    check_crowd(lake, seconds=20)
+
+
+def check_crowd(lake, seconds):
     lake().create("events", SCHEMA)
-    crowd = Crowd(lake, seconds=3)
+    crowd = Crowd(lake, seconds)
     for action in (append, append, keep, read, read_files):
         crowd.add(action)
     crowd.run()
