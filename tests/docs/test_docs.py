@@ -12,9 +12,12 @@ import pytest
 
 from docs.console import Terminal, matches, read_steps
 from headrace.base import fault
+from headrace.collect.app import METRICS as COLLECT_METRICS
 from headrace.console.cli import COMMANDS, COMMON
+from headrace.events.settled import FLAGS, REASONS
 from headrace.profile import Settings, list_keys
-from headrace.project import load_project
+from headrace.project import ROLES, load_project
+from headrace.stream import METRICS as STREAM_METRICS
 from headrace.topics import open_topics
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +76,8 @@ def test_commands_of_a_page_run_on_kafka(page, tmp_path, unused_port, kafka):
     finally:
         # The broker is everybody's; the next test finds it as this one did.
         with contextlib.closing(open_topics(kafka.url)) as topics:
-            topics.drop("clicks")
+            for name in {"clicks", "events", "failed"} & {*topics.names()}:
+                topics.drop(name)
 
 
 def test_tutorial_is_walked_with_and_without_kafka():
@@ -153,6 +157,28 @@ def test_every_key_has_its_sentence():
     for table, kind in list_keys().items():
         section = page.partition(f"## [{table}]\n")[2].partition("\n## ")[0]
         assert [key for key in kind.__struct_fields__ if f"| `{key}` |" not in section] == []
+
+
+def test_every_metric_has_its_sentence():
+    page = _text(DOCS / "how-to" / "metrics-and-logs.md")
+    for metric in (*COLLECT_METRICS, *STREAM_METRICS):
+        labels = f"{{{','.join(metric.labels)}}}" if metric.labels else ""
+        assert f"| `{metric.name}{labels}` | {metric.kind} | {metric.help}" in page
+
+
+def test_every_reason_of_a_failure_has_its_sentence():
+    page = _text(DOCS / "how-to" / "mend-and-replay-failed-events.md")
+    assert [reason for reason, text in REASONS.items() if f"| `{reason}` | {text} |" not in page] == []
+
+
+def test_every_flag_of_an_event_has_its_sentence():
+    page = _text(DOCS / "concepts" / "event.md")
+    assert [flag for flag, text in FLAGS.items() if f"| `{flag}` | {text} |" not in page] == []
+
+
+def test_every_role_has_its_sentence():
+    page = _text(DOCS / "concepts" / "role.md")
+    assert [role for role in ROLES if f"| `{role}` | " not in page] == []
 
 
 def test_every_crash_point_has_its_sentence():
