@@ -48,7 +48,7 @@ async def kill_rounds(folder: Path, rounds: int, port: int) -> tuple[set[str], d
     targets = [list(counted)[n % 3] for n in range(rounds)]
     async with Proxy(port) as proxy:
         with contextlib.ExitStack() as stack:
-            up = stack.enter_context(running(folder, toml=toml))
+            up = stack.enter_context(running(folder, "collector", toml=toml))
             async with Clients(proxy.port, CLIENTS) as clients:
                 for target in targets:
                     sent = clients.sent
@@ -61,7 +61,7 @@ async def kill_rounds(folder: Path, rounds: int, port: int) -> tuple[set[str], d
                     if target == "group":
                         up.kill()
                         await asyncio.to_thread(wait_until, lambda: not writer_pid(folder), what="the group is gone")
-                        up = await asyncio.to_thread(stack.enter_context, running(folder))
+                        up = await asyncio.to_thread(stack.enter_context, running(folder, "collector"))
                     else:
                         kill(writer if target == "writer" else _other(up.pids, writer))
                     counted[target] += 1
@@ -100,7 +100,7 @@ async def die_at(folder: Path, point: str, rounds: int, port: int) -> set[str]:
     passages = 400 if point.startswith("collect") else 40
     async with Proxy(port) as proxy:
         fault = {"HEADRACE_FAULT": f"{point}=kill@{passages}:{mark}"}
-        with running(folder, toml=project_toml(port=port, workers=2), env=fault):
+        with running(folder, "collector", toml=project_toml(port=port, workers=2), env=fault):
             async with Clients(proxy.port, CLIENTS):
                 for _ in range(rounds):
                     await until(mark.exists, what=f"{point} is reached")
@@ -125,7 +125,7 @@ def test_twenty_deaths_at_a_crash_point_lose_nothing_acknowledged(tmp_path, poin
 
 def test_a_frozen_writer_is_told_and_not_replaced(tmp_path):
     toml = project_toml(workers=2)
-    with running(tmp_path, toml=toml) as up:
+    with running(tmp_path, "collector", toml=toml) as up:
         assert up.post("/v1/track", {"anonymousId": "ann", "messageId": "1"}).status == 200
         writer = writer_pid(tmp_path)
         os.kill(writer, 19)
@@ -174,7 +174,7 @@ def test_sender_workers_and_cli_append_at_once(tmp_path):
     )
 
     async def everybody() -> tuple[set[str], int]:
-        with running(tmp_path, toml=toml) as up:
+        with running(tmp_path, "collector", toml=toml) as up:
             async with Proxy(up.address[1]) as proxy, Clients(proxy.port, 40):
                 endpoint = await _start("-c", script, str(tmp_path))
                 for _ in range(5):

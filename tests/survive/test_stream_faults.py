@@ -135,11 +135,11 @@ def test_a_definition_that_changes_in_mid_stream_judges_from_there_on(tmp_path):
     account = check_account(tmp_path, {f"m{n}" for n in range(7)})
     assert (account.settled, account.failed) == (5, 2)
     _declare(tmp_path, "str")
-    for _ in range(2):
-        _replay_failed(tmp_path)
-        _post_seats(tmp_path, 7, ["window"])
+    _replay_failed(tmp_path)
+    _replay_failed(tmp_path)
+    _post_seats(tmp_path, 7, ["window"])
     account = check_account(tmp_path, {f"m{n}" for n in range(8)})
-    assert (account.settled, account.failed, account.repeats) == (8, 2, 3)
+    assert (account.settled, account.failed, account.repeats) == (8, 2, 2)
     with open_project(tmp_path) as project:
         rows = [json.loads(m.value) for m in read_topic(project, "events") if not m.headers]
         failed = [json.loads(m.value) for m in read_topic(project, "failed")]
