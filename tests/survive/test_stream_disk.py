@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from headrace.base.errors import FullError
+from headrace.base.errors import FullError, UnavailableError
 from headrace.collect.memory import Memory
 from headrace.tables import open_tables, sink
 from headrace.tables.codec import make_codec
@@ -115,6 +115,14 @@ def test_a_settler_that_cannot_begin_leaves_no_file_open(yard, monkeypatch):
     yard.fill("a")
     yard.settle("a")
     yard.check()
+
+
+def test_a_settler_without_a_place_for_its_memory_says_so(yard):
+    (yard.folder / "settler").write_text("")
+    with pytest.raises(
+        UnavailableError, match=r"what the settler remembers cannot be kept in .*settler: .*File exists"
+    ):
+        yard.settler("a")
 
 
 class Seat(msgspec.Struct):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from headrace.base import fault
 from headrace.base.clock import machine_us
+from headrace.base.errors import OutsideError
 from headrace.base.telemetry import Metric, Metrics, get_logger
 from headrace.collect.app import CLICKS
 from headrace.collect.memory import Home, Memory
@@ -52,7 +53,11 @@ class Settler:
         self._incarnation = topics.describe(CLICKS).incarnation
         self._share = topics.share(CLICKS, GROUP, member=member, lease_seconds=6.0)
         # Last: nothing may fail between taking it and `run`, which gives it back.
-        self._home = Home.take(folder, member)
+        try:
+            self._home = Home.take(folder, member)
+        except OutsideError:
+            self._share.close()
+            raise
         self._memories: dict[int, Memory] = {}
         self._renewed_at = self._saved_at = float("-inf")
         self._events = metrics.count("headrace_settle_events_total")
