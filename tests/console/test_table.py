@@ -6,14 +6,16 @@ import csv
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from headrace.project import open_project
-from running import call, clicked, lines
+from running import call, clicked, lines, wait_until
 
 
 def fill(shop):
@@ -183,6 +185,28 @@ def test_sql_streams_parquet_into_a_pipe(full):
     done = subprocess.run(command, cwd=full.folder, capture_output=True, check=True)
     assert pq.read_table(io.BytesIO(done.stdout)).to_pylist() == [{"one": 1}]
     assert done.stderr == b""
+
+
+@pytest.mark.slow
+def test_sql_ends_quietly_by_ctrl_c(full):
+    endless = "SELECT count(*) FROM range(100_000) a, range(1_000_000) b WHERE a.range * b.range % 7 = 3"
+    command = [sys.executable, "-m", "headrace", "table", "sql", endless]
+    process = subprocess.Popen(
+        command,
+        cwd=full.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        used = f"/proc/{process.pid}/stat"
+        # Ten times what it takes to begin: it counts by then.
+        wait_until(lambda: sum(map(int, Path(used).read_text().rpartition(")")[2].split()[11:13])) > 500, seconds=60)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20) == (b"", b"")
+        assert process.returncode == -signal.SIGINT
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize("place", [".headrace/lake/events/x.parquet", ".headrace/x.parquet", ".headrace"])

@@ -395,13 +395,9 @@ def _outcome(story: Row) -> Iterator[tuple[str, str]]:
     else:
         yield "settler", "not yet: it waits in its topic for the settler"
     if session:
-        yield (
-            "session",
-            (
-                f"{session['session_id']}  {session['events']:,} events, {session['pages']:,} pages in "
-                f"{session['duration_seconds']:,.0f} s, from {session['entry'] or '-'} to {session['exit'] or '-'}"
-            ),
-        )
+        pages = f", from {session['entry']} to {session['exit']}" if session["entry"] else ""
+        counted = f"{session['events']:,} event{'' if session['events'] == 1 else 's'}"
+        yield "session", f"{session['session_id']}  {counted} in {session['duration_seconds']:,.0f} s{pages}"
 
 
 def _at(time_us: int | None) -> str:

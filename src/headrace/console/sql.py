@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -39,12 +41,27 @@ def sql(given: argparse.Namespace) -> None:
         if given.parquet:
             _check_target(project, Path(given.parquet))
         began_at = time.monotonic()
-        with query(project, text, at=given.at) as result:
+        with _interruptible(), query(project, text, at=given.at) as result:
             write = _writer(given)
             if write is not None:
                 write(result.schema, _limited(result.batches(), given.max))
             else:
                 _show(result, given.max, began_at)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lets Ctrl-C end the process at once: DuckDB does not return to Python before it has an answer."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        # Whoever started this in the background wants it to be left alone.
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def query(project: OpenProject, text: str, *, at: str | None = None, parameters: Parameters = ()) -> Result:
