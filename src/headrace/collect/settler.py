@@ -60,6 +60,7 @@ class Settler:
             raise
         self._memories: dict[int, Memory] = {}
         self._renewed_at = self._saved_at = float("-inf")
+        self._is_unsaved = False
         self._events = metrics.count("headrace_settle_events_total")
         self._repeats = metrics.count("headrace_settle_repeats_total")
         self._commits = metrics.count("headrace_settle_commits_total")
@@ -87,7 +88,7 @@ class Settler:
         messages = self._topics.read(CLICKS, offsets, max_records=_PORTION, wait_seconds=_WAIT_SECONDS)
         if messages:
             self._commit(messages)
-        if now - self._saved_at > _SAVE_SECONDS:
+        if self._is_unsaved and now - self._saved_at > _SAVE_SECONDS:
             self._save()
         return len(messages)
 
@@ -121,6 +122,7 @@ class Settler:
         fault.point("settle.folded")
         self._share.transact(moves, deadline_seconds=_DEADLINE_SECONDS)
         fault.point("settle.committed")
+        self._is_unsaved = True
         self._commits.add()
         for outcome in outcomes:
             self._events.add(len(outcome.events))
@@ -133,6 +135,7 @@ class Settler:
             memory.save(self._incarnation, before_us=memory.state.newest_us - self._rules.window_us)
         fault.point("settle.saved")
         self._saved_at = time.monotonic()
+        self._is_unsaved = False
 
     def _take(self, partition: int) -> Memory:
         """Returns the memory of a partition at the group's position, caught up by what was settled since."""
