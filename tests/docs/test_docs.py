@@ -1,6 +1,5 @@
 """The pages are true: their commands run, their examples give what they show, their links lead somewhere."""
 
-import contextlib
 import doctest
 import importlib.util
 import re
@@ -18,7 +17,7 @@ from headrace.events.settled import FLAGS, REASONS
 from headrace.profile import Settings, list_keys
 from headrace.project import ROLES, load_project
 from headrace.stream import METRICS as STREAM_METRICS
-from headrace.topics import open_topics
+from services.cluster import clear
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -75,9 +74,7 @@ def test_commands_of_a_page_run_on_kafka(page, tmp_path, unused_port, kafka):
         _walk(page, tmp_path, unused_port, kafka=True, broker=kafka.address)
     finally:
         # The broker is everybody's; the next test finds it as this one did.
-        with contextlib.closing(open_topics(kafka.url)) as topics:
-            for name in {"clicks", "events", "failed"} & {*topics.names()}:
-                topics.drop(name)
+        clear(kafka)
 
 
 def test_tutorial_is_walked_with_and_without_kafka():

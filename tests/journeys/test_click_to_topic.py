@@ -14,6 +14,7 @@ from headrace.events.world import BORN_US, HOUR, World, encode
 from headrace.project import open_project
 from headrace.topics import Message
 from running import project_toml, running, wait_until
+from services.cluster import clear
 from survive.load import Clients, Proxy, check, until
 
 pytestmark = pytest.mark.slow
@@ -29,9 +30,8 @@ def profile(request, tmp_path):
     (tmp_path / "headrace.toml").write_text(project_toml(topics=url, profile=name, workers=2))
     (tmp_path / "project.py").write_text("from headrace import Project\n\nproject = Project('shop')\n")
     yield name
-    with open_project(tmp_path, profile=name) as project:
-        for topic in project.topics.names():
-            project.topics.drop(topic)
+    if name == "cluster":
+        clear(request.getfixturevalue("kafka"))
 
 
 def command(folder: Path, profile: str, *words: str, text: str = "") -> list[dict]:
@@ -54,14 +54,14 @@ def test_what_was_acknowledged_is_in_the_topic_for_anyone(tmp_path, profile):
     world = World(11, visitors=300)
     deliveries = list(world.deliver(world.traffic(BORN_US, BORN_US + 3 * HOUR)))
     sent = {event.message_id for delivery in deliveries for event in delivery.events}
-    with running(tmp_path, profile=profile) as up:
+    with running(tmp_path, "collector", profile=profile) as up:
         for delivery in deliveries:
             assert up.post("/v1/batch", encode(delivery)).status == 200
         found = command(tmp_path, profile, "topic", "read", "clicks")
         assert {line["value"]["messageId"] for line in found} == sent
         assert all(line["key"] == line["value"]["anonymousId"] for line in found)
         assert all(line["headers"]["door"]["write_key"] == "dev" for line in found)
-        (listed,) = command(tmp_path, profile, "topic", "list")
+        listed = next(one for one in command(tmp_path, profile, "topic", "list") if one["topic"] == "clicks")
         assert listed["partitions"] == 4
         assert listed["records"] == sum(len(delivery.events) for delivery in deliveries)
         status = command(tmp_path, profile, "status")
@@ -78,7 +78,7 @@ def test_what_was_acknowledged_is_in_the_topic_for_anyone(tmp_path, profile):
 @pytest.mark.parametrize("profile", PROFILES, indirect=True)
 def test_the_same_clicks_get_the_same_places_everywhere(tmp_path, profile):
     events = [{"anonymousId": f"visitor-{n % 37}", "messageId": f"m{n}"} for n in range(200)]
-    with running(tmp_path, profile=profile) as up:
+    with running(tmp_path, "collector", profile=profile) as up:
         for event in events:
             assert up.post("/v1/track", event).status == 200
         places = [(line["partition"], line["key"], line["value"]["messageId"]) for line in up.read()]
@@ -93,7 +93,7 @@ EXPECTED = {f"visitor-{n}": int(part) for n, part in enumerate("0233110202301312
 @pytest.mark.parametrize("profile", ["cluster"], indirect=True)
 def test_a_broker_killed_under_load_loses_nothing_acknowledged(tmp_path, profile, kafka):
     async def load() -> set[str]:
-        with running(tmp_path, profile=profile) as up:
+        with running(tmp_path, "collector", profile=profile) as up:
             async with Proxy(up.address[1]) as proxy, Clients(proxy.port, 120) as clients:
                 await until(lambda: clients.sent > 500, what="the load goes on")
                 await until(lambda: proxy.in_flight >= 100, what="100 requests in flight")

@@ -8,15 +8,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
-from headrace.topics import open_topics
+from headrace.topics.kafka_cluster import MARKS_TOPIC
+from headrace.topics.kafka_group import leave_group
+from running import wait_until
 from services.hdfs import Hdfs
 from services.kafka import Broker
 
 _COUNT = itertools.count()
 _LEAVE_SECONDS = 10.0
+_TOPICS = frozenset(("clicks", "events", "failed"))
 
 
 @dataclass(frozen=True)
@@ -45,28 +48,26 @@ class Cluster:
 @contextlib.contextmanager
 def cluster_of(kafka: Broker, hdfs: Hdfs) -> Iterator[Cluster]:
     """Yields the places of a new project, and takes its topics and groups away at the end."""
+    clear(kafka)
     yield Cluster(kafka, hdfs, f"/lake-of-project-{next(_COUNT)}")
+    clear(kafka)
+
+
+def clear(kafka: Broker) -> None:
+    """Takes a project's topics away, and its groups: what they note of a topic tells one made anew from it."""
     admin = AdminClient({"bootstrap.servers": kafka.address, "log_level": 0})
-    topics = [name for name in admin.list_topics(timeout=10).topics if name in ("clicks", "events", "failed")]
-    groups = [one.group_id for one in admin.list_consumer_groups().result().valid]
-    for group in groups:
-        if group.partition("/")[0] in topics:
-            _delete_group(admin, kafka, group)
+    for group in admin.list_consumer_groups().result().valid:
+        if group.group_id.partition("/")[0] in _TOPICS:
+            _delete_group(admin, kafka, group.group_id)
+    topics = [name for name in admin.list_topics(timeout=10).topics if name in _TOPICS]
     for gone in admin.delete_topics(topics).values() if topics else ():
         gone.result()
+    wait_until(lambda: not {*admin.list_topics(timeout=10).topics} & _TOPICS, what="the topics are gone")
 
 
 def _delete_group(admin: AdminClient, kafka: Broker, group: str) -> None:
-    """Deletes what a group notes of its topic: it outlives the topic, so that one made anew is told from it."""
-    topic, _, name = group.partition("/")
-    with contextlib.closing(open_topics(kafka.url)) as topics:
-        for member in admin.describe_consumer_groups([group])[group].result().members:
-            # One that was killed counts as a member for its session, a minute for a keeper.
-            share = topics.share(topic, name, member=member.group_instance_id, lease_seconds=6.0)
-            # Only who has joined can leave.
-            while not share._joined:
-                share.held()
-            share.close()
+    for member in admin.describe_consumer_groups([group])[group].result().members:
+        _take_out(kafka, group, member.group_instance_id)
     deadline = time.monotonic() + _LEAVE_SECONDS
     while True:
         try:
@@ -77,3 +78,13 @@ def _delete_group(admin: AdminClient, kafka: Broker, group: str) -> None:
             time.sleep(0.1)
         else:
             return
+
+
+def _take_out(kafka: Broker, group: str, member: str) -> None:
+    """Joins by the name of a member that was killed, and leaves: else it stays for its session, of up to a minute."""
+    settings = {"bootstrap.servers": kafka.address, "group.id": group, "group.instance.id": member, "log_level": 0}
+    consumer = Consumer(settings | {"session.timeout.ms": 6000, "partition.assignment.strategy": "range"})
+    joined: list[object] = []
+    consumer.subscribe([MARKS_TOPIC], on_assign=lambda *_: joined.append(True))
+    wait_until(lambda: consumer.poll(0.05) or joined, what=f"{member} of {group} has joined")
+    leave_group(consumer)
