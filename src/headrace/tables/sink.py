@@ -134,7 +134,7 @@ class Sink:
             self._seconds.observe(time.monotonic() - began_at)
             fault.point("sink.committed")
         except FencedError as error:
-            _LOGGER.info("table %s: %s; reading again", self._table.name, error)
+            _LOGGER.info("%s; reading again", error)
             self._conflicts.add()
             self._seek(buffer.offsets)
             return
@@ -204,7 +204,13 @@ class Sink:
         if now - self._renewed_at < _RENEW_SECONDS:
             return
         self._renewed_at = now
-        held = self._share.held()
+        try:
+            held = self._share.held()
+        except PositionError as error:
+            raise PositionError(
+                f"topic {self._topic!r} was created anew, table {self._table.name!r} was filled from the one before. "
+                f"{_choose(self._table.name, self._topic)}"
+            ) from error
         if held != self._buffer.offsets.keys():
             # Whoever held a new one may have committed since this snapshot was taken.
             self._seek(held)
@@ -245,7 +251,9 @@ class Sink:
         for partition, expected in committed.items():
             found = self._table.position(self._app(partition))
             if found is not None and found != expected:
-                raise FencedError(f"partition {partition} stands at {found}, not at {expected}")
+                raise FencedError(
+                    f"table {self._table.name!r}: partition {partition} stands at {found}, not at {expected}"
+                )
 
 
 def check_incarnation(table: Table, topic: str, incarnation: str) -> None:

@@ -105,7 +105,7 @@ class SqliteShare:
                 self._topic.incarnation,
                 [self._step(move) for move, _ in portion],
             )
-            self._ask(frame, deadline - time.monotonic())
+            self._ask(frame, max(deadline - time.monotonic(), 0.001))
             self._expected.update({move.partition: move.offset for move, _ in portion})
 
     def close(self) -> None:

@@ -279,7 +279,10 @@ class _Turn:
     def _topic(self, frame: frames.Commit | frames.Transact | frames.Renew) -> _Topic:
         topic = self._store.topics.get(frame.topic)
         if topic is None or topic.incarnation != frame.incarnation:
-            raise PositionError(f"topic {frame.topic!r} was created anew, group {frame.group!r} read another one")
+            raise PositionError(
+                f"topic {frame.topic!r} was created anew, group {frame.group!r} read another one. "
+                f"Choose where to go on with: headrace topic replay {frame.topic} --group {frame.group} --to earliest"
+            )
         return topic
 
     def _move(self, frame: frames.Transact) -> None:
