@@ -1,7 +1,9 @@
 """The settler on real topics: each click once, whatever comes between its steps."""
 
 import json
+import shutil
 import threading
+import time
 from contextlib import closing
 
 import pytest
@@ -207,3 +209,42 @@ def test_numbers_go_on_after_a_week_in_which_nothing_came(bench):
     Topic(bench.topics, CLICKS).append([Record(b"ann", body % b"new", now_us, door)])
     bench.settle(member="of a fresh machine")
     assert [(row["message_id"], row["seq"]) for row in bench.rows()] == [("old", 0), ("new", 1)]
+
+
+class SlowTopics:
+    """The same topics, far away: a read of what was settled takes long and brings little."""
+
+    def __init__(self, topics):
+        self._topics = topics
+
+    def __getattr__(self, name):
+        return getattr(self._topics, name)
+
+    def read(self, name, offsets, *, max_records, wait_seconds):
+        if name == EVENTS:
+            time.sleep(0.2)
+            max_records = 1
+        return self._topics.read(name, offsets, max_records=max_records, wait_seconds=wait_seconds)
+
+
+@pytest.mark.slow
+def test_settler_keeps_its_partitions_however_long_it_catches_up(bench):
+    for number in range(80):
+        bench.click(number, visitor=f"v{number % 9}")
+    bench.settle()
+    shutil.rmtree(bench.folder / "settler")
+    near, bench.topics = bench.topics, SlowTopics(bench.topics)
+    other = near.share(CLICKS, GROUP, member="b", lease_seconds=6.0)
+    with closing(bench.open()) as settler:
+        while not len(settler._share.held()) == len(other.held()) == 1:
+            time.sleep(0.01)
+        began_at = time.monotonic()
+        catching_up = threading.Thread(target=settler._renew)
+        catching_up.start()
+        most = 0
+        while catching_up.is_alive():
+            most = max(most, len(other.held()))
+            time.sleep(0.1)
+        assert time.monotonic() - began_at > 6.5
+        assert most == 1
+    other.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from headrace.base import fault
 from headrace.base.clock import machine_us
-from headrace.base.errors import OutsideError
+from headrace.base.errors import FencedError, OutsideError
 from headrace.base.telemetry import Metric, Metrics, get_logger
 from headrace.collect.app import CLICKS
 from headrace.collect.memory import Home, Memory
@@ -81,7 +81,6 @@ class Settler:
         now = time.monotonic()
         if now - self._renewed_at > _RENEW_SECONDS:
             self._renew()
-            self._renewed_at = now
         if not self._memories:
             return 0
         offsets = {partition: memory.state.offset for partition, memory in self._memories.items()}
@@ -101,14 +100,19 @@ class Settler:
         self._home.close()
 
     def _renew(self) -> None:
-        held = self._share.held()
-        for partition in self._memories.keys() - held:
-            _LOGGER.info("partition %d goes to another settler", partition)
-            self._memories.pop(partition).close()
-        for partition in sorted(held - self._memories.keys()):
+        for partition in sorted(self._hold() - self._memories.keys()):
             self._memories[partition] = self._take(partition)
         bounds = self._topics.bounds(CLICKS)
         self._lag.set(sum(bounds[p].end - memory.state.offset for p, memory in self._memories.items()))
+
+    def _hold(self) -> frozenset[int]:
+        """Says that this member is alive, forgets what it no longer holds, and returns what it does."""
+        held = self._share.held()
+        self._renewed_at = time.monotonic()
+        for partition in self._memories.keys() - held:
+            _LOGGER.info("partition %d goes to another settler", partition)
+            self._memories.pop(partition).close()
+        return held
 
     def _commit(self, messages: Sequence[Message]) -> None:
         moves, outcomes = [], []
@@ -188,6 +192,11 @@ class Settler:
             for message in messages:
                 yield _row(name, message)
             offset = messages[-1].offset + 1
+            # Catching up may take longer than a lease.
+            if time.monotonic() - self._renewed_at > _RENEW_SECONDS and partition not in self._hold():
+                raise FencedError(
+                    f"partition {partition} of {CLICKS!r} went to another settler while this one caught up"
+                )
 
 
 def _partition(message: Message) -> int:
