@@ -64,14 +64,15 @@ async def kill_rounds(folder: Path, rounds: dict[str, int], port: int) -> set[st
 
 
 async def _die(part: Part, rounds: dict[str, int], *, proxy: Proxy, draw: random.Random) -> None:
-    """Kills a role as often as each of its crash points is passed first, in turn, and settler and sink at random."""
+    """Kills a role at each of its crash points in turn, and settler and sink at random too."""
     targets = [*POINTS[part.role], *([] if part.role == "keeper" else [AT_RANDOM])]
     for number in range(rounds[part.role]):
         target = targets[number % len(targets)]
         if target == AT_RANDOM:
             await _die_at_random(part, draw, proxy)
         else:
-            await _die_at(part, target, passage=1)
+            # The keeper waits for commits, and HDFS makes few in a second.
+            await _die_at(part, target, passage=1 if part.role == "keeper" else draw.randint(1, 3))
     part.start()
 
 
@@ -90,8 +91,8 @@ def test_deaths_of_the_roles_on_a_cluster_leave_each_event_once(tmp_path, cluste
 
 
 @pytest.mark.soak
-def test_sixty_deaths_on_a_cluster_leave_each_event_once(tmp_path, cluster):
-    check_kills(tmp_path, cluster, {"settler": 24, "sink": 24, "keeper": 16})
+def test_forty_deaths_on_a_cluster_leave_each_event_once(tmp_path, cluster):
+    check_kills(tmp_path, cluster, {"settler": 16, "sink": 15, "keeper": 9})
 
 
 async def freeze_one_of_two(one: Path, two: Path, port: int) -> set[str]:
