@@ -28,6 +28,7 @@ PAGES = sorted([*TOP, *DOCS.rglob("*.md")])
 NOUNS = ("event", "topic", "table", "profile", "project", "collector", "clock", "role")
 
 _LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 _REFUSED = re.compile(r"\b(?:simply|just|easy|easily|powerful|obviously|seamless\w*|blazing\w*)\b", re.IGNORECASE)
 
 
@@ -118,6 +119,18 @@ def test_project_file_that_a_page_shows_is_read(block, tmp_path):
 def test_links_of_a_page_lead_somewhere(page):
     targets = [target.partition("#")[0] for target in _LINK.findall(_text(page)) if "://" not in target]
     assert [target for target in targets if target and not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_links_to_a_section_find_its_heading(page):
+    targets = [target.partition("#") for target in _LINK.findall(_text(page)) if "#" in target and "://" not in target]
+    found = [(page.parent / name if name else page, section) for name, _, section in targets]
+    assert [(to.name, section) for to, section in found if section not in _sections(to)] == []
+
+
+def _sections(page):
+    """Returns the headings of a page as links name them."""
+    return {re.sub(r"[^\w\- ]", "", line.lower()).strip().replace(" ", "-") for line in _HEADING.findall(_text(page))}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
