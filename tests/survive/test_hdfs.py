@@ -23,7 +23,7 @@ from survive.test_stream_kills import AT_RANDOM, _die_at, _die_at_random
 
 pytestmark = [pytest.mark.slow, pytest.mark.service("kafka"), pytest.mark.service("hdfs")]
 
-SHOPPERS = 6
+SHOPPERS = 3
 DEADLINE_SECONDS = 4
 
 
@@ -87,7 +87,7 @@ def check_kills(folder: Path, cluster: Cluster, rounds: dict[str, int]) -> None:
 
 
 def test_deaths_of_the_roles_on_a_cluster_leave_each_event_once(tmp_path, cluster):
-    check_kills(tmp_path, cluster, {"settler": 4, "sink": 3, "keeper": 3})
+    check_kills(tmp_path, cluster, {"settler": 3, "sink": 3, "keeper": 2})
 
 
 @pytest.mark.soak
