@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import pyarrow as pa
 import pytest
 from deltalake.fs import DeltaStorageHandler
 
-from headrace.base.errors import CallError, FencedError, PositionError, UnknownNameError
+from headrace.base.errors import CallError, FencedError, PositionError, UnavailableError, UnknownNameError
+from headrace.tables import open_tables
+from headrace.tables.cache import Cache
 from tables.rows import DAY, SCHEMA, many, numbers, rows
 
 
@@ -222,6 +225,22 @@ def test_names_are_listed_and_a_wrong_one_finds_its_neighbour(lake):
     assert lake().names() == ["decisions", "events"]
     with pytest.raises(UnknownNameError, match=r"no table 'decision'\. Did you mean decisions\?"):
         tables.open("decision")
+
+
+@pytest.mark.parametrize("lake_folder", ["file", "file/below"])
+def test_a_lake_whose_folder_cannot_be_made_says_so(tmp_path, lake_folder):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnavailableError, match=r"the lake's folder '.*file.*' cannot be made: .*\. Make it, or give"):
+        open_tables(f"file:///{lake_folder}", root=tmp_path)
+
+
+def test_a_cache_whose_folder_cannot_be_made_says_so(local, tmp_path):
+    table = local().create("events", SCHEMA)
+    table.append(rows(0, 2))
+    (tmp_path / "file").write_text("")
+    table._lake = replace(table._lake, cache=Cache(tmp_path / "file" / "below", max_bytes=1))
+    with pytest.raises(UnavailableError, match=r"table 'events': its files cannot be copied here: .*file/below"):
+        table.local_files()
 
 
 def test_compaction_changes_no_row_and_fences_nobody(lake):

@@ -17,7 +17,7 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Field, Transaction, WriterProperties, write_deltalake
 
 from headrace.base.clock import machine_us
-from headrace.base.errors import CallError, FencedError, HeadraceError, PositionError
+from headrace.base.errors import CallError, FencedError, HeadraceError, PositionError, UnavailableError
 from headrace.base.ids import make_id
 from headrace.tables import delta_maintain as maintain
 from headrace.tables.cache import Cache, Wanted
@@ -300,7 +300,11 @@ class Delta:
         cache = self._lake.cache
         if cache is None:
             return [file.path for file in self.files()]
-        return cache.fetch([self._wanted(self._id, file) for file in self.files()])
+        wanted = [self._wanted(self._id, file) for file in self.files()]
+        try:
+            return cache.fetch(wanted)
+        except OSError as error:
+            raise UnavailableError(f"table {self.name!r}: its files cannot be copied here: {error}") from error
 
     def _wanted(self, below: str, file: File) -> Wanted:
         path = file.path.removeprefix(f"{self.uri}/")

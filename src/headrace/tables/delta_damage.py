@@ -39,7 +39,7 @@ def explain(store: Store, error: BaseException) -> HeadraceError:
     except OSError as unreachable:
         return UnavailableError(f"{store.uri}: {brief(unreachable)}")
     # With a far store it is more often the road than the bytes, and trying again harms nothing.
-    is_outside = isinstance(error, OSError) or "://" in store.uri
+    is_outside = isinstance(error, OSError) or "://" in store.uri or "Permission denied" in text
     return found or (UnavailableError if is_outside else FormatError)(f"{store.uri}: {text}")
 
 

@@ -155,7 +155,7 @@ class FileTables(_Lake):
         folder = url.local_path()
         if "%" in str(folder):
             raise UrlError(f"{str(url)!r}: the Delta library cannot write below a folder with '%' in its name")
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         return cls(str(folder), deadline_seconds=options.deadline_seconds)
 
 
@@ -177,6 +177,16 @@ class HdfsTables(_Lake):
         cache = Cache((url.root / options.cache).absolute(), max_bytes=options.cache_bytes)
         root = f"hdfs://{url.address}{url.path.rstrip('/')}"
         return cls(root, deadline_seconds=options.deadline_seconds, cache=cache)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(
+            f"the lake's folder {str(folder)!r} cannot be made: {error.strerror or error}. Make it, or give the tables "
+            "another folder"
+        ) from error
 
 
 def _check_agrees(table: Delta, schema: pa.Schema, partition_by: Sequence[str]) -> None:
