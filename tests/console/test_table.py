@@ -172,6 +172,30 @@ def test_sql_prints_csv_that_reads_back(full):
     ]  # fmt: skip
 
 
+FAR = """SELECT '290000-01-01'::DATE AS day, '0044-03-15 (BC)'::DATE AS bc, 'infinity'::TIMESTAMP AS ever,
+  '-infinity'::DATE AS never, '290000-01-01 01:02:03.04Z'::TIMESTAMPTZ AS zoned,
+  TIMESTAMP_NS '2200-01-01 00:00:00.123456789' AS ns, TIME_NS '01:02:03.000000004' AS clock,
+  {a: ['290000-01-01'::DATE], b: MAP {1: 'infinity'::TIMESTAMP}} AS parts UNION ALL SELECT * REPLACE (NULL AS day)
+  FROM (SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL) AS t(day, bc, ever, never, zoned, ns, clock, parts)"""
+
+
+def test_sql_shows_instants_that_python_has_no_value_for(full):
+    first, second = lines(sql(full, FAR, "--json"))
+    assert first == {
+        "day": "290000-01-01", "bc": "-0043-03-15", "ever": "infinity", "never": "-infinity",
+        "zoned": "290000-01-01T01:02:03.040000Z", "ns": "2200-01-01T00:00:00.123456789", "clock": "01:02:03.000000004",
+        "parts": {"a": ["290000-01-01"], "b": [[1, "infinity"]]},
+    }  # fmt: skip
+    assert set(second.values()) == {None}
+    assert "290000-01-01 01:02:03.040000+00:00,2200-01-01 00:00:00.123456789" in sql(full, FAR, "--csv")
+    assert "290000-01-01 01:02:03.040000+00:00" in sql(full, FAR)
+
+
+def test_sql_at_takes_no_odd_digit(full):
+    code, _, error = full.call("table", "sql", "SELECT 1 FROM events", "--at", "²")
+    assert (code, error) == (2, "CallError: --at '²': write a version like 12, or an instant like 2026-11-21T12:00\n")
+
+
 def test_sql_writes_parquet_with_its_types(full, tmp_path):
     target = tmp_path / "out.parquet"
     assert sql(full, "SELECT * FROM product_clicked ORDER BY message_id", "--parquet", target) == ""

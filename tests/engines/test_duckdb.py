@@ -290,6 +290,8 @@ def test_queries_run_side_by_side(engine, events):
         ("duckdb://?memory=lots", CallError),
         ("duckdb://?memory=1GB'; SELECT 1; --", CallError),
         ("duckdb://?threads=-1", CallError),
+        ("duckdb://?threads=100000000000000000000", CallError),
+        ("duckdb://?deadline_seconds=nan", CallError),
         ("duckdb:///a.db", CallError),
         ("duckdbb://", UnknownSchemeError),
     ],
@@ -297,6 +299,14 @@ def test_queries_run_side_by_side(engine, events):
 def test_a_wrong_url_is_refused(url, error):
     with pytest.raises(error):
         open_engine(url)
+
+
+@pytest.mark.parametrize(
+    "option", ["memory=0MB", "memory=1MB", "memory=99999999999999999999TB", "spill_limit=99999999999999999999TB"]
+)
+def test_an_option_that_duckdb_does_not_take_is_quoted(tmp_path, option):
+    with pytest.raises(CallError, match=f"does not start with its options .*{option}.*: ."):
+        open_engine(f"duckdb://?{option}", root=tmp_path).query("SELECT 1", sources=[])
 
 
 def test_nothing_heavy_is_imported(tmp_path):

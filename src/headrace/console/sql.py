@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,8 @@ def _source(table: Table) -> Source:
 def _at(table: Table, at: str | None) -> Table:
     if at is None:
         return table
-    if at.isdigit():
+    # isdigit() would take '²' as well, which int() does not.
+    if at.isdecimal():
         return table.at(int(at))
     return table.at(time_us=instant_us(at, "--at"))
 
@@ -161,7 +162,8 @@ def _writer(given: argparse.Namespace) -> _Write | None:
 def _write_json(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
     names = _unique(schema.names)
     for batch in batches:
-        sys.stdout.write(_encoder.encode_lines(batch.rename_columns(names).to_pylist()).decode())
+        rows = [dict(zip(names, row, strict=True)) for row in _rows_of(batch, separator="T")]
+        sys.stdout.write(_encoder.encode_lines(rows).decode())
     sys.stdout.flush()
 
 
@@ -180,8 +182,7 @@ def _write_csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(schema.names)
     for batch in batches:
-        columns = [column.to_pylist() for column in batch.columns]
-        writer.writerows([as_text(cell) for cell in row] for row in zip(*columns, strict=True))
+        writer.writerows([as_text(cell) for cell in row] for row in _rows_of(batch))
     sys.stdout.flush()
 
 
@@ -233,5 +234,60 @@ def _show(result: Result, asked: int | None, began_at: float) -> None:
     print(", ".join(parts), file=sys.stdout if is_terminal() else sys.stderr)
 
 
-def _rows_of(batch: pa.RecordBatch) -> Iterator[tuple[Any, ...]]:
-    return zip(*[column.to_pylist() for column in batch.columns], strict=True)
+def _rows_of(batch: pa.RecordBatch, *, separator: str = " ") -> Iterator[tuple[Any, ...]]:
+    return zip(*[_cells(column, separator) for column in batch.columns], strict=True)
+
+
+def _cells(column: pa.Array, separator: str) -> list[Any]:
+    """Returns the values of a column; an instant that Python has no value for, as text."""
+    try:
+        found: list[Any] = column.to_pylist()
+    except (OverflowError, ValueError):
+        return [_cell(scalar, separator) for scalar in column]
+    return found
+
+
+def _cell(scalar: pa.Scalar, separator: str) -> Any:
+    try:
+        return scalar.as_py()
+    except (OverflowError, ValueError):
+        if isinstance(scalar, pa.UnionScalar):
+            return _cell(scalar.value, separator)
+        if isinstance(scalar, pa.StructScalar):
+            return {name: _cell(value, separator) for name, value in scalar.items()}
+        if isinstance(scalar, pa.MapScalar):
+            return [tuple(entry.values()) for entry in _cells(scalar.values, separator)]
+        if isinstance(scalar, pa.ListScalar | pa.FixedSizeListScalar):
+            return _cells(scalar.values, separator)
+        return _instant(scalar, separator)
+
+
+_UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_CYCLE_DAYS, _CYCLE_YEARS = 146_097, 400
+_LARGEST = {2**31 - 1: "infinity", 1 - 2**31: "-infinity", 2**63 - 1: "infinity", 1 - 2**63: "-infinity"}
+
+
+def _instant(scalar: pa.Scalar, separator: str) -> str:
+    """Returns a day, a time or an instant as ISO 8601 has it, of any year and with nanoseconds."""
+    kind, value = scalar.type, scalar.value
+    if value in _LARGEST:
+        return _LARGEST[value]
+    if pa.types.is_date32(kind):
+        return _day(value)
+    per_second = _UNITS[kind.unit]
+    seconds, part = divmod(value, per_second)
+    days, seconds = divmod(seconds, 86_400)
+    digits = f".{part:0{len(str(per_second)) - 1}}" if part else ""
+    time_of_day = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}{digits}"
+    if pa.types.is_time(kind):
+        return time_of_day
+    zone = "" if kind.tz is None else "Z" if separator == "T" else "+00:00"
+    return f"{_day(days)}{separator}{time_of_day}{zone}"
+
+
+def _day(days: int) -> str:
+    # The calendar repeats every 400 years, so Python's own knows the day of any.
+    cycles, rest = divmod(days, _CYCLE_DAYS)
+    found = date(1970, 1, 1) + timedelta(days=rest)
+    year = found.year + cycles * _CYCLE_YEARS
+    return f"{'-' if year < 0 else ''}{abs(year):04}-{found:%m-%d}"

@@ -21,11 +21,13 @@ import pyarrow as pa
 
 from headrace.base.errors import CallError, HeadraceError
 from headrace.base.urls import Url
+from headrace.engines.duckdb_errors import read_failure
 from headrace.engines.duckdb_guard import Rules, Statement, find_refused, fold, make_rules, read_statement
 from headrace.engines.duckdb_query import Query, Watch
 from headrace.engines.engine import Parameters, Scanned, Source, SqlError, View
 
 _BATCH_ROWS = 65_536
+_LARGEST = {"threads": 1024, "deadline_seconds": 1_000_000}
 _SIZE = re.compile(r"\d+(\.\d+)? ?([KMGT]i?)?B", re.IGNORECASE)
 
 
@@ -58,8 +60,10 @@ class DuckdbEngine:
             size = getattr(options, name)
             if not _SIZE.fullmatch(size):
                 raise CallError(f"{str(url)!r}: {name}={size} is no size. Write it as 512MB or 2GB")
-        if options.threads < 0 or options.deadline_seconds < 0:
-            raise CallError(f"{str(url)!r}: threads and deadline_seconds are 0 or more")
+        for name, largest in _LARGEST.items():
+            value = getattr(options, name)
+            if not 0 <= value <= largest:
+                raise CallError(f"{str(url)!r}: {name}={value:g} is not between 0 and {largest:,}")
         if url.address or url.path:
             raise CallError(f"{str(url)!r}: duckdb:// has no address and no path, only options")
         return cls(options, root=url.root)
@@ -102,14 +106,24 @@ class DuckdbEngine:
         }
         if self._options.threads:
             config["threads"] = self._options.threads
-        connection = duckdb.connect(config=config)
-        # DuckDB 2.0 shows a limit that was given to connect(), and does not keep it.
-        connection.execute(f"SET max_temp_directory_size = '{self._options.spill_limit}'")
-        # It would draw its progress on stdout, also into a pipe.
-        connection.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'; SET enable_profiling = 'no_output'")
-        if self._refused is None:
-            self._refused = find_refused(connection)
+        try:
+            connection = duckdb.connect(config=config)
+            # DuckDB 2.0 shows a limit that was given to connect(), and does not keep it.
+            connection.execute(f"SET max_temp_directory_size = '{self._options.spill_limit}'")
+            # It would draw its progress on stdout, also into a pipe.
+            connection.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'")
+            connection.execute("SET enable_profiling = 'no_output'")
+            if self._refused is None:
+                self._refused = find_refused(connection)
+        except duckdb.Error as error:
+            raise self._refused_option(error) from error
         return connection
+
+    def _refused_option(self, error: duckdb.Error) -> CallError:
+        given = self._options
+        listed = f"memory={given.memory}, threads={given.threads}, spill_limit={given.spill_limit}"
+        reason = read_failure(error).message.split("\n", 1)[0]
+        return CallError(f"the engine does not start with its options {listed}: {reason}")
 
     def _prepare(
         self, query: Query, sql: str, tables: tuple[Sequence[Source], Sequence[View]], parameters: Parameters
