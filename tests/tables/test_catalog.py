@@ -61,16 +61,25 @@ def row(**values):
 VALUES = [
     "3", "3.0", '"3"', '"3.0"', "3.5", '"3.5"', "true", "false", '"true"', '"FALSE"', "1", "0", '"1"', '"x"', "{}",
     "1e3", '"1e3"', "null", '""', '"null"', "-1", '"-1"', '"nan"', '"inf"', "1e301", "[1]", "9007199254740993",
-    '"9007199254740993"', '"ä \\" \\u0000"',
+    '"9007199254740993"', '"-0"', "-0", "9223372036854775807", '"ä \\" \\u0000"',
 ]  # fmt: skip
+
+
+LONG = ["9223372036854775808", "-9223372036854775809", "123456789012345678901234567890", '"99999999999999999999"']
 
 
 @pytest.mark.parametrize("field", ["row", "price", "aisle", "seat"])
 def test_a_property_is_read_as_the_door_of_python_reads_it(ask, field):
-    texts = [f'{{"{field}": {value}}}' for value in VALUES]
+    # A column of whole numbers has 64 bits.
+    texts = [f'{{"{field}": {value}}}' for value in (VALUES if field == "row" else VALUES + LONG)]
     rows = [row(properties=text, log_offset=i) for i, text in enumerate(texts)]
     found = ask("SELECT * FROM seat_chosen ORDER BY log_offset", rows, SEAT).column(field).to_pylist()
     assert [(value, type(value)) for value in found] == [(value, type(value)) for value in map(_read(field), texts)]
+
+
+def test_a_whole_number_beyond_64_bits_is_null(ask):
+    rows = [row(properties=f'{{"row": {value}}}') for value in LONG]
+    assert ask("SELECT * FROM seat_chosen", rows, SEAT).column("row").to_pylist() == [None] * len(LONG)
 
 
 def _read(field):

@@ -50,7 +50,8 @@ def make_views(events: Iterable[Event], columns: Sequence[str], *, taken: Collec
 def event_sql(event: Event, columns: Sequence[str]) -> str:
     """Returns the SELECT of an event's view: all columns of `events`, and its properties as typed columns.
 
-    A property of a wrong type is NULL; one that is called like a column of `events` is called NAME_property.
+    A property of a wrong type is NULL, and so is an int beyond 64 bits, which the settler takes; one that is called
+    like a column of `events` is called NAME_property.
     """
     kept = [name for name in columns if name not in _NOT_IN_VIEWS]
     taken = {name.lower() for name in kept}
@@ -125,7 +126,11 @@ def _nested(json: str, options: Sequence[Any]) -> str:
 
 
 _SCALARS: Mapping[Any, str] = {
-    str: "CASE WHEN json_type({json}) IN ('VARCHAR', 'UBIGINT', 'BIGINT') THEN {json} ->> '$' END",
+    # DuckDB calls a whole number beyond 64 bits a DOUBLE, and keeps its digits all the same.
+    str: (
+        "CASE WHEN json_type({json}) IN ('VARCHAR', 'UBIGINT', 'BIGINT') OR (json_type({json}) = 'DOUBLE' "
+        "AND regexp_full_match({json} ->> '$', '-?[0-9]+')) THEN {json} ->> '$' END"
+    ),
     float: (
         "CASE WHEN json_type({json}) IN ('VARCHAR', 'UBIGINT', 'BIGINT', 'DOUBLE') "
         f"AND abs(TRY_CAST({{json}} ->> '$' AS DOUBLE)) <= {_LARGEST_FLOAT} "
@@ -141,7 +146,7 @@ _SCALARS: Mapping[Any, str] = {
     bool: (
         "CASE WHEN json_type({json}) IN ('BOOLEAN', 'VARCHAR', 'UBIGINT') THEN "
         "CASE lower({json} ->> '$') WHEN 'true' THEN true WHEN '1' THEN true "
-        "WHEN 'false' THEN false WHEN '0' THEN false END END"
+        "WHEN 'false' THEN false WHEN '0' THEN false WHEN '-0' THEN false END END"
     ),
 }
 
