@@ -67,9 +67,10 @@ def _this_module():
 
 def test_an_unknown_scheme_names_the_nearest_and_all_known():
     with pytest.raises(UnknownSchemeError) as caught:
-        SCHEMES.open("kafak://broker:9092")
+        SCHEMES.open("kafak://broker:9092?key=s3cr3t")
     assert str(caught.value) == (
-        "no topic backend for 'kafak://broker:9092'. Did you mean kafka://?  known: memory://, sqlite://, kafka://"
+        "no topic backend for 'kafak://broker:9092?key=***'. Did you mean kafka://?  "
+        "known: memory://, sqlite://, kafka://"
     )
 
 
@@ -122,9 +123,11 @@ class Options(msgspec.Struct):
 def test_options_are_typed_and_an_unknown_one_names_the_nearest():
     assert Url.parse("fish://sea?linger_ms=7&compress=true").read_options(Options) == Options(7, compress=True)
     with pytest.raises(UnknownOptionError) as caught:
-        Url.parse("fish://sea?lingerms=7").read_options(Options)
+        Url.parse("fish://sea?compress=true&lingerms=s3cr3t").read_options(Options)
+    # What stands behind a name that nobody knows may be a secret.
     assert str(caught.value) == (
-        "'fish://sea?lingerms=7' has no option 'lingerms'. Did you mean linger_ms?  known: linger_ms, compress"
+        "'fish://sea?compress=true&lingerms=***' has no option 'lingerms'. Did you mean linger_ms?  "
+        "known: linger_ms, compress"
     )
 
 

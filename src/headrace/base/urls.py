@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -105,12 +105,17 @@ class Url:
             if name not in known:
                 listed = ", ".join(known) if known else "none"
                 raise UnknownOptionError(
-                    f"{str(self)!r} has no option {name!r}.{did_you_mean(name, known)}  known: {listed}"
+                    f"{self.masked(known)!r} has no option {name!r}.{did_you_mean(name, known)}  known: {listed}"
                 )
         try:
             return msgspec.convert(dict(self.options), kind, strict=False)
         except msgspec.ValidationError as error:
             raise UnknownOptionError(f"{str(self)!r}: {error}") from error
+
+    def masked(self, known: Collection[str] = ()) -> str:
+        """Returns the URL as text without the values of options that are not `known`: they may be secrets."""
+        shown = {name: value if name in known else "***" for name, value in self.options.items()}
+        return str(replace(self, options=shown))
 
     def __str__(self) -> str:
         login = f"{self.user}:***@" if self.secret else f"{self.user}@" if self.user else ""
@@ -157,7 +162,7 @@ class Registry:
             return self._load(url, outside[url.scheme])
         known = [*self.schemes, *outside]
         raise UnknownSchemeError(
-            f"no {self.noun} backend for {str(url)!r}."
+            f"no {self.noun} backend for {url.masked()!r}."
             f"{did_you_mean(url.scheme, known, suffix='://')}  known: {_listed(known)}"
         )
 
