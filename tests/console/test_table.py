@@ -241,6 +241,18 @@ def test_sql_writes_nothing_among_the_projects_files(full, place):
     assert _bytes_below(full.folder) == before
 
 
+def test_sql_writes_parquet_over_parquet_alone(full, tmp_path):
+    before = _bytes_below(full.folder)
+    for name in ("project.py", "headrace.toml"):
+        code, _, error = full.call("table", "sql", "SELECT 1", "--parquet", full.folder / name)
+        assert (code, "stands already and is not called .parquet" in error) == (2, True)
+    assert _bytes_below(full.folder) == before
+    (tmp_path / "link.parquet").symlink_to(full.folder / "project.py")
+    assert full.call("table", "sql", "SELECT 1", "--parquet", tmp_path / "link.parquet")[0] == 2
+    for _ in range(2):
+        assert sql(full, "SELECT 1", "--parquet", tmp_path / "out.parquet") == ""
+
+
 def test_sql_leaves_no_half_of_a_file(full, tmp_path):
     target = tmp_path / "out.parquet"
     code, _, error = full.call("table", "sql", "SELECT INTERVAL 1 DAY AS i", "--parquet", target)

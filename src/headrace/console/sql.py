@@ -208,7 +208,7 @@ def _write_parquet(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBat
 
 
 def _check_target(project: OpenProject, path: Path) -> None:
-    """Refuses a file of the project's own: the lake's are never written over."""
+    """Refuses what must not be written over: a file of the project's own, and one that is perhaps no Parquet."""
     places = [project.profile.state]
     url = project.profile.url("tables")
     if url.scheme == "file":
@@ -216,6 +216,11 @@ def _check_target(project: OpenProject, path: Path) -> None:
     found = path.absolute().resolve()
     if any(place.resolve() in (found, *found.parents) for place in places):
         raise CallError(f"--parquet {str(path)!r} lies among the project's own files; choose another place")
+    if found.is_file() and found.suffix.lower() != ".parquet":
+        raise CallError(
+            f"--parquet {str(path)!r} stands already and is not called .parquet, so it is not written over; "
+            "choose another name"
+        )
 
 
 def _show(result: Result, asked: int | None, began_at: float) -> None:
