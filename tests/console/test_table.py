@@ -102,6 +102,17 @@ def test_list_tells_size_version_and_lag(own):
     assert [line.split()[:2] for line in out.splitlines()] == [["table", "rows"], ["events", "2"], ["failed", "1"]]
 
 
+def test_list_shows_no_age_where_the_commits_are_gone(own):
+    assert own.call("table", "maintain", "events")[0] == 0
+    for commit in own.folder.glob(".headrace/lake/events/_delta_log/*.json"):
+        commit.unlink()
+    code, out, error = own.call("table", "list")
+    assert (code, error) == (0, "")
+    events, failed = out.splitlines()[1:]
+    assert ("ago" in events, re.search(r" - +0 +0$", events) is not None) == (False, True)
+    assert "ago" in failed
+
+
 def test_describe_tells_columns_in_the_contracts_words(full):
     (found,) = lines(full.call("table", "describe", "events", "--json")[1])
     columns = {column["name"]: column for column in found["columns"]}

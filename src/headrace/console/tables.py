@@ -75,7 +75,8 @@ def list_tables(given: argparse.Namespace) -> None:
                 r["files"],
                 format_bytes(r["bytes"]),
                 r["version"],
-                f"{format_seconds(max(now - r['newest_us'], 0) / 1e6)} ago",
+                # Where the log's commits are gone, a checkpoint still gives the rows, but no time.
+                f"{format_seconds(max(now - r['newest_us'], 0) / 1e6)} ago" if r["newest_us"] else "-",
                 "-" if r["lag"] is None else r["lag"],
                 r["pins"],
             )
