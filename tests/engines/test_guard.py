@@ -215,6 +215,10 @@ def test_what_only_reads_is_allowed(tmp_path):
         "SELECT * EXCLUDE (price), COLUMNS('m.*') FROM events LIMIT 1",
         "SELECT unnest(range(3)), now(), current_date, random(), uuid()",
         "FROM generate_series(1, 3), json_each('[1]')",
+        "FROM range(1000000000) LIMIT 1",
+        "SELECT format('20261121000 {{}}', 20261121000), printf('%05d %s', 20261121000, '%20261121000')",
+        "SELECT lpad('7', 10000000, '0')[1], list_resize([1::BIGINT], 2, 20261121000), range(20261121000, 20261121005)",
+        "SELECT jaro_similarity('a', 'b'), hamming('a', 'b'), jaccard('a', 'b')",
         "SELECT count(*) FILTER (price > 1), quantile_cont(event_us, 0.5) FROM events",
         "SELECT string_agg(message_id ORDER BY event_us DESC) FROM events",
         "SELECT date_trunc('day', seen_at), seen_at AT TIME ZONE 'UTC', strftime(seen_at, '%Y') FROM events LIMIT 1",
@@ -248,6 +252,26 @@ def test_what_only_reads_is_allowed(tmp_path):
 )
 def test_sql_that_is_too_deep_or_too_long_is_refused(ask, sql):
     with pytest.raises(SqlError, match=r"nested too deeply|longer than|more than 1,000"):
+        ask(sql)
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("SELECT levenshtein(message_id, 'x') FROM events", "'levenshtein' is refused"),
+        ("SELECT message_id.Damerau_Levenshtein('x') FROM events", "'damerau_levenshtein' is refused"),
+        ("SELECT editdist3('a', 'b')", "'editdist3' is refused"),
+        ("SELECT repeat('a', 3000000000)", r"repeat\(\) of more than 10,000,000 is refused"),
+        ("SELECT length(lpad('a', 10000001, 'b'))", r"lpad\(\) of more than"),
+        ("SELECT list_resize([1], 1000000000)", r"list_resize\(\) of more than"),
+        ("SELECT bitstring('1', 2000000000)", r"bitstring\(\) of more than"),
+        ("SELECT format('{:>2000000000}', 'a')", r"format\(\) of more than"),
+        ("SELECT printf('%-2000000000s', 'a')", r"printf\(\) of more than"),
+        ("SELECT message_id.repeat(10000001) FROM events", r"repeat\(\) of more than"),
+    ],
+)
+def test_what_no_deadline_or_bound_would_hold_is_refused(ask, sql, message):
+    with pytest.raises(SqlError, match=message):
         ask(sql)
 
 

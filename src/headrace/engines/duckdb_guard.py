@@ -57,6 +57,14 @@ _NOT_HARMLESS = _words(
     "get_block_size json_deserialize_sql json_execute_serialized_sql json_serialize_plan json_serialize_sql "
     "parse_duckdb_log_message"
 )
+# A deadline does not reach into one call, and these compare each letter with each: two texts of 30,000 take
+# levenshtein 3 s and the others longer than 8 s, of 300,000 a hundred times that (one core, DuckDB 2.0).
+_QUADRATIC = _words("damerau_levenshtein editdist3 levenshtein")
+# Nor does the bound on memory: one value of these is as large as a number in the SQL says.
+_SIZED = _words("array_resize bitstring list_resize lpad repeat rpad")
+_FORMATS = _words("format printf")
+MAX_SIZE = 10_000_000
+_WIDTH = re.compile(r"(?:\{\w*:|%)[^a-zA-Z{}]*?(\d{8,})")
 # Schemas in whose name no function may be called; any other prefix is a column, as in `name.upper()`.
 _SCHEMAS = _words("information_schema memory pg_catalog system temp")
 
@@ -251,6 +259,12 @@ class _Judge:
             self._refuse(node, _function_refused(path[-1]))
         if len(path) > 1 and path[0] in _SCHEMAS:
             self._refuse(node, _function_refused(".".join(path)))
+        if path[-1] in _QUADRATIC:
+            self._refuse(node, f"the function {path[-1]!r} is refused: on long texts no deadline would stop it")
+        if _size(path[-1], node["arguments"]) > MAX_SIZE:
+            self._refuse(
+                node, f"{path[-1]}() of more than {MAX_SIZE:,} is refused: the bound on memory would not hold it"
+            )
 
     def _refuse(self, node: dict[str, Any], reason: str) -> NoReturn:
         start = node.get("query_location", -1)
@@ -262,6 +276,17 @@ class _Judge:
 
 def _function_refused(name: str) -> str:
     return f"the function {name!r} is refused: it may read or change something outside the tables"
+
+
+def _size(function: str, arguments: list[dict[str, Any]]) -> int:
+    """Returns the size of what a call makes, as far as a number in the SQL says it."""
+    literals = [argument["expression"].get("literal", {}) for argument in arguments[:2]]
+    if function in _SIZED:
+        # The size comes second, but `name.repeat(5)` has no other argument.
+        return max((int(one["text"]) for one in literals if one.get("kind") == "INTEGER"), default=0)
+    if function in _FORMATS and literals and literals[0].get("kind") == "STRING":
+        return max(map(int, _WIDTH.findall(literals[0]["text"])), default=0)
+    return 0
 
 
 def _path(node: dict[str, Any]) -> list[str]:

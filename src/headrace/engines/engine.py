@@ -107,7 +107,8 @@ class Engine(Protocol):
         """Returns the answer to one SELECT over `sources` and `views`, and to nothing else.
 
         SQL that is wrong, or that would write or read anything else, raises SqlError before any work;
-        the deadline (the URL's, unless one is given) raises DeadlineError, wherever the work stands.
+        the deadline (the URL's, unless one is given) raises DeadlineError wherever the work stands, but for one call of
+        a function on a long value, which ends first.
         """
 
     def close(self) -> None:
