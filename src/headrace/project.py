@@ -37,7 +37,7 @@ from headrace.collect.app import (
 from headrace.collect.cookies import CookieOptions
 from headrace.collect.keys import DEV_KEY, Keys
 from headrace.events.event import Event
-from headrace.events.settle import TOLERANCE_US, Rules
+from headrace.events.settle import TOLERANCE_US, WINDOW_US, Rules
 from headrace.events.settled import EVENTS, FAILED
 from headrace.profile import Profile, find_folder, read_profile
 from headrace.topics import Topic, Topics, open_topics
@@ -125,6 +125,7 @@ class OpenProject:
         """Makes the topics of the click's way, with the same number of partitions."""
         partitions = self.make_topic(CLICKS).describe().partitions
         for name in (EVENTS, FAILED):
+            check_retention(name, self.profile.topic(name).retention_days)
             self.make_topic(name, partitions=partitions)
 
     def sources(self, *, at: Callable[[Table], Table] = lambda table: table) -> list[Source]:
@@ -217,6 +218,16 @@ def _explain(error: BaseException, module: ModuleType) -> str:
     if missing:
         hint = did_you_mean(missing[1], sys.modules["headrace"].__all__)
     return f"{type(error).__name__}: {error}{'.' if hint else ''}{hint}"
+
+
+def check_retention(name: str, days: float | None) -> None:
+    """Raises CallError if a topic would forget what the settler may have to rebuild its memory from."""
+    least = WINDOW_US / 86_400e6 + 1
+    if name in (EVENTS, FAILED) and days and days < least:
+        raise CallError(
+            f"topic {name!r} must keep its records for {least:g} days at least, or for ever (0), asked for {days:g}: "
+            "the settler knows repeats by them when it has lost its own memory"
+        )
 
 
 @dataclass(frozen=True)

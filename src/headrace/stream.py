@@ -14,7 +14,16 @@ from headrace.base.process import Life, Loops
 from headrace.base.telemetry import Metrics
 from headrace.collect.settler import METRICS as SETTLE_METRICS
 from headrace.collect.settler import Settler
-from headrace.events.settled import EVENTS, FAILED, FailedEvent, SettledEvent, decode_failed, decode_settled
+from headrace.events.settled import (
+    EVENTS,
+    FAILED,
+    PROGRESS_HEADERS,
+    FailedEvent,
+    SettledEvent,
+    decode_failed,
+    decode_settled,
+    is_ours,
+)
 from headrace.project import STREAM, OpenProject, note_failure, open_project
 from headrace.tables import Table
 from headrace.tables.codec import make_codec
@@ -29,8 +38,9 @@ CODECS = {
         decode_settled,
         without=("version", "session_first_us", "session_last_us"),
         sort_by="event_us",
+        ours=(is_ours, PROGRESS_HEADERS),
     ),
-    FAILED: make_codec(FailedEvent, decode_failed, without=("version",)),
+    FAILED: make_codec(FailedEvent, decode_failed, without=("version",), ours=(is_ours, PROGRESS_HEADERS)),
 }
 """The topics that have a table, and how their records become rows."""
 

@@ -31,7 +31,7 @@ from headrace.base.errors import (
 )
 from headrace.base.ids import make_id
 from headrace.topics import Consumer, Message, Move, Place, Position, Record, Share, Topic, Topics, replay
-from headrace.topics.topic import DEFAULT_LEASE_SECONDS, MAX_RECORD_BYTES
+from headrace.topics.topic import DEFAULT_LEASE_SECONDS, MAX_READ_BYTES, MAX_RECORD_BYTES
 
 OpenTopics = Callable[[], Topics]
 """Opens the same topics once more, as another process would; a backend in memory returns its one instance."""
@@ -100,6 +100,17 @@ def order_is_kept_per_key(open_topics: OpenTopics) -> None:
         _same("records", sum(len(numbers) for numbers in by_key.values()), 1000)
         for numbers in by_key.values():
             _same("order of a key", numbers, sorted(numbers))
+
+
+def reads_are_bounded_in_bytes(open_topics: OpenTopics) -> None:
+    """A read of large records ends long before it has as many as were asked for, and the next one goes on."""
+    with _topic(open_topics, partitions=1) as topic:
+        for _ in range(3):
+            topic.append([Record(b"k", bytes(900_000))] * 20)
+        first = topic.read({0: 0}, wait_seconds=_PATIENCE_SECONDS)
+        size = sum(len(message.value or b"") for message in first)
+        _same(f"a read of at most {3 * MAX_READ_BYTES:,} bytes, with {size:,}", 0 < size <= 3 * MAX_READ_BYTES, True)
+        _same("records of all reads", len(list(_read_all(topic))), 60)
 
 
 def records_come_back_whole(open_topics: OpenTopics) -> None:
@@ -564,6 +575,7 @@ TOPIC_CHECKS: tuple[TopicCheck, ...] = (
     offsets_increase,
     order_is_kept_per_key,
     records_come_back_whole,
+    reads_are_bounded_in_bytes,
     large_records_are_refused,
     times_are_kept,
     offsets_are_found_by_time,

@@ -71,7 +71,7 @@ def test_a_hash_in_capitals_is_the_same_hash():
 
 
 def test_two_workers_share_one_door_and_one_topic(tmp_path):
-    with running(tmp_path, toml=project_toml(workers=2)) as up:
+    with running(tmp_path, "collector", toml=project_toml(workers=2)) as up:
         assert set(up.pids) == {"collector-1", "collector-2"}
         with ThreadPoolExecutor(16) as pool:
             sent = [{"anonymousId": f"visitor {n % 10}", "n": n} for n in range(300)]
@@ -96,7 +96,7 @@ def accepted(up):
 @pytest.fixture
 def frozen_writer(tmp_path):
     """Two workers, of which one is the topic's writer and frozen; yields `up` and a way to thaw it."""
-    with running(tmp_path, toml=project_toml(workers=2)) as up:
+    with running(tmp_path, "collector", toml=project_toml(workers=2)) as up:
         assert up.post("/v1/t", {"messageId": "before"}).status == 200
         writer = holder(up)
         os.kill(writer, signal.SIGSTOP)
@@ -177,7 +177,7 @@ def test_a_full_buffer_is_429_and_ready_says_why(tmp_path):
 
 
 def test_a_dropped_topic_is_503_which_sdks_send_again_and_ready_says_why(tmp_path):
-    with running(tmp_path, toml=project_toml()) as up, open_project(tmp_path) as project:
+    with running(tmp_path, "collector", toml=project_toml()) as up, open_project(tmp_path) as project:
         assert up.post("/v1/t", {"messageId": "before"}).status == 200
         project.topics.drop("clicks")
         assert up.post("/v1/t", {"messageId": "again"}).status == 503
@@ -185,7 +185,7 @@ def test_a_dropped_topic_is_503_which_sdks_send_again_and_ready_says_why(tmp_pat
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert answer.json() == {
             "error": "UnavailableError",
-            "message": "the topic 'clicks' takes no events: no topic 'clicks'.  known: none yet",
+            "message": "the topic 'clicks' takes no events: no topic 'clicks'.  known: events, failed",
         }
         ready = up.get("/ready")
         assert (ready.status, ready.json()["reasons"]) == (503, [answer.json()["message"]])

@@ -176,6 +176,18 @@ def test_partitions_move_between_members_and_lose_nothing(bench):
     assert sorted(row["message_id"] for row in rows) == sorted(f"m{number}" for number in range(200))
 
 
+def test_settler_passes_over_what_somebody_appended_to_its_output(bench):
+    bench.click(1)
+    bench.settle()
+    for name in (EVENTS, FAILED):
+        Topic(bench.topics, name).append([Record(b"ann", b"hello"), Record(b"ann", b"{}", 0, (("h", b""),))])
+    bench.click(1)
+    bench.click(2)
+    bench.settle(member="of a fresh machine")
+    found = [json.loads(m.value) for m in Topic(bench.topics, EVENTS).read() if b"message_id" in m.value]
+    assert [(row["message_id"], row["seq"]) for row in found] == [("m1", 0), ("m2", 1)]
+
+
 def test_settler_stops_loudly_when_its_topic_was_made_anew(bench):
     bench.click(1)
     bench.settle()

@@ -22,7 +22,7 @@ def rss_mb(pids: dict[str, int]) -> float:
 
 def watch_memory(folder: Path, seconds: float, *, warm_seconds: float) -> tuple[float, float]:
     """Returns the workers' memory after warming up and the largest seen after that."""
-    with running(folder, toml=project_toml(workers=2)) as up:
+    with running(folder, "collector", toml=project_toml(workers=2)) as up:
         command = [sys.executable, str(LOAD), str(up.address[1]), "64", "20", str(seconds)]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as load:
             started_at = time.monotonic()

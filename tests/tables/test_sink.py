@@ -24,7 +24,8 @@ class Seat(msgspec.Struct):
     notes: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
-CODEC = make_codec(Seat, msgspec.json.Decoder(Seat).decode)
+PROGRESS = (("progress", b""),)
+CODEC = make_codec(Seat, msgspec.json.Decoder(Seat).decode, ours=(lambda value: b"received_us" in value, PROGRESS))
 NOW = Flush(seconds=0.0, advance_seconds=0.0)
 
 
@@ -133,7 +134,7 @@ def test_sinks_of_different_partitions_commit_side_by_side(bench):
 def test_table_without_rows_still_moves_its_position(bench):
     share = bench.topics.share("seats", "maker", member="m", lease_seconds=6.0)
     share.held()
-    progress = [Record(None, b"{}", 0, (("progress", b""),))]
+    progress = [Record(None, b"{}", 0, PROGRESS)]
     share.transact([Move(0, 1, {"seats": progress})], deadline_seconds=5)
     bench.drain()
     table = bench.tables.open("seats")
@@ -161,11 +162,21 @@ def test_position_that_the_topic_no_longer_has_stops_the_sink(bench):
         bench.drain()
 
 
-def test_record_that_is_no_row_names_its_place(bench):
+def test_row_that_cannot_be_read_stops_the_sink_and_names_its_place(bench):
     bench.append(0, 1)
-    Topic(bench.topics, "seats").append([Record(b"0", b'{"seat": 3}')])
-    with pytest.raises(FormatError, match=r"topic 'seats', partition \d, offset \d+ holds no row"):
+    Topic(bench.topics, "seats").append([Record(b"0", b'{"received_us": "of a later version"}')])
+    with pytest.raises(FormatError, match=r"topic 'seats', partition \d, offset \d+ holds a row that this Headrace"):
         bench.drain()
+
+
+def test_record_that_somebody_appended_by_hand_is_passed_over(bench):
+    bench.append(0, 3)
+    foreign = [Record(b"0", b"hello"), Record(b"1", b"{}", 0, (("h", b""),)), Record(b"2", None)]
+    Topic(bench.topics, "seats").append(foreign)
+    bench.append(3, 3)
+    bench.drain()
+    assert bench.seats() == list(range(6))
+    assert bench.metrics.values()["headrace_sink_skipped_total"] == 3
 
 
 def test_new_column_is_added_to_the_table_that_stands(bench):

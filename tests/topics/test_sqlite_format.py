@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import zstandard
 
-from headrace.base.errors import FormatError, UnavailableError, UnknownNameError
+from headrace.base.errors import FormatError, UnknownNameError
 from headrace.topics import Bounds, Record, Topic
 from headrace.topics import sqlite_frames as frames
 from headrace.topics.sqlite import SqliteTopics
@@ -178,7 +178,7 @@ def test_file_that_nobody_has_written_to_yet_is_no_file(tmp_path, journal):
 def test_file_that_is_no_database_is_an_error_that_says_so(tmp_path):
     (tmp_path / "topics.db").write_bytes(b"this is no database, whatever its name says" * 100)
     topics = SqliteTopics(tmp_path)
-    with pytest.raises(UnavailableError, match="file is not a database"):
+    with pytest.raises(FormatError, match="file is not a database"):
         topics.names()
     topics.close()
 

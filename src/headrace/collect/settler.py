@@ -18,7 +18,7 @@ from headrace.collect.app import CLICKS
 from headrace.collect.memory import Home, Memory
 from headrace.events import settled
 from headrace.events.settle import Outcome, Rules, restore, settle, visitor_key
-from headrace.events.settled import EVENTS, FAILED, PROGRESS, FailedEvent, Progress, SettledEvent
+from headrace.events.settled import EVENTS, FAILED, PROGRESS_HEADERS, FailedEvent, Progress, SettledEvent
 from headrace.topics import Message, Move, Record, Topics
 
 GROUP = "settler"
@@ -146,6 +146,8 @@ class Settler:
         saved = self._share.saved(partition)
         bound = self._topics.bounds(CLICKS)[partition]
         position = bound.start if saved is None else saved.offset
+        if saved is None and bound.start:
+            _LOGGER.error("partition %d: %d clicks are gone that were never settled", partition, bound.start)
         memory = Memory.open(self._home.partition(partition), partition, self._incarnation, position=position)
         with ExitStack() as stack:
             # A settler that cannot begin is begun anew again and again, and must not leave files open.
@@ -190,7 +192,10 @@ class Settler:
             if not messages:
                 return
             for message in messages:
-                yield _row(name, message)
+                if settled.is_ours(message.value or b""):
+                    yield _row(name, message)
+                else:
+                    _LOGGER.error("topic %s, partition %d, offset %d is none of ours", name, partition, message.offset)
             offset = messages[-1].offset + 1
             # Catching up may take longer than a lease.
             if time.monotonic() - self._renewed_at > _RENEW_SECONDS and partition not in self._hold():
@@ -226,13 +231,13 @@ def _progress(memory: Memory) -> Record:
         settled=state.settled,
         failed=state.failed,
     )
-    return Record(None, settled.encode(progress), state.newest_us, ((PROGRESS, b""),))
+    return Record(None, settled.encode(progress), state.newest_us, PROGRESS_HEADERS)
 
 
 def _row(name: str, message: Message) -> SettledEvent | FailedEvent | Progress:
     value = message.value or b""
     if name == FAILED:
         return settled.decode_failed(value)
-    if message.headers:
+    if message.headers == PROGRESS_HEADERS:
         return settled.decode_progress(value)
     return settled.decode_settled(value)

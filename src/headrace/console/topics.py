@@ -8,20 +8,24 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import import_module
 from typing import Annotated, Any
 
 import msgspec
 
+from headrace.base.clock import machine_us
 from headrace.base.errors import CallError
+from headrace.collect.app import CLICKS
 from headrace.console.show import print_lines, print_table, shown
-from headrace.project import OpenProject, open_project
+from headrace.events.settled import EVENTS, FAILED
+from headrace.project import OpenProject, check_retention, open_project
 from headrace.topics import GroupPosition, Message, Record, Topic
 from headrace.topics import replay as replay_group
 
 _PORTION = 1_000
+_AHEAD_US = 3600 * 1_000_000
 
 
 class _Line(msgspec.Struct):
@@ -48,6 +52,7 @@ def create(given: argparse.Namespace) -> None:
 
 def alter(given: argparse.Namespace) -> None:
     """Changes how long a topic keeps its records."""
+    check_retention(given.topic, given.retention_days)
     with _opened(given) as project:
         made = project.topics.alter(given.topic, retention_seconds=_seconds(given.retention_days))
         kept = "for ever" if made.retention_seconds is None else f"for {made.retention_seconds / 86400:g} days"
@@ -115,15 +120,29 @@ def read(given: argparse.Namespace) -> None:
 
 def append(given: argparse.Namespace) -> None:
     """Appends the lines of stdin."""
+    if given.topic in (EVENTS, FAILED):
+        raise CallError(
+            f"topic {given.topic!r} is written by the settler alone. Append to {CLICKS!r}, and it settles that"
+        )
     with _opened(given) as project:
         topic = project.topic(given.topic)
         count = 0
         for records in _portions(_read_record(line, given) for line in enumerate(sys.stdin.buffer, 1)):
+            _check_times(given.topic, records)
             count += len(topic.append(records))
     if given.json:
         print_lines([{"topic": given.topic, "records": count}])
     else:
         print(f"topic {given.topic}: {count:,} records appended")
+
+
+def _check_times(topic: str, records: Sequence[Record]) -> None:
+    latest_us = machine_us() + _AHEAD_US
+    if topic == CLICKS and any(record.time_us > latest_us for record in records):
+        raise CallError(
+            f"a record's time_us is more than an hour ahead. Repeats are known for 7 days by the times in {CLICKS!r}, "
+            "so one far ahead would have them forgotten; leave time_us out, and the record gets the present"
+        )
 
 
 def replay(given: argparse.Namespace) -> None:

@@ -13,8 +13,8 @@ EVENTS = "events"
 FAILED = "failed"
 VERSION = 1
 
-PROGRESS = "progress"
-"""The header that marks a record of `events` which is no event: it only says how far `clicks` was settled."""
+PROGRESS_HEADERS = (("progress", b""),)
+"""What marks a record of `events` which is no event: it only says how far `clicks` was settled."""
 
 REPLAY = "replay_of"
 """The header of a raw click that is a failed event's second chance: where it stood in `clicks`, `partition/offset`."""
@@ -188,7 +188,15 @@ class Progress(msgspec.Struct, kw_only=True):
     """How many events failed."""
 
 
+class _Mark(msgspec.Struct):
+    """What every version of these contracts has."""
+
+    version: int
+    src_offset: int
+
+
 _encoder = msgspec.json.Encoder()
+_marks = msgspec.json.Decoder(_Mark)
 _settled = msgspec.json.Decoder(SettledEvent)
 _failed = msgspec.json.Decoder(FailedEvent)
 _progress = msgspec.json.Decoder(Progress)
@@ -197,3 +205,16 @@ encode = _encoder.encode
 decode_settled = _settled.decode
 decode_failed = _failed.decode
 decode_progress = _progress.decode
+
+
+def is_ours(value: bytes) -> bool:
+    """Returns whether a record of `events` or `failed` was written by a settler, of whatever version.
+
+    >>> is_ours(b"hello"), is_ours(b'{"version":9,"src_offset":3}')
+    (False, True)
+    """
+    try:
+        _marks.decode(value)
+    except msgspec.MsgspecError:
+        return False
+    return True

@@ -39,6 +39,10 @@ class Codec:
     members: tuple[tuple[str, Any], ...]
     """The members of the Struct that have a column, with their types."""
     sort_by: str
+    is_ours: Callable[[bytes], bool]
+    """Whether a record was written for the table, in whatever version."""
+    passed_over: tuple[tuple[str, bytes], ...] | None
+    """The headers of records that are no rows, by agreement."""
 
     def read(self, messages: Sequence[Message]) -> pa.RecordBatch:
         """Returns the rows of messages; raises msgspec.DecodeError for one that is none of this codec's."""
@@ -58,6 +62,7 @@ def make_codec(
     *,
     without: Sequence[str] = (),
     sort_by: str = "received_us",
+    ours: tuple[Callable[[bytes], bool], tuple[tuple[str, bytes], ...] | None] = (lambda _: True, None),
 ) -> Codec:
     """Returns the codec of a Struct, with a column for each member that is not in `without`.
 
@@ -75,7 +80,7 @@ def make_codec(
     members = tuple((name, _kind_of(hints[name])) for name in kind.__struct_fields__ if name not in without)
     fields = [pa.field(name, _KINDS[found]) for name, found in members]
     schema = pa.schema([*fields, *_PLACES, pa.field(RECEIVED_DATE, pa.date32())])
-    return Codec(schema, decode, members, sort_by)
+    return Codec(schema, decode, members, sort_by, *ours)
 
 
 def _kind_of(hint: Any) -> Any:

@@ -30,6 +30,7 @@ METRICS = (
     Metric("headrace_sink_rows_total", "Rows committed to tables."),
     Metric("headrace_sink_commits_total", "Commits to tables."),
     Metric("headrace_sink_conflicts_total", "Commits that were refused because somebody else had moved the table."),
+    Metric("headrace_sink_skipped_total", "Records that were no rows and have been passed over."),
     Metric("headrace_sink_commit_seconds", "Time of a commit.", "histogram", buckets=(*LATENCY_BUCKETS, 10.0, 30.0)),
 )
 
@@ -92,6 +93,7 @@ class Sink:
         self._renewed_at = float("-inf")
         self._rows = metrics.count("headrace_sink_rows_total")
         self._commits = metrics.count("headrace_sink_commits_total")
+        self._skipped = metrics.count("headrace_sink_skipped_total")
         self._conflicts = metrics.count("headrace_sink_conflicts_total")
         self._seconds = metrics.measure("headrace_sink_commit_seconds")
 
@@ -165,7 +167,7 @@ class Sink:
         buffer = self._buffer
         if not buffer.moved():
             buffer.since = time.monotonic()
-        rows = [message for message in messages if not message.headers]
+        rows = [message for message in messages if message.headers != self._codec.passed_over]
         if rows:
             batch = self._decode(rows)
             buffer.batches.append(batch)
@@ -177,16 +179,23 @@ class Sink:
     def _decode(self, messages: Sequence[Message]) -> pa.RecordBatch:
         try:
             return self._codec.read(messages)
-        except msgspec.DecodeError as error:
-            raise FormatError(f"{self._first_odd(messages)}: {error}") from error
+        except msgspec.MsgspecError:
+            return self._codec.read([message for message in messages if self._is_row(message)])
 
-    def _first_odd(self, messages: Iterable[Message]) -> str:
-        for message in messages:
-            try:
-                self._codec.decode(message.value or b"")
-            except msgspec.DecodeError:
-                return f"topic {self._topic!r}, partition {message.partition}, offset {message.offset} holds no row"
-        return f"topic {self._topic!r}"
+    def _is_row(self, message: Message) -> bool:
+        """Returns whether a record is a row; raises FormatError for a row that this version cannot read."""
+        value = message.value or b""
+        place = f"topic {self._topic!r}, partition {message.partition}, offset {message.offset}"
+        try:
+            self._codec.decode(value)
+        except msgspec.MsgspecError as error:
+            if self._codec.is_ours(value):
+                raise FormatError(f"{place} holds a row that this Headrace cannot read: {error}") from error
+            # Somebody has appended it by hand; no table may stand still for that.
+            _LOGGER.warning("%s is no row and is passed over: %s", place, error)
+            self._skipped.add()
+            return False
+        return True
 
     def _is_due(self) -> bool:
         buffer, when = self._buffer, self._flush_when

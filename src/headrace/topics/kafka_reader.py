@@ -14,11 +14,12 @@ from confluent_kafka import Message as KafkaMessage
 
 from headrace.base.errors import PositionError, UnavailableError
 from headrace.topics.kafka_cluster import LOGGER, UNKNOWN, Cluster
-from headrace.topics.topic import Bounds, Message, check_range
+from headrace.topics.topic import MAX_READ_BYTES, Bounds, Message, check_range
 
 # How long the broker may take to hand over what it says it has.
 _FETCH_SECONDS = 10.0
 _MAX_READERS = 4
+_AT_ONCE = 256
 
 _SETTINGS = {
     "group.id": "headrace-reader",  # never joined, never committed
@@ -30,7 +31,7 @@ _SETTINGS = {
     "fetch.wait.max.ms": 50,
     "fetch.queue.backoff.ms": 10,
     "queued.min.messages": 50_000,
-    "queued.max.messages.kbytes": 32_768,
+    "queued.max.messages.kbytes": 16_384,
 }
 
 # Told about the connection, while librdkafka goes on trying.
@@ -105,8 +106,13 @@ class Reader:
     def _take(self, max_records: int, wait_seconds: float) -> list[Message]:
         # `consume(many, seconds)` would wait the seconds out unless so many came.
         heard = self._consumer.consume(1, wait_seconds)
-        if max_records > 1:
-            heard += self._consumer.consume(max_records - 1, 0.0)
+        size = 0
+        while heard and len(heard) < max_records and size < MAX_READ_BYTES:
+            more = self._consumer.consume(min(max_records - len(heard), _AT_ONCE), 0.0)
+            if not more:
+                break
+            heard += more
+            size += sum([len(message.value() or b"") for message in more])
         found: list[Message] = []
         for message in heard:
             self._hear(message, found)

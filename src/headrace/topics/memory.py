@@ -19,6 +19,7 @@ from headrace.base.ids import make_id
 from headrace.base.urls import Url
 from headrace.topics.partition import partition_for
 from headrace.topics.topic import (
+    MAX_READ_BYTES,
     Bounds,
     Capabilities,
     Description,
@@ -36,6 +37,7 @@ from headrace.topics.topic import (
     check_records,
     other_incarnation,
     share_of,
+    size_of,
     stamped,
 )
 
@@ -244,12 +246,17 @@ class MemoryTopics:
     def _take(self, stored: _Stored, offsets: Mapping[int, int], max_records: int) -> list[Message]:
         self._expire(stored)
         found: list[Message] = []
-        share = share_of(max_records, offsets)
+        share, max_bytes = share_of(max_records, offsets), share_of(MAX_READ_BYTES, offsets)
         for index, offset in offsets.items():
             partition = stored.partitions[index]
             check_range(stored.description.name, index, offset, partition.bounds)
             first = offset - partition.start
-            found.extend(partition.messages[first : first + min(share, max_records - len(found))])
+            size = 0
+            for message in partition.messages[first : first + min(share, max_records - len(found))]:
+                found.append(message)
+                size += size_of(message)
+                if size >= max_bytes:
+                    break
         return found
 
     def _expire(self, stored: _Stored) -> None:

@@ -27,6 +27,7 @@ from headrace.topics.sqlite_share import SqliteShare
 from headrace.topics.sqlite_store import FORMAT, SqliteStore, outside_error, read_bounds, read_offset_at, read_rows
 from headrace.topics.topic import (
     DEFAULT_DEADLINE_SECONDS,
+    MAX_READ_BYTES,
     Bounds,
     Capabilities,
     Description,
@@ -268,7 +269,7 @@ class SqliteTopics:
 
     def _read_once(self, name: str, offsets: Mapping[int, int], max_records: int) -> list[Message]:
         messages: list[Message] = []
-        share = share_of(max_records, offsets)
+        share, max_bytes = share_of(max_records, offsets), share_of(MAX_READ_BYTES, offsets)
         with self._view(name) as (reader, found):
             for partition, offset in offsets.items():
                 if not 0 <= partition < found.description.partitions:
@@ -276,7 +277,8 @@ class SqliteTopics:
                         f"topic {name!r} has partitions 0 to {found.description.partitions - 1}, not {partition}"
                     )
                 check_range(name, partition, offset, read_bounds(reader, found.id, partition))
-                messages += read_rows(reader, found.id, partition, offset, min(share, max_records - len(messages)))
+                limits = min(share, max_records - len(messages)), max_bytes
+                messages += read_rows(reader, found.id, partition, offset, limits)
         return messages
 
     def _version(self) -> int:
@@ -286,7 +288,10 @@ class SqliteTopics:
     def _query(self, sql: str, values: tuple[object, ...] = ()) -> list[tuple[Any, ...]]:
         with self._reading:
             reader = self._open()
-            return [] if reader is None else reader.execute(sql, values).fetchall()
+            try:
+                return [] if reader is None else reader.execute(sql, values).fetchall()
+            except sqlite3.Error as error:
+                raise outside_error(error) from error
 
     @contextlib.contextmanager
     def _view(self, name: str) -> Iterator[tuple[sqlite3.Connection, _Found]]:

@@ -13,6 +13,7 @@ from headrace.base.errors import (
     CallError,
     DeadlineError,
     FencedError,
+    FormatError,
     FullError,
     HeadraceError,
     PositionError,
@@ -148,6 +149,7 @@ _ERRORS: Mapping[str, type[HeadraceError]] = {
     "call": CallError,
     "deadline": DeadlineError,
     "fenced": FencedError,
+    "format": FormatError,
     "full": FullError,
     "name": UnknownNameError,
     "position": PositionError,
@@ -215,6 +217,11 @@ def unpack_records(blob: bytes, partition: int, offset: int) -> list[Message]:
         message.offset = offset
         offset += 1
     return messages
+
+
+def unpacked_bytes(blob: bytes) -> int:
+    """Returns the bytes of a row's records when they are unpacked."""
+    return zstandard.frame_content_size(blob)
 
 
 def cut_rows(records: Sequence[Record]) -> Iterator[slice]:

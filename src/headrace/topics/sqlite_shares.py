@@ -71,16 +71,17 @@ def check_holder(connection: sqlite3.Connection, frame: frames.Transact, partiti
 
 
 def _hear(members: dict[str, Member], frame: frames.Renew) -> None:
+    now = time.monotonic()
+    # First: a session that came with a wrong clock must not refuse its successors for longer than its lease.
+    for name in [name for name, one in members.items() if now - one.heard_at > one.lease_seconds]:
+        del members[name]
     found = members.get(frame.member)
     # Ids sort by time: the older of two sessions is the zombie.
     if found is not None and frame.session < found.session:
         raise FencedError(
             f"group {frame.group!r} of topic {frame.topic!r}: a newer member of the name {frame.member!r} took over"
         )
-    now = time.monotonic()
     members[frame.member] = Member(frame.session, frame.lease_seconds, now)
-    for name in [name for name, one in members.items() if now - one.heard_at > one.lease_seconds]:
-        del members[name]
 
 
 def _read(connection: sqlite3.Connection, frame: frames.Renew) -> Mapping[int, _Held]:

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from headrace.base import fault
 from headrace.base.clock import machine_us
-from headrace.base.errors import FencedError, FullError, HeadraceError, PositionError, UnavailableError
+from headrace.base.errors import FencedError, FormatError, FullError, HeadraceError, PositionError, UnavailableError
 from headrace.base.sqlite import connect, migrate, shrink_log, transaction
 from headrace.topics import sqlite_frames as frames
 from headrace.topics import sqlite_shares as shares
@@ -362,8 +362,11 @@ def _insert_many(connection: sqlite3.Connection, table: str, columns: int, rows:
 
 def outside_error(error: sqlite3.Error) -> HeadraceError:
     """Returns what a failed write means to the caller."""
-    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_FULL:
         return FullError(f"the disk is full ({error})")
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return FormatError(f"the topic file is damaged ({error}). Restore it from a copy")
     return UnavailableError(f"the topic file cannot be written ({error})")
 
 
@@ -390,9 +393,10 @@ def _read_end(connection: sqlite3.Connection, topic: int, partition: int) -> _En
 
 
 def read_rows(
-    connection: sqlite3.Connection, topic: int, partition: int, offset: int, max_records: int
+    connection: sqlite3.Connection, topic: int, partition: int, offset: int, limits: tuple[int, int]
 ) -> list[Message]:
-    """Returns up to `max_records` messages of a partition from `offset` on."""
+    """Returns messages of a partition from `offset` on, up to so many records and about so many bytes."""
+    max_records, max_bytes = limits
     if max_records <= 0:
         return []
     first, last = row_id(topic, partition, 0), row_id(topic, partition, _OFFSET_MASK)
@@ -403,13 +407,15 @@ def read_rows(
         (first, target, target, last),
     )
     messages: list[Message] = []
+    size = 0
     try:
         for number, count, blob in cursor:
             base = number & _OFFSET_MASK
             if base + count > offset:
                 found = frames.unpack_records(blob, partition, base)
                 messages += found[offset - base :] if base < offset else found
-            if len(messages) >= max_records:
+                size += frames.unpacked_bytes(blob)
+            if len(messages) >= max_records or size >= max_bytes:
                 break
     finally:
         # An open cursor holds a read transaction, and the log could not be checkpointed.
@@ -424,7 +430,7 @@ def read_offset_at(connection: sqlite3.Connection, topic: int, partition: int, t
     if base >= end:
         return end
     _, count, _ = _row_at(connection, topic, partition, base)
-    messages = read_rows(connection, topic, partition, base, count)
+    messages = read_rows(connection, topic, partition, base, (count, 1))
     return next((message.offset for message in messages if message.time_us >= time_us), end)
 
 

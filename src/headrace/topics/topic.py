@@ -18,6 +18,8 @@ DEFAULT_DEADLINE_SECONDS = 10.0
 DEFAULT_LEASE_SECONDS = 6.0
 MAX_RECORD_BYTES = 1_000_000
 MAX_PARTITIONS = 1024
+MAX_READ_BYTES = 16 << 20
+"""A read ends at about so many bytes, with one record of each partition at least: a backlog must not fill memory."""
 
 # How long an idle consumer may take to notice that its topic was created anew.
 _INCARNATION_CHECK_SECONDS = 1.0
@@ -188,8 +190,8 @@ class Topics(Protocol):
     def read(self, name: str, offsets: Mapping[int, int], *, max_records: int, wait_seconds: float) -> list[Message]:
         """Returns messages from the given offsets on, in order within each partition.
 
-        An empty list means that none came within `wait_seconds`. An offset outside the bounds
-        raises PositionError.
+        At most `max_records`, and about MAX_READ_BYTES. An empty list means that none came within
+        `wait_seconds`. An offset outside the bounds raises PositionError.
         """
 
     def offsets_at(self, name: str, time_us: int) -> list[int]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import ClassVar
 
@@ -30,6 +31,7 @@ from headrace.topics import (
     partition_for,
 )
 from headrace.topics.topic import (
+    MAX_READ_BYTES,
     check_existing,
     check_partitions,
     check_range,
@@ -158,7 +160,10 @@ class ShelfTopics:
                 check_range(name, partition, offset, bounds[partition])
                 found += shelf.messages[partition][offset - bounds[partition].start :]
             if found or time.monotonic() >= deadline:
-                return found[:max_records]
+                sizes = accumulate(len(message.value or b"") for message in found)
+                return [
+                    m for m, size in zip(found[:max_records], sizes, strict=False) if size <= MAX_READ_BYTES
+                ] or found[:1]
             time.sleep(0.01)
 
     def offsets_at(self, name: str, time_us: int) -> list[int]:
