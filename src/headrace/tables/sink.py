@@ -47,7 +47,7 @@ class Flush:
     seconds: float = 5.0
     rows: int = 20_000
     """As many are sorted and written at once: 50,000 took 280 MB, 20,000 take 150."""
-    bytes: int = 32 << 20
+    bytes: int = 16 << 20
     advance_seconds: float = 60.0
     """How long a position may move on without a row before that alone is committed."""
     reload_commits: int = 50

@@ -18,7 +18,7 @@ DEFAULT_DEADLINE_SECONDS = 10.0
 DEFAULT_LEASE_SECONDS = 6.0
 MAX_RECORD_BYTES = 1_000_000
 MAX_PARTITIONS = 1024
-MAX_READ_BYTES = 16 << 20
+MAX_READ_BYTES = 8 << 20
 """A read ends at about so many bytes, with one record of each partition at least: a backlog must not fill memory."""
 
 # How long an idle consumer may take to notice that its topic was created anew.
