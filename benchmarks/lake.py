@@ -306,9 +306,9 @@ def _send(url: str, message_id: str) -> None:
 
 def hdfs_commits(folder: Path, count: int) -> dict[str, float]:
     """The same commits on a name node and two data nodes of this machine."""
-    from services.hdfs import Hdfs, fetch_jars
+    from services.hdfs import Hdfs, fetch_hadoop
 
-    hdfs = Hdfs(folder / "hdfs", fetch_jars())
+    hdfs = Hdfs(folder / "hdfs", fetch_hadoop())
     hdfs.start()
     try:
         rows = small_rows(500)

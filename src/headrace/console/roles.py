@@ -322,7 +322,7 @@ def _read_tables(project: OpenProject) -> list[dict[str, Any]]:
     tables: list[dict[str, Any]] = [list_table(project, name) for name in project.tables.names()]
     now = machine_us()
     for table in tables:
-        table["age_seconds"] = max(now - table["newest_us"], 0) / 1e6
+        table["age_seconds"] = max(now - table["newest_us"], 0) / 1e6 if table["newest_us"] else None
     return tables
 
 
@@ -365,7 +365,7 @@ def _show_stream(found: _Status) -> None:
                     t["table"],
                     "?" if t["rows"] is None else t["rows"],
                     "-" if t["lag"] is None else t["lag"],
-                    f"{format_seconds(t['age_seconds'])} ago",
+                    "-" if t["age_seconds"] is None else f"{format_seconds(t['age_seconds'])} ago",
                 )
                 for t in found.tables
             ],
