@@ -308,6 +308,7 @@ def hdfs_commits(folder: Path, count: int) -> dict[str, float]:
     """The same commits on a name node and two data nodes of this machine."""
     from services.hdfs import Hdfs, fetch_hadoop
 
+    (folder / "hdfs").mkdir()
     hdfs = Hdfs(folder / "hdfs", fetch_hadoop())
     hdfs.start()
     try:
