@@ -7,9 +7,12 @@ import re
 import shutil
 
 import pyarrow.parquet as pq
+import pytest
 
 from headrace.project import open_project
 from running import clicked, lines
+
+pytestmark = pytest.mark.slow
 
 
 def story(shop, wanted):

@@ -9,6 +9,8 @@ from headrace.project import open_project
 from headrace.topics import Record, partition_for
 from running import clicked, headrace, lines, project_toml, running, wait_until
 
+pytestmark = pytest.mark.slow
+
 STRICT = """from headrace import Event, Project
 seat = Event("Seat Chosen", fields={"row": int})
 project = Project("shop", events=(seat,))

@@ -10,6 +10,8 @@ from headrace.base.errors import PositionError
 from headrace.project import open_project
 from running import clicked, lines
 
+pytestmark = pytest.mark.slow
+
 
 def ids(shop, *options):
     out = shop.call("table", "sql", "SELECT message_id FROM events ORDER BY ALL", "--json", *options)[1]

@@ -17,6 +17,8 @@ import pytest
 from headrace.project import open_project
 from running import call, clicked, lines, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 def fill(shop):
     """Lets three events happen, one of them bad."""

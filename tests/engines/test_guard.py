@@ -6,6 +6,8 @@ from engines.lake import SCHEMA, fingerprint, write_events
 from headrace.base.errors import HeadraceError
 from headrace.engines import Source, SqlError, View, open_engine
 
+pytestmark = pytest.mark.slow
+
 WRITES = [
     "COPY (SELECT 1) TO '{file}'",
     "COPY events TO '{file}' (FORMAT parquet)",
