@@ -112,6 +112,7 @@ def test_a_machine_set_back_does_not_take_a_resumed_world_back(tmp_path):
     assert clock.now_us() == 5_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_real_world_goes_on_after_a_stop_and_after_kill_9(tmp_path, number):
     toml = project_toml(clock="world://?rate=3600")

@@ -19,6 +19,8 @@ from headrace.events.settle import Rules
 from headrace.events.settled import EVENTS, FAILED, REPLAY
 from headrace.topics import Record, Topic, open_topics
 
+pytestmark = pytest.mark.slow
+
 SECOND = 1_000_000
 START_US = 1_767_571_200 * SECOND
 
