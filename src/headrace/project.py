@@ -43,7 +43,7 @@ from headrace.profile import Profile, find_folder, read_profile
 from headrace.topics import Topic, Topics, open_topics
 
 if TYPE_CHECKING:
-    from headrace.engines import Engine, Result, Source, View
+    from headrace.engines import Engine, Result
     from headrace.engines.engine import Parameters
     from headrace.tables import Table, Tables
 
@@ -128,23 +128,18 @@ class OpenProject:
             check_retention(name, self.profile.topic(name).retention_days)
             self.make_topic(name, partitions=partitions)
 
-    def sources(self, *, at: Callable[[Table], Table] = lambda table: table) -> list[Source]:
-        """Returns the tables as the engine reads them; `at` may choose another version of each."""
-        kind: type[Source] = import_module("headrace.engines").Source
-        tables = [at(self.tables.open(name)) for name in self.tables.names()]
-        return [kind(table.name, table.schema, table.local_files, table.partitions) for table in tables]
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """The declared events; none without a project file, as a role in a container may run."""
+        return self.declared.events if (self.folder / FILE).is_file() else ()
 
-    def views(self, sources: Sequence[Source]) -> list[View]:
-        """Returns the views over those tables: sessions, and one for each declared event."""
-        make_views = import_module("headrace.tables.catalog").make_views
-        events = [source for source in sources if source.name == EVENTS]
-        taken = [source.name for source in sources]
-        return make_views(self.declared.events, events[0].schema.names, taken=taken) if events else []
-
-    def query(self, sql: str, *, sources: Sequence[Source] | None = None, parameters: Parameters = ()) -> Result:
-        """Returns the answer to one SELECT over the project's tables and views."""
-        found = self.sources() if sources is None else sources
-        return self.engine.query(sql, sources=found, views=self.views(found), parameters=parameters)
+    def query(
+        self, sql: str, *, at: Callable[[Table], Table] = lambda table: table, parameters: Parameters = ()
+    ) -> Result:
+        """Returns the answer to one SELECT over the project's tables and views; `at` may choose other versions."""
+        find_sources = import_module("headrace.tables.catalog").find_sources
+        sources, views = find_sources(self.tables, self.events, sql, at=at)
+        return self.engine.query(sql, sources=sources, views=views, parameters=parameters)
 
     @property
     def rules(self) -> Rules:

@@ -79,6 +79,26 @@ def test_many_may_fetch_at_once(tmp_path):
     assert not failures
 
 
+def test_parts_that_come_and_go_beside_it_do_not_disturb(tmp_path):
+    failures = []
+
+    def fetch(name):
+        # A size that never agrees makes each fetch write and rename a part of its own.
+        one = Wanted(name, 7, lambda target: Path(target).write_bytes(b"x"))
+        try:
+            for _ in range(150):
+                Cache(tmp_path, max_bytes=1).fetch([one])
+        except OSError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=fetch, args=(str(n),)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
 @pytest.mark.service("hdfs")
 def test_files_on_hdfs_are_copied_to_the_projects_folder(hdfs, tmp_path):
     tables = open_tables(f"{hdfs.url}/copied?cache=copies&cache_bytes=1000000", root=tmp_path)

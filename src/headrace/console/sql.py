@@ -9,7 +9,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ import pyarrow.parquet as pq
 
 from headrace.base.errors import CallError, FullError, UnknownNameError
 from headrace.console.show import as_text, format_bytes, is_terminal, print_rows
-from headrace.engines import Parameters, Result, Source, SqlError, View
+from headrace.engines import Parameters, Result, SqlError, View
+from headrace.events.raw import read_instant
 from headrace.events.settled import EVENTS
-from headrace.project import FILE, OpenProject, open_project
+from headrace.project import OpenProject, open_project
 from headrace.stream import CODECS
 from headrace.tables import Table
 from headrace.tables.catalog import make_views
@@ -66,33 +68,18 @@ def _interruptible() -> Iterator[None]:
 
 def query(project: OpenProject, text: str, *, at: str | None = None, parameters: Parameters = ()) -> Result:
     """Returns the answer to one SELECT over the tables and views of a project, as they are now or were `at`."""
-    names = project.tables.names()
-    sources, views = _sources(project, text, names, at), _views(project, names)
     try:
-        return project.engine.query(text, sources=sources, views=views, parameters=parameters)
+        return project.query(text, at=partial(_at, at=at), parameters=parameters)
     except SqlError as error:
-        raise _not_yet(project, str(error), names) or error from error
+        raise _not_yet(project, str(error)) or error from error
 
 
 def list_views(project: OpenProject) -> list[View]:
-    """Returns the views of a project, whose table `events` must stand."""
-    return _views(project, project.tables.names())
-
-
-def _sources(project: OpenProject, text: str, names: list[str], at: str | None) -> list[Source]:
-    lowered = text.lower()
-    # Only what the text may mean is opened: a damaged table spoils no question to another one.
-    named = {name for name in names if name.lower() in lowered}
-    if EVENTS in names and EVENTS not in named and any(view.name in lowered for view in _views(project, names)):
-        named.add(EVENTS)
-    return [
-        _source(_at(project.tables.open(name), at)) if name in named else Source(name, pa.schema([]), ())
-        for name in names
-    ]
-
-
-def _source(table: Table) -> Source:
-    return Source(table.name, table.schema, table.local_files, table.partitions)
+    """Returns the views of a project, as far as their table `events` stands."""
+    names = project.tables.names()
+    if EVENTS not in names:
+        return []
+    return make_views(project.events, project.tables.open(EVENTS).schema.names, taken=names)
 
 
 def _at(table: Table, at: str | None) -> Table:
@@ -101,31 +88,18 @@ def _at(table: Table, at: str | None) -> Table:
     # isdigit() would take '²' as well, which int() does not.
     if at.isdecimal():
         return table.at(int(at))
-    return table.at(time_us=instant_us(at, "--at"))
+    time_us = read_instant(at)
+    if time_us is None:
+        raise CallError(f"--at {at!r}: write a version like 12, or an instant like 2026-11-21T12:00")
+    return table.at(time_us=time_us)
 
 
-def instant_us(text: str, option: str) -> int:
-    """Returns the microseconds of an instant as people write it; one without a zone is in UTC."""
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise CallError(f"{option} {text!r}: write a version like 12, or an instant like 2026-11-21T12:00") from error
-    return int((instant if instant.tzinfo else instant.replace(tzinfo=UTC)).timestamp() * 1_000_000)
-
-
-def _views(project: OpenProject, names: list[str]) -> list[View]:
-    if EVENTS not in names:
-        return []
-    # A project may go without its file, as a role in a container does.
-    declared = project.declared.events if (project.folder / FILE).is_file() else ()
-    return make_views(declared, CODECS[EVENTS].schema.names, taken=names)
-
-
-def _not_yet(project: OpenProject, message: str, names: list[str]) -> UnknownNameError | None:
+def _not_yet(project: OpenProject, message: str) -> UnknownNameError | None:
     """Returns the error for a table that is only missing because nothing ran yet."""
+    names = project.tables.names()
     expected = [name for name in CODECS if name not in names]
     if EVENTS not in names:
-        expected += [view.name for view in _views(project, [*names, EVENTS])]
+        expected += [view.name for view in make_views(project.events, (), taken=[*names, EVENTS])]
     for name in expected:
         if message.lower().startswith(f"no table {name!r}"):
             return missing_table(name)

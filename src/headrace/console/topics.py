@@ -19,6 +19,7 @@ from headrace.base.clock import machine_us
 from headrace.base.errors import CallError
 from headrace.collect.app import CLICKS
 from headrace.console.show import print_lines, print_table, shown
+from headrace.events.raw import read_instant
 from headrace.events.settled import EVENTS, FAILED
 from headrace.project import OpenProject, check_retention, open_project
 from headrace.topics import GroupPosition, Message, Record, Topic
@@ -233,21 +234,15 @@ def _offsets(topic: Topic, text: str, *, only: int | None = None) -> dict[int, i
         found = [bound.start for bound in bounds]
     elif text == "latest":
         found = [bound.end for bound in bounds]
-    elif text.isdigit():
+    # isdigit() would take '²' as well, which int() does not.
+    elif text.isdecimal():
         found = [min(max(int(text), bound.start), bound.end) for bound in bounds]
     else:
-        found = topic.topics.offsets_at(topic.name, _instant_us(text))
+        time_us = read_instant(text)
+        if time_us is None:
+            raise CallError(f"{text!r} is no place: write earliest, latest, an offset or 2026-11-21T12:00")
+        found = topic.topics.offsets_at(topic.name, time_us)
     return {p: offset for p, offset in enumerate(found) if only is None or p == only}
-
-
-def _instant_us(text: str) -> int:
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise CallError(f"{text!r} is no place: write earliest, latest, an offset or 2026-11-21T12:00") from error
-    if instant.tzinfo is None:
-        instant = instant.replace(tzinfo=UTC)
-    return int(instant.timestamp() * 1_000_000)
 
 
 def _portions(records: Iterable[Record]) -> Iterator[list[Record]]:

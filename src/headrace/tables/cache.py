@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,8 +43,7 @@ class Cache:
 
     def _fetch(self, one: Wanted) -> str:
         target = self._folder / one.path
-        if _size(target) == one.size:
-            os.utime(target)
+        if _is_there(target, one.size):
             return str(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.{os.getpid()}.{time.monotonic_ns()}.part")
@@ -50,7 +51,7 @@ class Cache:
             one.copy(str(part))
             part.replace(target)
         except OSError as error:
-            if error.errno == 28:
+            if error.errno == errno.ENOSPC:
                 raise FullError(f"no room for a copy of {one.path} below {self._folder}") from error
             raise
         finally:
@@ -58,18 +59,33 @@ class Cache:
         return str(target)
 
     def _shrink(self) -> None:
-        found = [(path, path.stat()) for path in self._folder.rglob("*") if path.is_file()]
-        total = sum(stat.st_size for _, stat in found)
+        found = [(path, known) for path in self._folder.rglob("*") if (known := _stat(path)) is not None]
+        total = sum(known.st_size for _, known in found)
         newest = time.time() - _BUSY_SECONDS
-        for path, stat in sorted(found, key=lambda item: item[1].st_mtime):
-            if total <= self._max_bytes or stat.st_mtime > newest:
+        for path, known in sorted(found, key=lambda item: item[1].st_mtime):
+            if total <= self._max_bytes or known.st_mtime > newest:
                 return
             path.unlink(missing_ok=True)
-            total -= stat.st_size
+            total -= known.st_size
 
 
-def _size(path: Path) -> int:
+def _is_there(target: Path, size: int) -> bool:
+    """Says whether a copy of that size stands, and marks it as asked for."""
+    found = _stat(target)
+    if found is None or found.st_size != size:
+        return False
     try:
-        return path.stat().st_size
+        os.utime(target)
     except FileNotFoundError:
-        return -1
+        # Another process has dropped it since.
+        return False
+    return True
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """Returns what is known of a file; None for a folder, and for what another process has just renamed or dropped."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None

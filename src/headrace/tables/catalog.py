@@ -6,20 +6,22 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 import msgspec
+import pyarrow as pa
 from msgspec import Struct
 
 from headrace.base.errors import CallError
-from headrace.engines import View
+from headrace.engines import Source, View
 from headrace.events.event import Event
 from headrace.events.settled import EVENTS, SettledEvent
 from headrace.events.taxonomy import TAXONOMY
 from headrace.tables.codec import RECEIVED_DATE
+from headrace.tables.table import Table, Tables
 
 SESSIONS = "sessions"
 
@@ -31,6 +33,28 @@ _PLACES = {
     RECEIVED_DATE: "The day of `received_us` in UTC; the files are divided by it.",
 }
 _NOT_IN_VIEWS = ("properties",)
+
+
+def find_sources(
+    tables: Tables, events: Iterable[Event], sql: str, *, at: Callable[[Table], Table]
+) -> tuple[list[Source], list[View]]:
+    """Returns the tables and views that a text may mean; `at` may choose another version of each table.
+
+    Only those are opened: a damaged table spoils no question to another one.
+    """
+    names, declared, lowered = tables.names(), list(events), sql.lower()
+    named = {name for name in names if name.lower() in lowered}
+    if EVENTS in names and any(view.name in lowered for view in make_views(declared, (), taken=names)):
+        named.add(EVENTS)
+    opened = {name: at(tables.open(name)) for name in names if name in named}
+    sources = [
+        Source(name, opened[name].schema, opened[name].local_files, opened[name].partitions)
+        if name in opened
+        else Source(name, pa.schema([]), ())
+        for name in names
+    ]
+    columns = opened[EVENTS].schema.names if EVENTS in opened else ()
+    return sources, make_views(declared, columns, taken=names) if EVENTS in names else []
 
 
 def make_views(events: Iterable[Event], columns: Sequence[str], *, taken: Collection[str] = ()) -> list[View]:
