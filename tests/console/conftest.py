@@ -39,6 +39,14 @@ class Shop:
             project.make_topics()
             return project.topic("clicks").append([Record(key, value, 0, encode_door(known)) for value in values])
 
+    def write_foreign_records(self, naming=""):
+        """Appends to `events` and `failed` what no settler wrote, as with kcat."""
+        values = [b"hello", b"{}", None, json.dumps({"message_id": naming}).encode()]
+        records = [Record(b"ann", value, 0, headers) for value in values for headers in ((), (("kind", b"note"),))]
+        with open_project(self.folder) as project:
+            for name in CODECS:
+                project.topic(name).append(records)
+
     def settle(self):
         """Settles all clicks."""
         with open_project(self.folder) as project:

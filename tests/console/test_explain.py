@@ -90,6 +90,16 @@ def test_what_is_not_in_its_table_yet_is_found_where_it_waits(shop):
     assert story(shop, "m1")["state"] == "settled"
 
 
+def test_what_somebody_else_wrote_is_passed_over(shop):
+    shop.click(clicked("m1"))
+    shop.settle()
+    shop.write_foreign_records(naming="m1")
+    assert story(shop, "m1")["state"] == "settled, not in its table yet"
+    shop.sink()
+    shop.write_foreign_records(naming="m1")
+    assert story(shop, "m1")["state"] == "settled"
+
+
 def test_a_failed_event_tells_why_and_its_second_chance(shop):
     shop.click(clicked("m1", price="cheap"))
     shop.run()

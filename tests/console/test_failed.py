@@ -78,6 +78,16 @@ def test_what_stands_is_the_same_however_far_the_tables_are(strict, sinks):
     assert groups[0]["first_us"] <= groups[0]["last_us"]
 
 
+def test_what_somebody_else_wrote_is_passed_over(strict):
+    strict.settle()
+    strict.write_foreign_records()
+    assert ids(strict, "--reason", "properties") == ["s2", "s3", "s4"]
+    strict.sink()
+    strict.write_foreign_records()
+    assert ids(strict, "--reason", "properties") == ["s2", "s3", "s4"]
+    assert replay(strict, "--reason", "properties")[1]["replayed"] == 3
+
+
 def test_the_newest_failure_of_an_id_stands(strict):
     strict.run()
     before = {row["message_id"]: row for row in standing(strict)}

@@ -15,7 +15,7 @@ from headrace.console.show import as_text, format_time, print_lines, print_rows,
 from headrace.console.sql import query
 from headrace.console.topics import audit
 from headrace.events.click import HEADER
-from headrace.events.settled import EVENTS, FAILED, REASONS, REPLAY, FailedEvent, decode_failed, decode_settled
+from headrace.events.settled import EVENTS, FAILED, REASONS, REPLAY, FailedEvent, decode_failed, decode_settled, is_row
 from headrace.project import OpenProject, open_project
 from headrace.tables.sink import INCARNATION
 from headrace.topics import Message, Record, Topic, partition_for
@@ -140,7 +140,7 @@ def _read_tails(project: OpenProject) -> _Tails:
 
 
 def tail_of(project: OpenProject, name: str) -> Iterator[Message]:
-    """Yields the records of a topic that its table does not hold yet."""
+    """Yields the events of a settled topic that its table does not hold yet."""
     if name not in project.topics.names():
         return
     topic = project.topic(name)
@@ -151,7 +151,7 @@ def tail_of(project: OpenProject, name: str) -> Iterator[Message]:
         if not messages:
             return
         offsets.update({message.partition: message.offset + 1 for message in messages})
-        yield from (message for message in messages if not message.headers)
+        yield from (message for message in messages if is_row(message.value or b"", message.headers))
 
 
 def _tail_offsets(project: OpenProject, topic: Topic) -> dict[int, int]:

@@ -11,7 +11,7 @@ import msgspec
 
 from headrace.collect.app import CLICKS
 from headrace.collect.settler import GROUP
-from headrace.events.settled import EVENTS, FAILED
+from headrace.events.settled import EVENTS, FAILED, is_row
 from headrace.project import OpenProject
 from headrace.topics import Message
 
@@ -114,11 +114,11 @@ def _is_sunk(project: OpenProject, name: str) -> bool:
 
 
 def _read(project: OpenProject, name: str) -> Iterator[Message]:
-    """Yields what a topic holds but for the settler's progress."""
+    """Yields what a topic holds, of a settled one its events."""
     topic = project.topic(name)
     offsets = {p: bound.start for p, bound in enumerate(topic.bounds())}
     while messages := topic.read(offsets):
         for message in messages:
             offsets[message.partition] = message.offset + 1
-            if name == CLICKS or not message.headers:
+            if name == CLICKS or is_row(message.value or b"", message.headers):
                 yield message

@@ -218,3 +218,13 @@ def is_ours(value: bytes) -> bool:
     except msgspec.MsgspecError:
         return False
     return True
+
+
+def is_row(value: bytes, headers: tuple[tuple[str, bytes], ...]) -> bool:
+    """Returns whether a record of `events` or `failed` is an event: no progress, and written by a settler.
+
+    >>> event = b'{"version":1,"src_offset":3}'
+    >>> is_row(event, ()), is_row(event, PROGRESS_HEADERS), is_row(b"hello", ())
+    (True, False, False)
+    """
+    return headers != PROGRESS_HEADERS and is_ours(value)
