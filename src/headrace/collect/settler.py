@@ -19,7 +19,7 @@ from headrace.collect.memory import Home, Memory
 from headrace.events import settled
 from headrace.events.settle import Outcome, Rules, restore, settle, visitor_key
 from headrace.events.settled import EVENTS, FAILED, PROGRESS_HEADERS, FailedEvent, Progress, SettledEvent
-from headrace.topics import Message, Move, Record, Topics
+from headrace.topics import Message, Move, Record, Topic, Topics
 
 GROUP = "settler"
 
@@ -184,19 +184,13 @@ class Settler:
 
     def _tail(self, name: str, partition: int, since_us: int) -> Iterator[SettledEvent | FailedEvent | Progress]:
         bound = self._topics.bounds(name)[partition]
-        end = bound.end
         # The last records tell how many there were, however old they are.
-        offset = max(min(self._topics.offsets_at(name, since_us)[partition], end - _LAST_RECORDS), bound.start)
-        while offset < end:
-            messages = self._topics.read(name, {partition: offset}, max_records=_PORTION, wait_seconds=0)
-            if not messages:
-                return
-            for message in messages:
-                if settled.is_ours(message.value or b""):
-                    yield _row(name, message)
-                else:
-                    _LOGGER.error("topic %s, partition %d, offset %d is none of ours", name, partition, message.offset)
-            offset = messages[-1].offset + 1
+        offset = max(min(self._topics.offsets_at(name, since_us)[partition], bound.end - _LAST_RECORDS), bound.start)
+        for message in Topic(self._topics, name).read_to_ends({partition: offset}):
+            if settled.is_ours(message.value or b""):
+                yield _row(name, message)
+            else:
+                _LOGGER.error("topic %s, partition %d, offset %d is none of ours", name, partition, message.offset)
             # Catching up may take longer than a lease.
             if time.monotonic() - self._renewed_at > _RENEW_SECONDS and partition not in self._hold():
                 raise FencedError(

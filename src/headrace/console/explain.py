@@ -118,13 +118,10 @@ def _find_waiting(project: OpenProject, wanted: str) -> Iterator[Message]:
     topic = project.topic(CLICKS)
     saved = {one.position.partition: one.position.offset for one in topic.topics.groups(CLICKS) if one.group == SETTLER}
     offsets = {p: max(bound.start, saved.get(p, 0)) for p, bound in enumerate(topic.bounds())}
-    mark, left = _mark(wanted), _MOST_CLICKS_READ
-    while left > 0 and (messages := topic.read(offsets)):
-        left -= len(messages)
-        for message in messages:
-            offsets[message.partition] = message.offset + 1
-            if mark in (message.value or b"") and wanted in _ids(message):
-                yield message
+    mark = _mark(wanted)
+    for message in topic.read_to_ends(offsets, max_records=_MOST_CLICKS_READ):
+        if mark in (message.value or b"") and wanted in _ids(message):
+            yield message
 
 
 def _mark(wanted: str) -> bytes:
@@ -213,14 +210,8 @@ def _repeats(project: OpenProject, row: Row, message: Message | None) -> int | N
     if message is None:
         return None
     mark = _mark(row["message_id"])
-    found, left, offset = 0, _MOST_REPEATS_READ, message.offset + 1
-    while left > 0:
-        messages = project.topics.read(CLICKS, {message.partition: offset}, max_records=left, wait_seconds=0)
-        if not messages:
-            break
-        found += sum(mark in (one.value or b"") and row["message_id"] in _ids(one) for one in messages)
-        left, offset = left - len(messages), messages[-1].offset + 1
-    return found
+    later = project.topic(CLICKS).read_to_ends({message.partition: message.offset + 1}, max_records=_MOST_REPEATS_READ)
+    return sum(mark in (one.value or b"") and row["message_id"] in _ids(one) for one in later)
 
 
 def _failure(one: _Found) -> dict[str, Any]:

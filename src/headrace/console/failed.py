@@ -144,14 +144,9 @@ def tail_of(project: OpenProject, name: str) -> Iterator[Message]:
     if name not in project.topics.names():
         return
     topic = project.topic(name)
-    offsets = _tail_offsets(project, topic)
-    ends = {p: bound.end for p, bound in enumerate(topic.bounds())}
-    while any(offset < ends[p] for p, offset in offsets.items()):
-        messages = topic.read(offsets, wait_seconds=1.0)
-        if not messages:
-            return
-        offsets.update({message.partition: message.offset + 1 for message in messages})
-        yield from (message for message in messages if is_row(message.value or b"", message.headers))
+    for message in topic.read_to_ends(_tail_offsets(project, topic)):
+        if is_row(message.value or b"", message.headers):
+            yield message
 
 
 def _tail_offsets(project: OpenProject, topic: Topic) -> dict[int, int]:

@@ -115,10 +115,6 @@ def _is_sunk(project: OpenProject, name: str) -> bool:
 
 def _read(project: OpenProject, name: str) -> Iterator[Message]:
     """Yields what a topic holds, of a settled one its events."""
-    topic = project.topic(name)
-    offsets = {p: bound.start for p, bound in enumerate(topic.bounds())}
-    while messages := topic.read(offsets):
-        for message in messages:
-            offsets[message.partition] = message.offset + 1
-            if name == CLICKS or is_row(message.value or b"", message.headers):
-                yield message
+    for message in project.topic(name).read_to_ends():
+        if name == CLICKS or is_row(message.value or b"", message.headers):
+            yield message

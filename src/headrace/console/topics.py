@@ -106,17 +106,9 @@ def read(given: argparse.Namespace) -> None:
     """Prints what a topic holds at present."""
     with _opened(given) as project:
         topic = project.topic(given.topic)
-        ends = {p: bound.end for p, bound in enumerate(topic.bounds())}
         offsets = _offsets(topic, given.start, only=given.partition)
         left = given.max if given.max is not None else sys.maxsize
-        while left > 0 and any(offset < ends[p] for p, offset in offsets.items()):
-            messages = topic.read(offsets, max_records=min(_PORTION, left), wait_seconds=1.0)
-            if not messages:
-                break
-            wanted = [message for message in messages if message.offset < ends[message.partition]]
-            _print_messages(wanted, as_json=given.json)
-            left -= len(wanted)
-            offsets.update({message.partition: message.offset + 1 for message in messages})
+        _print_messages(topic.read_to_ends(offsets, max_records=left), as_json=given.json)
 
 
 def append(given: argparse.Namespace) -> None:
@@ -281,7 +273,7 @@ def _bytes_of(raw: msgspec.Raw) -> bytes | None:
     return None if value == b"null" else value
 
 
-def _print_messages(messages: list[Message], *, as_json: bool) -> None:
+def _print_messages(messages: Iterable[Message], *, as_json: bool) -> None:
     if as_json:
         print_lines(_as_object(message) for message in messages)
         return

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import ClassVar, Protocol, Self
@@ -21,6 +22,7 @@ MAX_PARTITIONS = 1024
 MAX_READ_BYTES = 8 << 20
 """A read ends at about so many bytes, with one record of each partition at least: a backlog must not fill memory."""
 
+_PORTION = 10_000
 # How long an idle consumer may take to notice that its topic was created anew.
 _INCARNATION_CHECK_SECONDS = 1.0
 
@@ -254,6 +256,32 @@ class Topic:
         """Returns messages from `offsets` on, by default from the start of every partition."""
         start = offsets if offsets is not None else {p: b.start for p, b in enumerate(self.bounds())}
         return self.topics.read(self.name, start, max_records=max_records, wait_seconds=wait_seconds)
+
+    def read_to_ends(
+        self, offsets: Mapping[int, int] | None = None, *, max_records: int = sys.maxsize
+    ) -> Iterator[Message]:
+        """Yields messages from `offsets` on, by default all, up to where each partition ends when it begins.
+
+        At most `max_records`; partitions take turns.
+
+        >>> import headrace.topics
+        >>> clicks = headrace.topics.open_topic("memory://", "clicks", create=True)
+        >>> places = clicks.append([Record(b"ann", b"hello"), Record(b"ann", b"again")])
+        >>> [message.value for message in clicks.read_to_ends({2: 1})]
+        [b'again']
+        """
+        bounds = self.bounds()
+        places = dict(offsets) if offsets is not None else {p: bound.start for p, bound in enumerate(bounds)}
+        left = max_records
+        while left > 0 and any(offset < bounds[p].end for p, offset in places.items()):
+            messages = self.read(places, max_records=min(left, _PORTION))
+            if not messages:
+                # Before the end stands nothing but markers of transactions.
+                return
+            places.update({message.partition: message.offset + 1 for message in messages})
+            wanted = [message for message in messages if message.offset < bounds[message.partition].end]
+            left -= len(wanted)
+            yield from wanted
 
     def share(self, group: str, *, member: str, lease_seconds: float = DEFAULT_LEASE_SECONDS) -> Share:
         """Returns a member's part of `group`, whose partitions are divided among its members."""
