@@ -11,6 +11,7 @@ import msgspec
 
 from headrace.collect.app import CLICKS
 from headrace.collect.settler import GROUP
+from headrace.console.failed import tail_of
 from headrace.events.settled import EVENTS, FAILED, is_row
 from headrace.project import OpenProject
 from headrace.topics import Message
@@ -101,16 +102,7 @@ def _is_settled(project: OpenProject) -> bool:
 
 
 def _is_sunk(project: OpenProject, name: str) -> bool:
-    bounds = project.topics.bounds(name)
-    if all(bound.start == bound.end for bound in bounds):
-        return True
-    if name not in project.tables.names():
-        return False
-    table = project.tables.open(name)
-    incarnation = project.topics.describe(name).incarnation
-    # A partition that ends in the progress of the settler is committed once a minute only.
-    messages = {message.partition: message.offset for message in _read(project, name)}
-    return all((table.position(f"{incarnation}/{p}") or 0) > offset for p, offset in messages.items())
+    return next(tail_of(project, name), None) is None
 
 
 def _read(project: OpenProject, name: str) -> Iterator[Message]:

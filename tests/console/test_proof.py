@@ -1,0 +1,36 @@
+"""The count from outside, and when it may be taken."""
+
+from __future__ import annotations
+
+import pytest
+
+from headrace.console.proof import prove, wait_at_rest
+from headrace.project import open_project
+from running import clicked
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_project_is_at_rest_once_all_stands_in_its_tables(shop):
+    shop.click(clicked("m1"), clicked("m2"), clicked("m1"), clicked("m3", price="cheap"))
+    with open_project(shop.folder) as project:
+        assert not wait_at_rest(project, 0)
+        shop.settle()
+        assert not wait_at_rest(project, 0)
+        shop.sink("events")
+        assert not wait_at_rest(project, 0), "what failed is in no table yet"
+        shop.sink("failed")
+        assert wait_at_rest(project, 0)
+        shop.write_foreign_records()
+        assert wait_at_rest(project, 0), "nobody waits for what is no event"
+
+
+def test_the_proof_counts_each_event_once_and_nothing_that_is_none(shop):
+    shop.click(clicked("m1"), clicked("m2"), clicked("m1"), clicked("m3", price="cheap"))
+    shop.run()
+    shop.write_foreign_records(naming="m1")
+    with open_project(shop.folder) as project:
+        proof = prove(project, {"m1", "m2", "m3"})
+        assert (proof.clicks, proof.settled, proof.failed, proof.repeats, proof.rows) == (4, 2, 1, 1, 2)
+        assert proof.holds
+        assert prove(project, {"m1", "m9"}).lost == 1
