@@ -1,0 +1,1 @@
+"""Who sees what, and what it changed: assignment, sample ratio, analysis."""

@@ -1,0 +1,1 @@
+"""Pure mathematics: moments, comparisons, intervals, power. Nothing here reads or writes."""
