@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import errno
 import signal
 import sys
 import time
@@ -173,7 +174,7 @@ def _write_parquet(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBat
     except pa.ArrowNotImplementedError as error:
         raise CallError(f"Parquet cannot hold a column of this answer: {error}. Cast it in the SQL") from error
     except OSError as error:
-        if error.errno == 28:
+        if error.errno == errno.ENOSPC:
             raise FullError(f"no room for {str(path)!r}") from error
         raise CallError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
     finally:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from headrace.base.errors import CallError, DeadlineError, FormatError, HeadraceError, did_you_mean
 from headrace.engines.duckdb_errors import Failure, is_damage, read_failure, read_outside
 from headrace.engines.duckdb_guard import Statement
-from headrace.engines.engine import Source, SqlError, View
+from headrace.engines.engine import Source, SqlError, View, quote_name, quote_text
 
 _NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 _PATH_COLUMN = "__headrace_path"
@@ -83,7 +83,7 @@ class Query:
         self._view = ""
 
     def _lock(self) -> None:
-        paths = ", ".join(map(_text, self._files))
+        paths = ", ".join(map(quote_text, self._files))
         self.connection.execute(f"SET allowed_paths = [{paths}]")
         self.connection.execute("SET enable_external_access = false; SET lock_configuration = true")
 
@@ -94,13 +94,13 @@ class Query:
             self._files.update(dict.fromkeys(paths, source.name))
             self._columns.update(dict.fromkeys(source.schema.names))
             with self.translated():
-                self.connection.execute(f"CREATE VIEW {_name(source.name)} AS {self._scan(source, paths)}")
+                self.connection.execute(f"CREATE VIEW {quote_name(source.name)} AS {self._scan(source, paths)}")
         with self.translated():
             self._lock()
 
     def create_view(self, view: View) -> None:
         """Makes a view of the caller's, whose SQL was judged before."""
-        head = f"CREATE VIEW {_name(view.name)} AS\n"
+        head = f"CREATE VIEW {quote_name(view.name)} AS\n"
         outer, self.statement = self.statement, Statement("", view.sql, -len(head.encode()), frozenset())
         self._view = view.name
         with self.translated():
@@ -110,19 +110,19 @@ class Query:
     def _scan(self, source: Source, paths: Sequence[str]) -> str:
         types = dict(zip(source.schema.names, self._types(source), strict=True))
         if not paths:
-            columns = ", ".join(f"NULL::{kind} AS {_name(name)}" for name, kind in types.items())
+            columns = ", ".join(f"NULL::{kind} AS {quote_name(name)}" for name, kind in types.items())
             return f"SELECT {columns} WHERE false"
         stored = {name: kind for name, kind in types.items() if name not in source.partitions}
         for path in paths:
             _check_path(source, path)
-        columns = ", ".join(_name(n) if n in stored else _partition(n, kind, paths) for n, kind in types.items())
+        columns = ", ".join(quote_name(n) if n in stored else _partition(n, kind, paths) for n, kind in types.items())
         # Types by name: else each file's footer is read when the view is made (900 files: 84 ms against 14),
         # and a column that no file has yet would not exist.
         schema = ", ".join(
-            f"{_text(name)}: {{name: {_text(name)}, type: {_text(kind)}, default_value: NULL}}"
+            f"{quote_text(name)}: {{name: {quote_text(name)}, type: {quote_text(kind)}, default_value: NULL}}"
             for name, kind in stored.items()
         )
-        files = ", ".join(map(_text, paths))
+        files = ", ".join(map(quote_text, paths))
         # Every name and text in it is quoted.
         return (
             f"SELECT {columns} "  # noqa: S608
@@ -210,7 +210,7 @@ def _is_damaged(path: str) -> bool:
     with duckdb.connect(config={"threads": 1}) as connection:
         connection.execute("SET enable_progress_bar = false")
         try:
-            for _ in connection.sql(f"FROM read_parquet([{_text(path)}])").to_arrow_reader(10_000):
+            for _ in connection.sql(f"FROM read_parquet([{quote_text(path)}])").to_arrow_reader(10_000):
                 pass
         except _ERRORS:
             return True
@@ -231,17 +231,9 @@ def _partition(name: str, kind: str, paths: Sequence[str]) -> str:
     """
     key = f"/{name}="
     first = ".*" if any(path.count(key) > 1 for path in paths) else ""
-    value = f"regexp_extract({_PATH_COLUMN}, {_text(f'{first}/{re.escape(name)}=([^/]*)/')}, 1)"
+    value = f"regexp_extract({_PATH_COLUMN}, {quote_text(f'{first}/{re.escape(name)}=([^/]*)/')}, 1)"
     if any("%" in path for path in paths):
         value = f"url_decode({value})"
     if any(_NO_PARTITION in path for path in paths):
         value = f"nullif({value}, '{_NO_PARTITION}')"
-    return f"CAST({value} AS {kind}) AS {_name(name)}"
-
-
-def _name(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'
-
-
-def _text(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return f"CAST({value} AS {kind}) AS {quote_name(name)}"

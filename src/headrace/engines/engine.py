@@ -115,6 +115,24 @@ class Engine(Protocol):
         """Lets go of what the engine holds."""
 
 
+def quote_name(name: str) -> str:
+    """Returns a name as it stands in SQL.
+
+    >>> print(quote_name('5" disks'))
+    "5"" disks"
+    """
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quote_text(text: str) -> str:
+    """Returns a text as it stands in SQL.
+
+    >>> print(quote_text("it's"))
+    'it''s'
+    """
+    return "'" + text.replace("'", "''") + "'"
+
+
 @dataclass(frozen=True)
 class Place:
     """Where something stands in SQL, in bytes of its UTF-8."""

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from headrace.base.errors import CallError
 from headrace.engines import Source, View
+from headrace.engines.engine import quote_name, quote_text
 from headrace.events.event import Event
 from headrace.events.settled import EVENTS, SettledEvent
 from headrace.events.taxonomy import TAXONOMY
@@ -80,12 +81,13 @@ def event_sql(event: Event, columns: Sequence[str]) -> str:
     kept = [name for name in columns if name not in _NOT_IN_VIEWS]
     taken = {name.lower() for name in kept}
     fields = [
-        f"{_typed(f'json_extract(properties, {_path(name)})', kind)} AS {_name(_free(name, taken, suffix='property'))}"
+        f"{_typed(f'json_extract(properties, {_path(name)})', kind)} "
+        f"AS {quote_name(_free(name, taken, suffix='property'))}"
         for name, kind in _property_kinds(event).items()
     ]
-    listed = ",\n  ".join([*map(_name, kept), *fields])
+    listed = ",\n  ".join([*map(quote_name, kept), *fields])
     # Every name and text in it is quoted.
-    return f"SELECT\n  {listed}\nFROM {EVENTS}\nWHERE type = 'track' AND event = {_text(event.name)}"
+    return f"SELECT\n  {listed}\nFROM {EVENTS}\nWHERE type = 'track' AND event = {quote_text(event.name)}"
 
 
 def _property_kinds(event: Event) -> dict[str, Any]:
@@ -141,8 +143,8 @@ def _nested(json: str, options: Sequence[Any]) -> str:
         )
     if len(options) == 1 and isinstance(options[0], type) and issubclass(options[0], Struct):
         members = ", ".join(
-            f"{_text(field.encode_name)}: {_typed(f'json_extract({json}, {_path(field.encode_name)})', field.type)}"
-            for field in msgspec.structs.fields(options[0])
+            f"{quote_text(name)}: {_typed(f'json_extract({json}, {_path(name)})', kind)}"
+            for name, kind in ((field.encode_name, field.type) for field in msgspec.structs.fields(options[0]))
         )
         return f"CASE json_type({json}) WHEN 'OBJECT' THEN {{{members}}} END"
     # What may be text or a list or an object stays as it is: a text its characters, the others JSON.
@@ -212,14 +214,14 @@ def funnel_sql(steps: Sequence[str], *, within_seconds: float) -> str:
         raise CallError(f"a funnel needs steps and a time, found steps {list(steps)!r}, {within_seconds:g} seconds")
     numbered = list(enumerate(steps, start=1))
     return _FUNNEL.format(
-        listed=", ".join(map(_text, dict.fromkeys(steps))),
-        first=_text(steps[0]),
+        listed=", ".join(map(quote_text, dict.fromkeys(steps))),
+        first=quote_text(steps[0]),
         # Every text in it is quoted, and every number one of ours.
         steps="".join(
-            _STEP.format(number=number, before=number - 1, step=_text(step), within_us=round(within_seconds * 1e6))
+            _STEP.format(number=number, before=number - 1, step=quote_text(step), within_us=round(within_seconds * 1e6))
             for number, step in numbered[1:]
         ),
-        counts="\n  UNION ALL\n".join(_COUNT.format(number=number, step=_text(step)) for number, step in numbered),
+        counts="\n  UNION ALL\n".join(_COUNT.format(number=number, step=quote_text(step)) for number, step in numbered),
     )
 
 
@@ -271,12 +273,4 @@ def _sentences(kind: type[Struct]) -> Iterator[tuple[str, str]]:
 
 
 def _path(name: str) -> str:
-    return _text('$."' + name + '"')
-
-
-def _name(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"'
-
-
-def _text(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
+    return quote_text('$."' + name + '"')

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import msgspec
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Field, Transaction, WriterProperties, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Field, Transaction, write_deltalake
 
 from headrace.base.clock import machine_us
 from headrace.base.errors import CallError, FencedError, HeadraceError, PositionError, UnavailableError
@@ -28,7 +28,7 @@ from headrace.tables.delta_damage import brief
 from headrace.tables.delta_durable import drop_torn, sync
 from headrace.tables.delta_log import LOG, missing, oldest, version_of
 from headrace.tables.delta_pins import Pins
-from headrace.tables.delta_place import HOOKS, Place
+from headrace.tables.delta_place import HOOKS, WRITER, Place
 from headrace.tables.scan import DeltaScan, chosen
 from headrace.tables.table import DEFAULT_KEEP_COMMITS, DEFAULT_KEEP_SECONDS, Commit, File, Optimized, Pin, check_schema
 
@@ -192,7 +192,7 @@ class Delta:
             self._loaded,
             rows,
             mode=mode,
-            writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
+            writer_properties=WRITER,
             commit_properties=commit_properties(positions, note),
             post_commithook_properties=HOOKS,
         )
@@ -262,7 +262,7 @@ class Delta:
                 mode="overwrite",
                 schema_mode="overwrite",
                 partition_by=list(self.partitions) or None,
-                writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
+                writer_properties=WRITER,
                 commit_properties=note,
                 post_commithook_properties=HOOKS,
             )

@@ -8,12 +8,12 @@ from datetime import date
 from typing import Any
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, WriterProperties
+from deltalake import CommitProperties, DeltaTable
 
 from headrace.base.errors import CallError
 from headrace.tables.delta_log import LOG, between_checkpoints, superfluous
 from headrace.tables.delta_pins import refuse
-from headrace.tables.delta_place import HOOKS, Place
+from headrace.tables.delta_place import HOOKS, WRITER, Place
 from headrace.tables.delta_store import Entry
 from headrace.tables.table import Optimized, Pin
 
@@ -30,7 +30,7 @@ def optimize(place: Place, loaded: DeltaTable, *, target_bytes: int) -> Optimize
         "optimize",
         lambda: loaded.optimize.compact(
             target_size=target_bytes,
-            writer_properties=WriterProperties(compression="ZSTD", compression_level=1),
+            writer_properties=WRITER,
             post_commithook_properties=HOOKS,
         ),
         times=_SLOW,

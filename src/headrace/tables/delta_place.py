@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import pyarrow as pa
-from deltalake import DeltaTable, PostCommitHookProperties, QueryBuilder
+from deltalake import DeltaTable, PostCommitHookProperties, QueryBuilder, WriterProperties
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from headrace.base.errors import FencedError, FormatError, HeadraceError
+from headrace.engines.engine import quote_name
 from headrace.tables.deadline import within
 from headrace.tables.delta_damage import brief, check_log, explain
 from headrace.tables.delta_log import LOG
@@ -19,6 +20,8 @@ from headrace.tables.delta_store import Store
 
 # The keeper alone writes checkpoints: two at once can damage one another.
 HOOKS = PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False)
+# How the rows of every commit are written, those of the keeper too.
+WRITER = WriterProperties(compression="ZSTD", compression_level=1)
 _READABLE_FEATURES = frozenset(("timestampNtz", "v2Checkpoint", "vacuumProtocolCheck", "appendOnly", "invariants"))
 
 T = TypeVar("T")
@@ -79,7 +82,7 @@ class Place:
 
 def read_batches(loaded: DeltaTable, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Yields some columns of a snapshot, read by the library's own engine: Arrow's would abort the process at exit."""
-    quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in schema.names)
+    quoted = ", ".join(map(quote_name, schema.names))
     query = QueryBuilder().register("snapshot", loaded).execute(f"select {quoted} from snapshot")  # noqa: S608
     for batch in pa.RecordBatchReader.from_stream(query):
         # It hands out views where the schema says string.

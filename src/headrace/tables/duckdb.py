@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import duckdb
 import pyarrow as pa
 
+from headrace.engines.engine import quote_name, quote_text
+
 
 def scan(files: Sequence[str], schema: pa.Schema, partitions: Sequence[str]) -> duckdb.DuckDBPyRelation:
     """Returns a relation with exactly the columns of `schema` over Parquet files laid out by partition."""
@@ -20,21 +22,17 @@ def scan(files: Sequence[str], schema: pa.Schema, partitions: Sequence[str]) -> 
 
 
 def _source(files: Sequence[str], schema: pa.Schema, partitions: Sequence[str]) -> str:
-    listed = ", ".join(_text(path) for path in files)
+    listed = ", ".join(quote_text(path) for path in files)
     # Some files are older than some columns, so columns are matched by name.
     if not partitions:
         return f"read_parquet([{listed}], union_by_name = true, hive_partitioning = false)"
     # Left to itself DuckDB guesses the type of a partition, and takes the text 007 for the number 7.
-    kinds = ", ".join(f"{_text(name)}: {_duckdb_type(schema.field(name).type)}" for name in partitions)
+    kinds = ", ".join(f"{quote_text(name)}: {_duckdb_type(schema.field(name).type)}" for name in partitions)
     return f"read_parquet([{listed}], union_by_name = true, hive_types = {{{kinds}}})"
 
 
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"
-
-
 def _cast(field: pa.Field, standing: set[str]) -> str:
-    quoted = '"' + field.name.replace('"', '""') + '"'
+    quoted = quote_name(field.name)
     value = quoted if field.name in standing else "NULL"
     return f"CAST({value} AS {_duckdb_type(field.type)}) AS {quoted}"
 
