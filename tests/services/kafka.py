@@ -14,9 +14,8 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 import services
+from services import maven
 
-_POM = Path(__file__).with_name("kafka-pom.xml")
-_JARS = "kafka-4.3.1"
 _START_SECONDS = 60.0
 
 USER = "ann"
@@ -52,24 +51,7 @@ log.initial.task.delay.ms=100
 
 def fetch_jars() -> Path:
     """Returns the folder with Kafka's jars, brought by Maven the first time."""
-    folder = services.cache_folder(_JARS)
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f"{_JARS}.{os.getpid()}")
-    command = ["mvn", "-q", "-B", "-f", str(_POM), "dependency:copy-dependencies", "-DincludeScope=runtime"]
-    done = subprocess.run(
-        [*command, f"-DoutputDirectory={fresh}"], capture_output=True, text=True, timeout=170, check=False
-    )
-    if done.returncode:
-        shutil.rmtree(fresh, ignore_errors=True)
-        services.refuse("kafka", f"Maven cannot fetch it: {done.stdout[-500:]}")
-    try:
-        fresh.rename(folder)
-    except OSError:
-        # Another run was faster.
-        shutil.rmtree(fresh)
-    return folder
+    return maven.fetch_jars("kafka", services.cache_folder("kafka-4.3.1"))
 
 
 class Broker:
@@ -79,7 +61,7 @@ class Broker:
         self._folder = folder
         self._jars = jars
         self._process: subprocess.Popen[bytes] | None = None
-        self.port, self.sasl_port, controller = _free_ports(3)
+        self.port, self.sasl_port, controller = services.free_ports(3)
         self.properties = folder / "server.properties"
         self.properties.write_text(
             _PROPERTIES.format(
@@ -161,13 +143,3 @@ class Broker:
             return bool(client.list_topics(timeout=5).brokers)
         except KafkaException:
             return False
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports

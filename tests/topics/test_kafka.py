@@ -30,27 +30,10 @@ pytestmark = pytest.mark.service("kafka")
 
 KEYS = [f"visitor-{number}" for number in range(40)] + ["zoë", "日本", "x" * 300]
 
-_numbers = itertools.count()
-
 
 @pytest.fixture
-def topic(kafka):
-    topics = open_topics(kafka.url)
-    one = Topic(topics, f"test-kafka-{next(_numbers)}")
-    topics.create(one.name, partitions=5, retention_seconds=None)
-    yield one
-    topics.drop(one.name)
-    topics.close()
-
-
-def read_all(topic):
-    offsets = {partition: bound.start for partition, bound in enumerate(topic.bounds())}
-    found = []
-    while messages := topic.read(offsets):
-        found += messages
-        for message in messages:
-            offsets[message.partition] = message.offset + 1
-    return found
+def topic(make_topic):
+    return make_topic(partitions=5)
 
 
 def poll(consumer, count):
@@ -90,7 +73,7 @@ def test_we_read_what_kcat_wrote(kafka, topic):
     text = "".join(f"{key}\tvalue of {key}\n" for key in KEYS)
     options = ("-K", "\t", "-H", "kind=click", "-X", "partitioner=murmur2_random", "-z", "lz4")
     kcat("-P", "-b", kafka.address, "-t", topic.name, *options, text=text)
-    found = {message.key.decode(): message for message in read_all(topic)}
+    found = {message.key.decode(): message for message in topic.read_to_ends()}
     assert sorted(found) == sorted(KEYS)
     for key, message in found.items():
         assert message.value == f"value of {key}".encode()
@@ -117,7 +100,7 @@ def test_the_java_producer_puts_keys_where_we_do(kafka, topic):
         *("--reader-property=parse.key=true", "--reader-property=key.separator=|"),
         text="".join(f"{key}|value of {key}\n" for key in KEYS),
     )
-    theirs = {message.key: message for message in read_all(topic)}
+    theirs = {message.key: message for message in topic.read_to_ends()}
     assert sorted(theirs) == sorted(key.encode() for key in KEYS)
     places = topic.append([Record(key.encode(), b"ours") for key in KEYS])
     for key, place in zip(KEYS, places, strict=True):
@@ -175,7 +158,7 @@ def test_a_sender_bounds_what_waits(topic):
     answers = asyncio.run(send())
     refused = [answer for answer in answers if isinstance(answer, OverloadedError)]
     assert len(refused) == 41
-    assert len(read_all(topic)) == 50 - len(refused) + 2
+    assert len(list(topic.read_to_ends())) == 50 - len(refused) + 2
 
 
 def test_a_sender_refuses_what_the_broker_would(topic):
@@ -187,7 +170,7 @@ def test_a_sender_refuses_what_the_broker_would(topic):
         await sender.close()
 
     asyncio.run(send())
-    assert b"second" in {message.value for message in read_all(topic)}
+    assert b"second" in {message.value for message in topic.read_to_ends()}
 
 
 def test_readers_see_what_transactions_committed_and_know_the_end(kafka, topic):
@@ -203,7 +186,7 @@ def test_readers_see_what_transactions_committed_and_know_the_end(kafka, topic):
         else:
             producer.abort_transaction(20)
     started = time.monotonic()
-    assert [int(message.value) for message in read_all(topic)] == [*range(5), *range(5)]
+    assert [int(message.value) for message in topic.read_to_ends()] == [*range(5), *range(5)]
     with topic.consume("readers") as consumer:
         assert len(poll(consumer, 10)) == 10
         assert consumer.poll(wait_seconds=0) == []
@@ -228,7 +211,7 @@ def test_a_sender_outlives_the_loss_of_its_producer(topic):
         await sender.close()
 
     asyncio.run(send())
-    assert {b"before", b"after"} <= {message.value for message in read_all(topic)}
+    assert {b"before", b"after"} <= {message.value for message in topic.read_to_ends()}
 
 
 class Load(threading.Thread):
@@ -289,7 +272,7 @@ def test_a_broker_that_dies_under_load_loses_nothing_acknowledged(kafka, topic):
     load.stopping = True
     load.join()
     assert load.stalled_seconds > 1
-    found = [message.value for message in read_all(topic)]
+    found = [message.value for message in topic.read_to_ends()]
     assert len(found) == len(set(found))
     assert set(load.acknowledged) <= set(found)
     for caller in range(100):

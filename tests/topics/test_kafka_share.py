@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from headrace.base.errors import CallError, FencedError, StopError
-from headrace.topics import Move, Record, Topic, open_topics, replay
+from headrace.topics import Move, Record, Topic, replay
 from headrace.topics.topic import Position
 from running import wait_until
 
@@ -26,30 +25,6 @@ pytestmark = pytest.mark.service("kafka")
 PARTITIONS = 4
 MEMBER = Path(__file__).with_name("share_member.py")
 
-_numbers = itertools.count()
-
-
-@pytest.fixture
-def topics(kafka):
-    one = open_topics(kafka.url)
-    yield one
-    one.close()
-
-
-@pytest.fixture
-def make_topic(topics):
-    made = []
-
-    def make():
-        name = f"test-share-{next(_numbers)}"
-        topics.create(name, partitions=PARTITIONS, retention_seconds=None)
-        made.append(name)
-        return Topic(topics, name)
-
-    yield make
-    for name in made:
-        topics.drop(name)
-
 
 def await_held(share, count=PARTITIONS):
     deadline = time.monotonic() + 30
@@ -57,16 +32,6 @@ def await_held(share, count=PARTITIONS):
         assert time.monotonic() < deadline, f"holds {held}"
         time.sleep(0.01)
     return held
-
-
-def read_all(topic):
-    offsets = {partition: bound.start for partition, bound in enumerate(topic.bounds())}
-    found = []
-    while messages := topic.read(offsets):
-        found += messages
-        for message in messages:
-            offsets[message.partition] = message.offset + 1
-    return found
 
 
 def high_watermarks(kafka, topic):
@@ -103,7 +68,7 @@ def test_who_takes_over_sees_all_that_was_saved_and_nothing_hangs(kafka, make_to
     await_held(share)
     took = time.monotonic() - started
     assert [bound.end for bound in output.bounds()] == high_watermarks(kafka, output)
-    assert [message.value for message in read_all(output)] == [b"saved"] * PARTITIONS
+    assert [message.value for message in output.read_to_ends()] == [b"saved"] * PARTITIONS
     incarnation = source.describe().incarnation
     assert [share.saved(p) for p in range(PARTITIONS)] == [Position(incarnation, p, 5) for p in range(PARTITIONS)]
     share.close()
@@ -134,7 +99,7 @@ def test_a_reader_reaches_the_end_behind_the_markers(make_topic):
     for number in range(3):
         moves = [Move(p, number, {output.name: [Record(None, b"%d" % number)]}) for p in range(PARTITIONS)]
         share.transact(moves, deadline_seconds=10)
-    assert len(read_all(output)) == 3 * PARTITIONS
+    assert len(list(output.read_to_ends())) == 3 * PARTITIONS
     ends = {partition: bound.end for partition, bound in enumerate(output.bounds())}
     assert output.read(ends) == []
     share.transact([Move(1, 4, {output.name: [Record(None, b"next")]})], deadline_seconds=10)
@@ -175,7 +140,7 @@ def test_a_foreign_producer_of_the_same_id_fences_the_holder(kafka, make_topic):
     share = source.share("settlers", member="ann")
     await_held(share)
     assert share.saved(2) is None
-    assert b"2" not in {message.value for message in read_all(output)}
+    assert b"2" not in {message.value for message in output.read_to_ends()}
     share.close()
 
 
@@ -272,17 +237,17 @@ def test_members_that_die_and_freeze_copy_every_id_once(kafka, make_topic, tmp_p
             feed.stopping = True
             feed.join()
             deadline = time.monotonic() + 40
-            while len(read_all(output)) < feed.sent:
+            while len(list(output.read_to_ends())) < feed.sent:
                 assert time.monotonic() < deadline, (tmp_path / "members.log").read_text()[-3000:]
                 time.sleep(0.5)
             assert members.all_run(), (tmp_path / "members.log").read_text()[-3000:]
         finally:
             members.end()
-    found = read_all(output)
+    found = list(output.read_to_ends())
     copies = Counter(message.value for message in found)
     assert set(copies) == {b"%d" % number for number in range(feed.sent)}
     assert max(copies.values()) == 1
-    places = {(message.partition, message.value) for message in read_all(source)}
+    places = {(message.partition, message.value) for message in source.read_to_ends()}
     assert {(message.partition, message.value) for message in found} <= places
     for partition in range(PARTITIONS):
         sources = [int(message.headers[0][1]) for message in found if message.partition == partition]
