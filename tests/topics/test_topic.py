@@ -6,7 +6,9 @@ import itertools
 
 import pytest
 
-from headrace.topics import Record, open_topic
+from headrace.base.errors import CallError
+from headrace.topics import Move, Record, open_topic
+from running import wait_until
 
 
 @pytest.fixture(params=["memory://", "sqlite:///topics.db"])
@@ -50,3 +52,15 @@ def test_read_to_ends_yields_no_more_than_asked_for(topic, most):
 
 def test_read_to_ends_of_an_empty_topic_yields_nothing():
     assert list(open_topic("memory://", "clicks", create=True).read_to_ends()) == []
+
+
+def test_an_output_that_has_no_such_partition_is_refused_and_named(topic):
+    topic.topics.create("small", partitions=2, retention_seconds=None)
+    share = topic.share("settlers", member="ann")
+    wait_until(lambda: len(share.held()) == 4)
+    share.saved(3)
+    wrong = Move(3, 1, {"small": [Record(None, b"x")]})
+    told = "topic 'small' has 2 partitions and none for partition 3 of 'clicks'"
+    with pytest.raises(CallError, match=told):
+        share.transact([wrong], deadline_seconds=10)
+    share.close()

@@ -17,7 +17,7 @@ from headrace.base.errors import CallError, FencedError, HeadraceError
 from headrace.topics.kafka_cluster import LOGGER, MARKS_TOPIC, UNKNOWN, Cluster, cause_of
 from headrace.topics.kafka_group import FENCED, group_id_of, leave_group, read_position
 from headrace.topics.kafka_mover import Mover
-from headrace.topics.topic import Description, Move, Position, check_records, other_incarnation
+from headrace.topics.topic import Description, Move, Position, check_output, check_records, other_incarnation
 
 # A broker grants no shorter session unless its group.min.session.timeout.ms says so.
 MIN_LEASE_SECONDS = 6.0
@@ -252,11 +252,8 @@ class KafkaShare:
             self._check_held(move.partition)
             for name, records in move.outputs.items():
                 check_records(records)
-                if move.partition >= self._count_partitions(name):
-                    raise CallError(
-                        f"topic {name!r} has {self._partitions[name]} partitions and none for partition "
-                        f"{move.partition} of {self._topic.name!r}: topics written together have the same number"
-                    )
+                partitions = self._count_partitions(name)
+                check_output(name, partitions, source=self._topic.name, partition=move.partition)
         if len({move.partition for move in moves}) < len(moves):
             raise CallError(f"{self._what}: more than one move of a partition, join them")
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Self
 import msgspec
 
 from headrace.base.clock import machine_us
-from headrace.base.errors import CallError, FencedError, unknown_name
+from headrace.base.errors import FencedError, unknown_name
 from headrace.base.ids import make_id
 from headrace.base.urls import Url
 from headrace.topics.partition import partition_for
@@ -32,6 +32,7 @@ from headrace.topics.topic import (
     Sender,
     Share,
     check_existing,
+    check_output,
     check_partitions,
     check_range,
     check_records,
@@ -168,17 +169,16 @@ class MemoryTopics:
             self.changed.notify_all()
         return places
 
-    def append_to(self, partition: int, outputs: Mapping[str, Sequence[Record]]) -> None:
-        """Appends to one partition of several topics, or to none of them."""
-        found = {name: self._find(name) for name in outputs}
+    def append_outputs(self, move: Move, *, source: str) -> None:
+        """Appends what came of one partition of `source` to all its topics, or to none of them."""
+        found = {name: self._find(name) for name in move.outputs}
         for name, stored in found.items():
-            check_records(outputs[name])
-            if partition >= len(stored.partitions):
-                raise CallError(f"topic {name!r} has {len(stored.partitions)} partitions, none of number {partition}")
+            check_records(move.outputs[name])
+            check_output(name, len(stored.partitions), source=source, partition=move.partition)
         now_us = machine_us()
         for name, stored in found.items():
-            for record in outputs[name]:
-                stored.append(partition, stamped(record, now_us))
+            for record in move.outputs[name]:
+                stored.append(move.partition, stamped(record, now_us))
         self.changed.notify_all()
 
     def find_group(self, name: str, group: str) -> _Group:
@@ -342,7 +342,7 @@ class _MemoryShare:
                     self.saved(move.partition)
                 if group.positions.get(move.partition) != self.expected[move.partition]:
                     raise FencedError(f"{self._what()}: somebody else moved partition {move.partition}")
-                self.topics.append_to(move.partition, move.outputs)
+                self.topics.append_outputs(move, source=self.topic.name)
                 position = Position(self.topic.incarnation, move.partition, move.offset)
                 group.positions[move.partition] = self.expected[move.partition] = position
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from headrace.base.clock import machine_us
-from headrace.base.errors import CallError, FencedError, OutsideError
+from headrace.base.errors import FencedError, OutsideError
 from headrace.base.ids import make_id
 from headrace.topics import sqlite_frames as frames
 from headrace.topics.topic import (
@@ -17,6 +17,7 @@ from headrace.topics.topic import (
     GroupPosition,
     Move,
     Position,
+    check_output,
     check_records,
     other_incarnation,
     stamped,
@@ -140,11 +141,7 @@ class SqliteShare:
     def _pack(self, move: Move, now_us: int) -> Iterator[frames.Part]:
         for name, records in move.outputs.items():
             topic, partitions = self._find(name)
-            if move.partition >= partitions:
-                raise CallError(
-                    f"topic {name!r} has {partitions} partitions and none for partition {move.partition} of "
-                    f"{self._topic.name!r}: topics that are written together have the same number"
-                )
+            check_output(name, partitions, source=self._topic.name, partition=move.partition)
             check_records(records)
             kept = [stamped(record, now_us) for record in records]
             for cut in frames.cut_rows(kept) if kept else ():

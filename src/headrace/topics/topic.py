@@ -447,6 +447,15 @@ def check_partitions(name: str, partitions: int) -> None:
         raise CallError(f"topic name {name!r}: use 1 to 200 letters, digits, '.', '_' and '-'")
 
 
+def check_output(name: str, partitions: int, *, source: str, partition: int) -> None:
+    """Raises CallError unless a topic has the partition of the source that is written into it."""
+    if partition >= partitions:
+        raise CallError(
+            f"topic {name!r} has {partitions} partitions and none for partition {partition} of {source!r}: "
+            "topics that are written together have the same number"
+        )
+
+
 def check_range(name: str, partition: int, offset: int, bound: Bounds) -> None:
     """Raises PositionError for an offset outside the bounds of its partition."""
     if not bound.start <= offset <= bound.end:
