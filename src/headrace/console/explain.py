@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 from headrace.base.errors import FormatError
 from headrace.collect.app import CLICKS
 from headrace.collect.settler import GROUP as SETTLER
-from headrace.console.failed import tail_of
+from headrace.console.failed import as_row, tail_of
 from headrace.console.show import format_time, print_lines, print_rows, shown
 from headrace.console.sql import query
 from headrace.events.click import Door, decode_door
 from headrace.events.event import Envelope, read_envelope
-from headrace.events.settled import EVENTS, FAILED, REPLAY, FailedEvent, SettledEvent, decode_failed, decode_settled
+from headrace.events.settled import EVENTS, FAILED, REPLAY, decode_failed, decode_settled
 from headrace.project import OpenProject, open_project
 from headrace.tables import Commit, Table
 from headrace.tables.codec import RECEIVED_DATE
@@ -93,14 +93,9 @@ def _find_settled(project: OpenProject, wanted: str) -> Iterator[_Found]:
     for name, decode in ((EVENTS, decode_settled), (FAILED, decode_failed)):
         for message in tail_of(project, name):
             if mark in (message.value or b""):
-                row = _as_row(decode(message.value or b""), message)
+                row = as_row(decode(message.value or b""), message)
                 if wanted in (row["message_id"], row.get("recommendation_id")):
                     yield _Found(name, row, in_table=False)
-
-
-def _as_row(event: SettledEvent | FailedEvent, message: Message) -> Row:
-    values = {name: getattr(event, name) for name in event.__struct_fields__}
-    return {**values, "log_partition": message.partition, "log_offset": message.offset}
 
 
 def _by_event(found: Sequence[_Found]) -> list[list[_Found]]:

@@ -15,7 +15,17 @@ from headrace.console.show import as_text, format_time, print_lines, print_rows,
 from headrace.console.sql import query
 from headrace.console.topics import audit
 from headrace.events.click import HEADER
-from headrace.events.settled import EVENTS, FAILED, REASONS, REPLAY, FailedEvent, decode_failed, decode_settled, is_row
+from headrace.events.settled import (
+    EVENTS,
+    FAILED,
+    REASONS,
+    REPLAY,
+    FailedEvent,
+    SettledEvent,
+    decode_failed,
+    decode_settled,
+    is_row,
+)
 from headrace.project import OpenProject, open_project
 from headrace.tables.sink import INCARNATION
 from headrace.topics import Message, Record, Topic, partition_for
@@ -129,7 +139,7 @@ def _read_tails(project: OpenProject) -> _Tails:
         settled[_id(event.source, event.message_id)] = event.log_us
     for message in tail_of(project, FAILED):
         failure = decode_failed(message.value or b"")
-        tails.failed[_id(failure.source, failure.message_id)] = _as_row(failure, message)
+        tails.failed[_id(failure.source, failure.message_id)] = as_row(failure, message)
     tails.changed = {*settled, *tails.failed}
     if tails.failed and EVENTS in project.tables.names():
         with query(project, _SETTLED, parameters={"ids": sorted(tails.failed)}) as result:
@@ -147,6 +157,12 @@ def tail_of(project: OpenProject, name: str) -> Iterator[Message]:
     for message in topic.read_to_ends(_tail_offsets(project, topic)):
         if is_row(message.value or b"", message.headers):
             yield message
+
+
+def as_row(event: SettledEvent | FailedEvent, message: Message) -> Row:
+    """Returns an event of a tail as a row of its table."""
+    values = {name: getattr(event, name) for name in event.__struct_fields__ if name != "version"}
+    return {**values, "log_partition": message.partition, "log_offset": message.offset}
 
 
 def _tail_offsets(project: OpenProject, topic: Topic) -> dict[int, int]:
@@ -193,11 +209,6 @@ def _groups(project: OpenProject, tails: _Tails, given: argparse.Namespace) -> l
         group["first_us"], group["last_us"] = min(group["first_us"], us), max(group["last_us"], us)
         group["message_id"], group["message"] = row["message_id"], row["message"]
     return sorted(groups.values(), key=lambda group: (-group["failed"], group["reason"]))
-
-
-def _as_row(failure: FailedEvent, message: Message) -> Row:
-    values = {name: getattr(failure, name) for name in _MEMBERS}
-    return {**values, "log_partition": message.partition, "log_offset": message.offset}
 
 
 def _id(source: str, message_id: str) -> str:

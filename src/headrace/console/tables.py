@@ -89,12 +89,15 @@ def list_tables(given: argparse.Namespace) -> None:
 def describe(project: OpenProject, name: str) -> dict[str, Any]:
     """Returns a table as `table list --json` shows it."""
     table = project.tables.open(name)
+    return _as_table(table, list_lags(project, table))
+
+
+def _as_table(table: Table, lags: Sequence[Lag] | None) -> dict[str, Any]:
     files = table.files()
     counts = [file.rows for file in files if file.rows is not None]
     newest = table.history(1)
-    lags = list_lags(project, table)
     return {
-        "table": name,
+        "table": table.name,
         "rows": sum(counts) if len(counts) == len(files) else None,
         "files": len(files),
         "bytes": sum(file.size for file in files),
@@ -148,7 +151,7 @@ def _table(project: OpenProject, name: str, views: Sequence[str]) -> dict[str, A
     lags = list_lags(project, table)
     newest = next((commit for commit in table.history(_LATEST_COMMITS) if "offsets" in commit.note), None)
     return {
-        **describe(project, name),
+        **_as_table(table, lags),
         "description": table.description,
         "uri": table.uri,
         "columns": [{"name": f.name, "type": str(f.type), "text": sentences.get(f.name, "")} for f in table.schema],
