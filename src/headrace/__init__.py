@@ -5,6 +5,12 @@ The rooms, in the order in which a click passes through them:
 - `events`    what happened: the envelope of an event, the taxonomy, a simulated world
 - `collect`   the doors in: Segment's HTTP protocol, write keys, the visitor's cookie
 - `topics`    the durable log: append, read, groups, retention, replay
+- `tables`    the lake: each record once, snapshots, history
+- `engines`   where SQL runs
+- `models`    fit, pack as bundles, register
+- `endpoints` answer requests for pages, and write down why
+- `experiments` who sees what, and what it changed
+- `stats`     pure mathematics
 - `console`   the command line
 - `base`      what every room may lean on
 
@@ -18,16 +24,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headrace.base.errors import HeadraceError
+    from headrace.endpoints.endpoint import Carousel, Page
     from headrace.events.event import Event
+    from headrace.experiments.experiment import Experiment, Metric
     from headrace.project import OpenProject, Project
     from headrace.project import open_project as open  # noqa: A004 - headrace.open reads as it should
     from headrace.topics import Record, Topic, open_topic, open_topics
 
 __version__ = "0.1.0"
 
-__all__ = ["Event", "HeadraceError", "OpenProject", "Project", "Record", "Topic", "open", "open_topic", "open_topics"]
+__all__ = [
+    "Carousel",
+    "Event",
+    "Experiment",
+    "HeadraceError",
+    "Metric",
+    "OpenProject",
+    "Page",
+    "Project",
+    "Record",
+    "Topic",
+    "open",
+    "open_topic",
+    "open_topics",
+]
 
 _HOMES = {
+    "Carousel": "headrace.endpoints.endpoint:Carousel",
+    "Experiment": "headrace.experiments.experiment:Experiment",
+    "Metric": "headrace.experiments.experiment:Metric",
+    "Page": "headrace.endpoints.endpoint:Page",
     "Event": "headrace.events.event:Event",
     "HeadraceError": "headrace.base.errors:HeadraceError",
     "OpenProject": "headrace.project:OpenProject",

@@ -19,7 +19,7 @@ VARIABLE = "HEADRACE_PROFILE"
 DEFAULT_PROFILE = "laptop"
 
 # The settler rebuilds what it remembers of the last 7 days from these two.
-_RETENTION_DAYS = {"events": 14.0, "failed": 14.0}
+_RETENTION_DAYS = {"events": 14.0, "failed": 14.0, "decisions": 14.0}
 
 
 class ProfileTable(msgspec.Struct, forbid_unknown_fields=True):
@@ -31,16 +31,42 @@ class ProfileTable(msgspec.Struct, forbid_unknown_fields=True):
     """Where the tables are: `file:///folder` or `hdfs://namenode:8020/folder`."""
     engine: str = "duckdb://"
     """Where SQL runs: `duckdb://`, with `?memory=2GB&threads=2&spill=folder`."""
+    registry: str = "sqlite:///.headrace/registry.db"
+    """Where bundles and trials are: `sqlite:///file`."""
     clock: str = "real://"
     """The project's time: `real://`, `world://?rate=3600` or `stepped://`."""
 
 
-class CollectTable(msgspec.Struct, forbid_unknown_fields=True):
-    """[collect]: the collector's door."""
+Port = Annotated[int, msgspec.Meta(ge=0, le=65_535)]
+
+
+class DoorTable(msgspec.Struct, forbid_unknown_fields=True):
+    """Where a role listens."""
 
     host: str = "127.0.0.1"
     """The address to listen at. Another than loopback is refused while the key `dev` stands."""
-    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 7070
+    port: Port = 0
+    """The port to listen at; 0 takes any free one, which `headrace up` prints."""
+
+
+class EndpointTable(DoorTable, forbid_unknown_fields=True):
+    """[endpoint]: the door that answers requests for pages; for the servers of your pages, not for everybody."""
+
+    port: Port = 7071
+    """The port to listen at; 0 takes any free one, which `headrace up` prints."""
+
+
+class ConsoleTable(DoorTable, forbid_unknown_fields=True):
+    """[console]: the door of the web pages, for those who run the project."""
+
+    port: Port = 7072
+    """The port to listen at; 0 takes any free one, which `headrace up` prints."""
+
+
+class CollectTable(DoorTable, forbid_unknown_fields=True):
+    """[collect]: the collector's door."""
+
+    port: Port = 7070
     """The port to listen at; 0 takes any free one, which `headrace up` prints."""
     workers: int = 1
     """How many processes answer at the door, 1 to 64."""
@@ -82,6 +108,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
 
     profile: dict[str, ProfileTable] = {}
     collect: CollectTable = msgspec.field(default_factory=CollectTable)
+    endpoint: EndpointTable = msgspec.field(default_factory=EndpointTable)
+    console: ConsoleTable = msgspec.field(default_factory=ConsoleTable)
     topic: dict[str, TopicTable] = {}
     sink: SinkTable = msgspec.field(default_factory=SinkTable)
     table: dict[str, LakeTable] = {}
@@ -98,7 +126,7 @@ class Profile:
     settings: Settings
 
     def url(self, noun: str) -> Url:
-        """Returns the URL of a noun: topics, tables, engine, clock."""
+        """Returns the URL of a noun: topics, tables, engine, registry, clock."""
         return Url.parse(getattr(self.urls, noun), root=self.folder)
 
     def topic(self, name: str) -> TopicTable:
@@ -151,11 +179,13 @@ def list_keys() -> dict[str, type[msgspec.Struct]]:
     """Returns every table of headrace.toml with the keys that it may have.
 
     >>> sorted(list_keys())
-    ['collect', 'profile.NAME', 'sink', 'table.NAME', 'topic.NAME']
+    ['collect', 'console', 'endpoint', 'profile.NAME', 'sink', 'table.NAME', 'topic.NAME']
     """
     return {
         "profile.NAME": ProfileTable,
         "collect": CollectTable,
+        "endpoint": EndpointTable,
+        "console": ConsoleTable,
         "topic.NAME": TopicTable,
         "sink": SinkTable,
         "table.NAME": LakeTable,

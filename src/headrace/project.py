@@ -14,32 +14,26 @@ from hashlib import blake2b
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import msgspec
 
 from headrace.base.clock import SCHEMES as CLOCKS
 from headrace.base.clock import Clock, WorldClock, machine_us
 from headrace.base.errors import CallError, ProjectError, did_you_mean
-from headrace.base.http import is_loopback, listen, run, serve
-from headrace.base.process import Life, Program
-from headrace.base.telemetry import Metrics
-from headrace.collect.app import (
-    ACK_SECONDS,
-    CLICKS,
-    LIMITS,
-    MAX_PENDING_BYTES,
-    METRICS,
-    Collector,
-    CollectorOptions,
-    build_app,
-)
-from headrace.collect.cookies import CookieOptions
+from headrace.base.http import is_loopback, listen
+from headrace.base.process import Program
+from headrace.collect.app import CLICKS
 from headrace.collect.keys import DEV_KEY, Keys
+from headrace.endpoints.endpoint import Page
+from headrace.events.decision import DECISIONS
 from headrace.events.event import Event
 from headrace.events.settle import TOLERANCE_US, WINDOW_US, Rules
 from headrace.events.settled import EVENTS, FAILED
-from headrace.profile import Profile, find_folder, read_profile
+from headrace.experiments.experiment import Experiment
+from headrace.models import Model
+from headrace.models.registry import Registry, open_registry
+from headrace.profile import DoorTable, Profile, find_folder, read_profile
 from headrace.topics import Topic, Topics, open_topics
 
 if TYPE_CHECKING:
@@ -49,12 +43,14 @@ if TYPE_CHECKING:
 
 FILE = "project.py"
 
-_DRAIN_SECONDS = 0.4
+Named = TypeVar("Named", Event, Model)
 
 
 @dataclass(frozen=True)
 class Project:
-    """A product's events, declared once and the same in every profile.
+    """A product's pages, experiments and events, declared once and the same in every profile.
+
+    `events` are those that nothing else of the project names; all of them stand there once it is made.
 
     >>> Project("shop", events=(Event("Product Clicked", item="product_id"),)).name
     'shop'
@@ -62,15 +58,71 @@ class Project:
 
     name: str
     events: tuple[Event, ...] = field(default=())
+    pages: tuple[Page, ...] = field(default=(), kw_only=True)
+    experiments: tuple[Experiment, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
             raise ProjectError(f"Project({self.name!r}): a name has letters, digits, '-' and '_'")
-        seen = set()
-        for event in self.events:
-            if event.name in seen:
-                raise ProjectError(f"Project({self.name!r}): event {event.name!r} is declared twice")
-            seen.add(event.name)
+        for noun, kind, values in (
+            ("events", Event, self.events),
+            ("pages", Page, self.pages),
+            ("experiments", Experiment, self.experiments),
+        ):
+            if not isinstance(values, tuple) or not all(isinstance(value, kind) for value in values):
+                raise ProjectError(f"Project({self.name!r}): {noun}={values!r}; write {noun}=(..., ), a tuple of them")
+        _refuse_twins(self.name, "event", self.events)
+        object.__setattr__(self, "events", _merge("event", self.name, (*self.events, *self._named_events())))
+        _refuse_twins(self.name, "page", self.pages)
+        _refuse_twins(self.name, "experiment", self.experiments)
+        _merge("model", self.name, self.models)
+        self._check_experiments()
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models of all pages."""
+        return tuple(dict.fromkeys(model for page in self.pages for model in page.models))
+
+    def _named_events(self) -> list[Event]:
+        goals = [experiment.goal for experiment in self.experiments]
+        return [
+            *(event for page in self.pages for event in page.events),
+            *(event for goal in goals for event in (goal.above, goal.below)),
+        ]
+
+    def _check_experiments(self) -> None:
+        taken: dict[str, str] = {}
+        for experiment in self.experiments:
+            page = experiment.on
+            if page not in self.pages:
+                raise ProjectError(
+                    f"Experiment({experiment.name!r}): it is on the page {page.name!r}, which Project({self.name!r}) "
+                    "does not have; add it to pages"
+                )
+            if page.name in taken:
+                raise ProjectError(
+                    f"Project({self.name!r}): the experiments {taken[page.name]!r} and {experiment.name!r} are both on "
+                    f"the page {page.name!r}, where only one can change what is shown; leave one for later"
+                )
+            taken[page.name] = experiment.name
+
+
+def _refuse_twins(project: str, noun: str, values: Sequence[Event] | Sequence[Page] | Sequence[Experiment]) -> None:
+    names = [value.name for value in values]
+    for name in names:
+        if names.count(name) > 1:
+            raise ProjectError(f"Project({project!r}): {noun} {name!r} is declared twice")
+
+
+def _merge(noun: str, project: str, values: Sequence[Named]) -> tuple[Named, ...]:
+    """Returns the values, each once; raises ProjectError if two that differ have one name."""
+    found: dict[str, Named] = {}
+    for value in values:
+        if found.setdefault(value.name, value) != value:
+            raise ProjectError(
+                f"Project({project!r}): two {noun}s are called {value.name!r} and differ; use one, or another name"
+            )
+    return tuple(found.values())
 
 
 class OpenProject:
@@ -114,6 +166,11 @@ class OpenProject:
         engine: Engine = import_module("headrace.engines").open_engine(self.profile.url("engine"))
         return engine
 
+    @cached_property
+    def registry(self) -> Registry:
+        """The registry of the profile."""
+        return open_registry(self.profile.url("registry"))
+
     def make_topic(self, name: str, *, partitions: int | None = None) -> Topic:
         """Returns a topic, made as headrace.toml says if it does not stand."""
         table = self.profile.topic(name)
@@ -126,6 +183,7 @@ class OpenProject:
         partitions = self.make_topic(CLICKS).describe().partitions
         for name in (EVENTS, FAILED):
             check_retention(name, self.profile.topic(name).retention_days)
+        for name in (EVENTS, FAILED, DECISIONS):
             self.make_topic(name, partitions=partitions)
 
     @property
@@ -162,6 +220,8 @@ class OpenProject:
             self.tables.close()
         if "engine" in self.__dict__:
             self.engine.close()
+        if "registry" in self.__dict__:
+            self.registry.close()
 
     def __enter__(self) -> Self:
         return self
@@ -234,12 +294,21 @@ class Door:
     url: str
 
 
+DOORS: dict[str, str] = {
+    "collector": "headrace.doors:open_collector",
+    "endpoint": "headrace.doors:open_endpoint",
+}
+"""The roles that listen, and what opens the application of each."""
+
+
 def open_door(project: OpenProject, role: str) -> Door:
     """Returns the open door of a role; refuses to open it to others while the dev key stands."""
-    table = project.profile.settings.collect
-    if not is_loopback(table.host) and Keys.read(project.profile.settings.keys).name_of(DEV_KEY):
+    settings = project.profile.settings
+    section = "collect" if role == "collector" else role
+    table: DoorTable = getattr(settings, section)
+    if not is_loopback(table.host) and Keys.read(settings.keys).name_of(DEV_KEY):
         raise CallError(
-            f"collect.host = {table.host!r} is open to others while the write key 'dev' stands, which everybody "
+            f"{section}.host = {table.host!r} is open to others while the write key 'dev' stands, which everybody "
             "knows. Put a key of your own into [keys] of headrace.toml and remove dev"
         )
     listener = listen(table.host, table.port)
@@ -247,23 +316,27 @@ def open_door(project: OpenProject, role: str) -> Door:
     return Door(role, listener, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
 
-def collector_programs(project: OpenProject, door: Door) -> list[Program]:
-    """Returns the programs of the collector: one per worker, all on one door."""
+def door_programs(project: OpenProject, doors: Sequence[Door]) -> dict[str, list[Program]]:
+    """Returns the programs of each door: the first has all of them, the collector's further workers only its own."""
     workers = project.profile.settings.collect.workers
     if not 1 <= workers <= 64:
         raise CallError(f"collect.workers == {workers}, must be 1 to 64")
     Keys.read(project.profile.settings.keys)
-    descriptor = door.listener.fileno()
-    arguments = {"folder": str(project.folder), "profile": project.profile.name, "listener": descriptor}
-    return [
-        Program(
-            name=f"collector-{number}",
-            target="headrace.project:run_collector",
-            arguments={**arguments, "name": f"collector-{number}"},
-            descriptors=(descriptor,),
-        )
-        for number in range(1, workers + 1)
-    ]
+    name = "doors" if len(doors) > 1 else f"{doors[0].role}-1"
+    first = _door_program(project, name, doors)
+    crews = {door.role: [first] for door in doors}
+    for door in doors:
+        if door.role == "collector":
+            crews[door.role] += [
+                _door_program(project, f"collector-{number}", [door]) for number in range(2, workers + 1)
+            ]
+    return crews
+
+
+def _door_program(project: OpenProject, name: str, doors: Sequence[Door]) -> Program:
+    listeners = {door.role: door.listener.fileno() for door in doors}
+    arguments = {"folder": str(project.folder), "profile": project.profile.name, "name": name, "listeners": listeners}
+    return Program(name, "headrace.doors:run_doors", arguments, descriptors=tuple(listeners.values()))
 
 
 def stream_program(project: OpenProject, roles: Sequence[str], *, after: Sequence[str] = ()) -> Program:
@@ -273,13 +346,9 @@ def stream_program(project: OpenProject, roles: Sequence[str], *, after: Sequenc
     return Program(name, "headrace.stream:run_stream", {**arguments, "name": name}, after=tuple(after))
 
 
-DOORS = ("collector",)
-"""The roles that listen."""
-
-
 STREAM: dict[str, tuple[str, ...]] = {
     "settler": ("settler",),
-    "sink": ("sink-events", "sink-failed"),
+    "sink": ("sink-events", "sink-failed", "sink-decisions"),
     "keeper": ("keeper",),
 }
 """The roles of the stream, with their loops."""
@@ -295,27 +364,3 @@ def note_failure(project: OpenProject, loop: str, message: str) -> None:
     temporary = folder / f"{loop}.failure.new"
     temporary.write_bytes(msgspec.json.encode(failure))
     temporary.replace(folder / f"{loop}.failure")
-
-
-def run_collector(life: Life, *, folder: str, profile: str, listener: int, name: str) -> None:
-    """Runs one worker of the collector until it is told to stop."""
-    with open_project(folder, profile=profile) as project:
-        project.make_topic(CLICKS)
-        run(_serve_collector(life, project, listener, name))
-
-
-async def _serve_collector(life: Life, project: OpenProject, listener: int, name: str) -> None:
-    table = project.profile.settings.collect
-    cookie = CookieOptions(table.cookie_days, table.cookie_domain, table.cookie_same_site)
-    sender = project.topics.open_sender(deadline_seconds=ACK_SECONDS, max_pending_bytes=MAX_PENDING_BYTES)
-    metrics = Metrics(METRICS, folder=project.profile.state / "metrics", process=name)
-    collector = Collector(
-        sender,
-        Keys.read(project.profile.settings.keys),
-        project.clock,
-        metrics,
-        CollectorOptions(cookie, table.trust_proxy),
-    )
-    app = build_app(collector, metrics_text=metrics.text, sender=sender)
-    with socket.socket(fileno=listener) as door:
-        await serve(app, door, limits=LIMITS, drain_seconds=_DRAIN_SECONDS, ready=life.tell_ready)

@@ -14,6 +14,7 @@ from headrace.base.process import Life, Loops
 from headrace.base.telemetry import Metrics
 from headrace.collect.settler import METRICS as SETTLE_METRICS
 from headrace.collect.settler import Settler
+from headrace.events.decision import DECISIONS, Decision, decode_decision, is_decision
 from headrace.events.settled import (
     EVENTS,
     FAILED,
@@ -41,6 +42,7 @@ CODECS = {
         ours=(is_ours, PROGRESS_HEADERS),
     ),
     FAILED: make_codec(FailedEvent, decode_failed, without=("version",), ours=(is_ours, PROGRESS_HEADERS)),
+    DECISIONS: make_codec(Decision, decode_decision, without=("version",), ours=(is_decision, None)),
 }
 """The topics that have a table, and how their records become rows."""
 
@@ -48,6 +50,7 @@ METRICS = (*SETTLE_METRICS, *SINK_METRICS, *KEEPER_METRICS)
 
 _DESCRIPTIONS = {
     EVENTS: "What happened: each event once, typed, in its session, at its true time.",
+    DECISIONS: "What was shown to whom, and by which chances: one row for each page answered.",
     FAILED: "What could not be settled, with its reason and all that a replay needs.",
 }
 

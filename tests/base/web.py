@@ -11,7 +11,19 @@ import json
 import sys
 
 from headrace.base.errors import FencedError, OverloadedError, RequestError, UnavailableError
-from headrace.base.http import App, Limits, Request, Response, basic_user, inflate, json_response, listen, run, serve
+from headrace.base.http import (
+    App,
+    Limits,
+    Request,
+    Response,
+    Service,
+    basic_user,
+    inflate,
+    json_response,
+    listen,
+    run,
+    serve,
+)
 
 ERRORS = {
     "/errors/overloaded": OverloadedError("too much"),
@@ -63,7 +75,7 @@ def main(limits: Limits, drain_seconds: float) -> None:
     )
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    run(serve(app, listener, limits=limits, drain_seconds=drain_seconds, ready=lambda: print(port, flush=True)))
+    run(serve([Service(app, listener, limits)], drain_seconds=drain_seconds, ready=lambda: print(port, flush=True)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 
-from headrace.base.http import listen, run, serve
+from headrace.base.http import Service, listen, run, serve
 from headrace.base.telemetry import Metrics
 from headrace.collect.app import ACK_SECONDS, CLICKS, LIMITS, METRICS, Collector, CollectorOptions, build_app
 from headrace.collect.keys import Keys
@@ -31,8 +31,8 @@ async def answer(project):
     collector = Collector(sender, keys, project.clock, metrics, CollectorOptions())
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    app = build_app(collector, metrics_text=metrics.text, sender=sender)
-    await serve(app, listener, limits=LIMITS, drain_seconds=0.2, ready=lambda: print(port, flush=True))
+    app = build_app(collector, metrics_text=metrics.text)
+    await serve([Service(app, listener, LIMITS)], drain_seconds=0.2, ready=lambda: print(port, flush=True))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import contextlib
 import math
 import mmap
 import os
+import re
 import struct
 import time
 from collections.abc import Callable
@@ -18,12 +19,14 @@ from typing import Protocol, Self
 
 import msgspec
 
-from headrace.base.errors import CallError, FormatError
+from headrace.base.errors import CallError, FormatError, ProjectError
 from headrace.base.urls import Registry, Scheme, Url
 
 _STATE_FILE = Path(".headrace") / "clock.json"
 _STEPPED_FILE = Path(".headrace") / "clock.stepped"
 _MICROSECONDS = struct.Struct("<q")
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(s|m|h|d)")
+_UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 
 # A supervisor notes the world's time every second, and the others read the note when theirs is older.
 # Two seconds after the last note (a frozen supervisor, a full disk) time stands still for them; after
@@ -42,6 +45,19 @@ class Clock(Protocol):
 def machine_us() -> int:
     """Returns the machine's time in microseconds since 1970, UTC."""
     return time.time_ns() // 1000
+
+
+def read_duration(text: str, what: str = "a duration") -> int:
+    """Returns the microseconds of a time like 30m, 1h or 3d; raises ProjectError for anything else.
+
+    >>> read_duration("30m") // 1_000_000
+    1800
+    """
+    found = _DURATION.fullmatch(text) if isinstance(text, str) else None
+    number = float(found[1]) if found else 0.0
+    if not found or not number:
+        raise ProjectError(f"{what} is {text!r}; write a number and s, m, h or d, such as '30m' or '3d'")
+    return round(number * _UNITS_US[found[2]])
 
 
 class _NoOptions(msgspec.Struct):

@@ -30,6 +30,8 @@ POINTS = {
     "keeper.compacted": "the compaction is in the table, and no checkpoint follows it yet",
     "keeper.checkpointed": "the checkpoint is written",
     "keeper.vacuumed": "files are deleted that no version needs any more",
+    "endpoint.decided": "the page is made and nothing of it is written down",
+    "endpoint.answering": "the decision is durable and the answer is not sent yet",
     "topics.synced": "the commit is on disk and no answer has left the writer",
 }
 

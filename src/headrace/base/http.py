@@ -245,6 +245,32 @@ class App:
         return Response(200, text.encode(), ((b"content-type", b"text/plain; version=0.0.4"),))
 
 
+def cors(request: Request) -> Sequence[tuple[bytes, bytes]]:
+    """Returns the headers with which a page of another origin may read an answer."""
+    origin = request.headers.get(b"origin")
+    if origin is None:
+        return ()
+    return (
+        (b"access-control-allow-origin", origin),
+        (b"access-control-allow-credentials", b"true"),
+        # Without this a page can't read for how long it is to wait.
+        (b"access-control-expose-headers", b"Retry-After"),
+        (b"vary", b"Origin"),
+    )
+
+
+async def preflight(request: Request) -> Response:
+    """Returns the answer to a browser that asks whether a page of another origin may send."""
+    asked = request.headers.get(b"access-control-request-headers", b"authorization,content-type")
+    headers = (
+        *cors(request),
+        (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+        (b"access-control-allow-headers", asked),
+        (b"access-control-max-age", b"86400"),
+    )
+    return Response(204, b"", headers)
+
+
 async def nothing_answers(request: Request) -> Response:
     """Raises RequestError 404."""
     raise RequestError(404, f"nothing answers {request.method} {request.path!r}")
@@ -457,9 +483,16 @@ class _Refused(Exception):  # noqa: N818 - leaves the parser, never this module
         self.status = status
 
 
-async def serve(
-    app: App, listener: socket.socket, *, limits: Limits, drain_seconds: float, ready: Callable[[], None]
-) -> None:
+@dataclass(frozen=True)
+class Service:
+    """An application, the socket it answers at, and what its clients may ask."""
+
+    app: App
+    listener: socket.socket
+    limits: Limits
+
+
+async def serve(doors: Sequence[Service], *, drain_seconds: float, ready: Callable[[], None]) -> None:
     """Serves until SIGTERM or SIGINT, then drains.
 
     First /ready says no, then new connections are refused, then what runs is finished.
@@ -468,20 +501,24 @@ async def serve(
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    state, server = await _start(app, listener, limits)
-    sweeper = loop.create_task(_sweep(state))
+    started = [await _start(door.app, door.listener, door.limits) for door in doors]
+    states = [state for state, _ in started]
+    sweeper = loop.create_task(_sweep(states))
     ready()
     await stop.wait()
-    app.draining = True
+    for door in doors:
+        door.app.draining = True
     await asyncio.sleep(_NOTICE_SECONDS)
-    server.close()
-    for connection in list(state.connections):
-        connection.shutdown()
+    for state, server in started:
+        server.close()
+        for connection in list(state.connections):
+            connection.shutdown()
     deadline = time.monotonic() + drain_seconds
-    while state.tasks and time.monotonic() < deadline:
-        await asyncio.wait(list(state.tasks), timeout=max(deadline - time.monotonic(), 0))
-    if app.close is not None:
-        await app.close()
+    while (tasks := [task for state in states for task in state.tasks]) and time.monotonic() < deadline:
+        await asyncio.wait(tasks, timeout=max(deadline - time.monotonic(), 0))
+    for door in doors:
+        if door.app.close is not None:
+            await door.app.close()
     sweeper.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await sweeper
@@ -509,12 +546,12 @@ async def _start(app: App, listener: socket.socket, limits: Limits) -> tuple[Ser
     return state, server
 
 
-async def _sweep(state: ServerState) -> None:
+async def _sweep(states: Sequence[ServerState]) -> None:
     loop = asyncio.get_running_loop()
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
         now = loop.time()
-        for connection in list(state.connections):
+        for connection in [one for state in states for one in state.connections]:
             if isinstance(connection, BoundedProtocol):
                 connection.sweep(now)
 

@@ -16,15 +16,18 @@ from headrace.base.http import (
     Request,
     Response,
     basic_user,
+    cors,
     error_response,
     inflate,
     json_response,
     nothing_answers,
+    preflight,
 )
 from headrace.base.telemetry import LATENCY_BUCKETS, Metric, Metrics
 from headrace.collect.cookies import CookieOptions, read_visitor, visitor_cookie
 from headrace.collect.keys import Keys
 from headrace.collect.segment import CALLS, MAX_FILED_BYTES, Body, read_body, too_large
+from headrace.collect.tracker import serve_tracker
 from headrace.events.click import VERSION, Door, encode_door
 from headrace.topics import Record, Sender
 from headrace.topics.topic import MAX_RECORD_BYTES, check_records
@@ -98,7 +101,7 @@ class Collector:
             "visitor": read_visitor(request.header(b"cookie")) or None,
         }
         # It names a visitor: a cache in between would hand one visitor's id to the next.
-        return json_response(document, headers=((b"cache-control", b"private, no-store"), *_cors(request)))
+        return json_response(document, headers=((b"cache-control", b"private, no-store"), *cors(request)))
 
     def stalled(self) -> str:
         """Returns why the topic cannot take events at present, or nothing."""
@@ -183,7 +186,7 @@ class Collector:
         # Only browsers send Origin, and only they keep a cookie.
         if b"origin" not in request.headers:
             return (JSON,)
-        headers = [JSON, *_cors(request)]
+        headers = [JSON, *cors(request)]
         if visitor and not read_visitor(request.header(b"cookie")):
             cookie = visitor_cookie(visitor, self._options.cookie, secure=self._is_secure(request))
             if cookie:
@@ -193,44 +196,21 @@ class Collector:
 
 def _refused(error: HeadraceError, request: Request) -> Response:
     refused = error_response(error)
-    return Response(refused.status, refused.body, (*refused.headers, *_cors(request)))
+    return Response(refused.status, refused.body, (*refused.headers, *cors(request)))
 
 
-def _cors(request: Request) -> Sequence[tuple[bytes, bytes]]:
-    origin = request.headers.get(b"origin")
-    if origin is None:
-        return ()
-    return (
-        (b"access-control-allow-origin", origin),
-        (b"access-control-allow-credentials", b"true"),
-        # Without this a page can't read for how long it is to wait.
-        (b"access-control-expose-headers", b"Retry-After"),
-        (b"vary", b"Origin"),
-    )
-
-
-async def _preflight(request: Request) -> Response:
-    asked = request.headers.get(b"access-control-request-headers", b"authorization,content-type")
-    headers = (
-        *_cors(request),
-        (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
-        (b"access-control-allow-headers", asked),
-        (b"access-control-max-age", b"86400"),
-    )
-    return Response(204, b"", headers)
-
-
-def build_app(collector: Collector, *, metrics_text: Callable[[], str], sender: Sender) -> App:
+def build_app(collector: Collector, *, metrics_text: Callable[[], str]) -> App:
     """Returns the application with every path of the Segment API, under /v1 and under the root."""
 
     def route(call: str) -> Callable[[Request], object]:
         return lambda request: collector.collect(request, call)
 
     routes = {("POST", f"{prefix}/{path}"): route(call) for path, call in CALLS.items() for prefix in ("/v1", "")}
+    routes["GET", "/headrace.js"] = serve_tracker
 
     async def other(request: Request) -> Response:
         if request.method == "OPTIONS":
-            return await _preflight(request)
+            return await preflight(request)
         parts = request.path.split("/")
         if request.method == "GET" and parts[1:3] == ["v1", "projects"] and parts[4:] == ["settings"]:
             return await collector.settings(request)
@@ -241,5 +221,4 @@ def build_app(collector: Collector, *, metrics_text: Callable[[], str], sender: 
         fallback=other,
         readiness=(collector.stalled, collector.refused),
         metrics_text=metrics_text,
-        close=sender.close,
     )

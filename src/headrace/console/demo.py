@@ -68,7 +68,7 @@ def demo(given: argparse.Namespace) -> int:
         raise CallError(f"--seconds {given.seconds:g}: must be 1 to 3600")
     with _folder(given.dir) as folder:
         if not (folder / PROFILE_FILE).exists():
-            write_project(folder, port=0, clock=_CLOCK, flush_seconds=1)
+            write_project(folder, ports=(0, 0, 0), clock=_CLOCK, flush_seconds=1)
         _refuse_foreign(folder)
         log = str(folder / "up.log")
         program = Program("up", "headrace.console.demo:run_up", {"folder": str(folder)}, log=log)

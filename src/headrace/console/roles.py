@@ -34,7 +34,7 @@ from headrace.project import (
     STREAM,
     Door,
     OpenProject,
-    collector_programs,
+    door_programs,
     open_door,
     open_project,
     stream_program,
@@ -45,17 +45,32 @@ _NOTE_SECONDS = 1.0
 # What fails is begun anew after 10 s at most, and takes a few to fail again.
 _FAILING_SECONDS = 15.0
 
-_PROJECT = '''"""The events of {name}. `headrace up` runs it; docs/tutorial.md goes on from here."""
+_PROJECT = '''"""The project {name}: what it shows, and how that is tested. `headrace up` runs it."""
 
-from headrace import Event, Project
+from headrace import Carousel, Event, Experiment, Metric, Page, Project
+from headrace.models import popularity, taste
 
-{events}project = Project("{name}"{declared})
-'''
-
-_EVENTS = """views = Event("Product List Viewed", item="products[].product_id")
+views = Event("Product List Viewed", item="products[].product_id")
 clicks = Event("Product Clicked", item="product_id")
 
-"""
+ctr = Metric.ratio("ctr", clicks, views, within="30m")
+popular = popularity("popular", clicks, half_life="3d")
+tastes = taste("tastes", clicks, base=popular)
+
+home = Page("home", per_row=10, explore=0.1, fallback=popular, carousels=(
+    Carousel("For you", candidates=(popular,), rank=tastes),
+))
+trial = Experiment("taste-home", on=home, goal=ctr, mde=0.25, power=0.8)
+
+project = Project("{name}", pages=(home,), experiments=(trial,))
+'''
+
+_EMPTY = '''"""The project {name}. `headrace up` runs it; docs/tutorial.md goes on from here."""
+
+from headrace import Project
+
+project = Project("{name}")
+'''
 
 _TOML = """# Where everything lives. The project in Python stays the same in every profile.
 [profile.laptop]
@@ -70,8 +85,14 @@ clock = "real://"
 
 [collect]
 host = "127.0.0.1"
-port = {port}
+port = {ports[0]}
 workers = 1
+
+[endpoint]
+port = {ports[1]}
+
+[console]
+port = {ports[2]}
 
 [sink]
 flush_seconds = {flush_seconds}
@@ -91,22 +112,23 @@ def init(given: argparse.Namespace) -> None:
 
 
 def write_project(
-    folder: Path, *, empty: bool = False, port: int = 7070, clock: str = "real://", flush_seconds: float = 5
+    folder: Path,
+    *,
+    empty: bool = False,
+    ports: tuple[int, int, int] = (7070, 7071, 7072),
+    clock: str = "real://",
+    flush_seconds: float = 5,
 ) -> None:
     """Writes project.py and headrace.toml; refuses to overwrite either."""
     for name in (PROJECT_FILE, PROFILE_FILE):
         if (folder / name).exists():
             raise CallError(f"{str(folder / name)!r} stands already; choose another folder")
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in folder.absolute().name).strip("-_") or "project"
-    declared = "" if empty else ", events=(views, clicks)"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        text = _PROJECT.format(name=name, events="" if empty else _EVENTS, declared=declared)
-        if empty:
-            text = text.replace("import Event, Project", "import Project")
-        (folder / PROJECT_FILE).write_text(text, encoding="utf-8")
+        (folder / PROJECT_FILE).write_text((_EMPTY if empty else _PROJECT).format(name=name), encoding="utf-8")
         (folder / PROFILE_FILE).write_text(
-            _TOML.format(port=port, clock=clock, dev=hash_key(DEV_KEY), flush_seconds=flush_seconds), encoding="utf-8"
+            _TOML.format(ports=ports, clock=clock, dev=hash_key(DEV_KEY), flush_seconds=flush_seconds), encoding="utf-8"
         )
     except OSError as error:
         raise CallError(f"cannot write into {str(folder)!r}: {error.strerror}") from error
@@ -120,7 +142,7 @@ def up(given: argparse.Namespace) -> None:
             raise unknown_name("role", role, ROLES)
     start_logging()
     with open_project(given.project, profile=given.profile) as project:
-        if "settler" in roles:
+        if {"settler", "endpoint", "console"} & set(roles):
             # What is wrong in project.py is said here, once.
             _ = project.declared
         supervise(project, roles, announce=lambda doors: _announce(project, doors, as_json=given.json))
@@ -135,11 +157,12 @@ def supervise(project: OpenProject, roles: Sequence[str], *, announce: Callable[
             # What is wrong is said once and clearly here, rather than again and again by every worker.
             probe.make_topics()
         doors = [open_door(project, role) for role in roles if role in DOORS]
-        crews = {door.role: collector_programs(project, door) for door in doors}
+        crews = door_programs(project, doors) if doors else {}
         stream = [role for role in roles if role in STREAM]
         if stream:
             # After the doors: the first to come is the writer of the topics' file.
-            program = stream_program(project, stream, after=[one.name for crew in crews.values() for one in crew])
+            names = dict.fromkeys(one.name for crew in crews.values() for one in crew)
+            program = stream_program(project, stream, after=tuple(names))
             crews |= {role: [program] for role in stream}
         ticker = _Ticker(project, doors, crews, announce=lambda: announce(doors))
         ticker.supervisor.run(

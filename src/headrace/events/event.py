@@ -49,6 +49,7 @@ Reader = Callable[[Raw | bytes], Struct | dict[str, Any]]
 
 _read_envelope = msgspec.json.Decoder(Envelope).decode
 _read_members = msgspec.json.Decoder(dict[str, Raw]).decode
+_read_elements = msgspec.json.Decoder(list[Raw]).decode
 _read_object = msgspec.json.Decoder(dict[str, Any]).decode
 _write = msgspec.json.Encoder().encode
 
@@ -140,6 +141,38 @@ def properties_reader(event: Event | str) -> Reader:
     if isinstance(event, str):
         return partial(_read_properties, event, _canonical_decoders().get(event))
     return partial(_read_properties, event.name, _declared_decoder(event))
+
+
+def read_items(properties: Raw | bytes, path: str) -> list[str]:
+    """Returns the ids of the items that an event's properties name at a path; what is no id is passed over.
+
+    >>> read_items(b'{"products": [{"product_id": "a"}, {"product_id": 7}, {}]}', "products[].product_id")
+    ['a', '7']
+    """
+    found = [bytes(properties)]
+    for part in path.split("."):
+        name = part.removesuffix("[]")
+        members = [member for one in found if (member := _member(one, name)) is not None]
+        found = [element for one in members for element in _elements(one)] if part.endswith("[]") else members
+    return [text for one in found if (text := _id_text(one))]
+
+
+def _member(value: bytes, name: str) -> bytes | None:
+    try:
+        found = _read_members(value).get(name)
+    except msgspec.ValidationError:
+        return None
+    return None if found is None else bytes(found)
+
+
+def _elements(value: bytes) -> list[bytes]:
+    return [bytes(element) for element in _read_elements(value)] if value[:1] == b"[" else []
+
+
+def _id_text(value: bytes) -> str:
+    if value[:1] == b'"':
+        return msgspec.json.decode(value, type=str)
+    return value.decode() if value.isdigit() else ""
 
 
 def _read_properties(

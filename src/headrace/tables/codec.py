@@ -25,6 +25,8 @@ _KINDS: Mapping[Any, pa.DataType] = MappingProxyType(
         str: pa.string(),
         Raw: pa.string(),
         tuple[str, ...]: pa.list_(pa.string()),
+        tuple[int, ...]: pa.list_(pa.int64()),
+        tuple[float, ...]: pa.list_(pa.float64()),
     }
 )
 _PLACES = (pa.field("log_partition", pa.int32()), pa.field("log_offset", pa.int64()))

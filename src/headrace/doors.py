@@ -1,0 +1,94 @@
+"""The roles that listen, joined: collector, endpoint and console, each at its own door, by default in one process.
+
+Apart from stream.py, so that they need neither Arrow nor Delta.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+
+from headrace.base.http import App, Limits, Service, run, serve
+from headrace.base.process import Life
+from headrace.base.telemetry import Metrics
+from headrace.collect.app import ACK_SECONDS, CLICKS, MAX_PENDING_BYTES, Collector, CollectorOptions
+from headrace.collect.app import LIMITS as COLLECT_LIMITS
+from headrace.collect.app import METRICS as COLLECT_METRICS
+from headrace.collect.app import build_app as build_collector
+from headrace.collect.cookies import CookieOptions
+from headrace.collect.keys import Keys
+from headrace.endpoints.app import LIMITS as PAGE_LIMITS
+from headrace.endpoints.app import METRICS as PAGE_METRICS
+from headrace.endpoints.app import Endpoint
+from headrace.endpoints.app import build_app as build_endpoint
+from headrace.endpoints.follower import Follower
+from headrace.endpoints.serving import Shelf
+from headrace.project import DOORS, OpenProject, open_project
+from headrace.topics import Sender
+
+_DRAIN_SECONDS = 0.4
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What stands behind every door of a process."""
+
+    project: OpenProject
+    sender: Sender
+    metrics: Metrics
+
+
+Opener = Callable[[Behind], Awaitable[tuple[App, Limits]]]
+"""Returns the application of a role and what its clients may ask; called inside the running loop."""
+
+
+def run_doors(life: Life, *, folder: str, profile: str, listeners: Mapping[str, int], name: str) -> None:
+    """Serves roles, each at its socket, until this process is told to stop."""
+    with open_project(folder, profile=profile) as project:
+        project.make_topics()
+        run(_serve(life, project, listeners, name))
+
+
+async def _serve(life: Life, project: OpenProject, listeners: Mapping[str, int], name: str) -> None:
+    sender = project.topics.open_sender(deadline_seconds=ACK_SECONDS, max_pending_bytes=MAX_PENDING_BYTES)
+    metrics = Metrics((*COLLECT_METRICS, *PAGE_METRICS), folder=project.profile.state / "metrics", process=name)
+    behind = Behind(project, sender, metrics)
+    doors = []
+    for role, descriptor in listeners.items():
+        app, limits = await _find_opener(role)(behind)
+        doors.append(Service(app, socket.socket(fileno=descriptor), limits))
+    try:
+        await serve(doors, drain_seconds=_DRAIN_SECONDS, ready=life.tell_ready)
+        await sender.close()
+    finally:
+        for door in doors:
+            door.listener.close()
+
+
+def _find_opener(role: str) -> Opener:
+    module, _, function = DOORS[role].partition(":")
+    opener: Opener = getattr(import_module(module), function)
+    return opener
+
+
+async def open_collector(behind: Behind) -> tuple[App, Limits]:
+    """Returns the collector."""
+    project, table = behind.project, behind.project.profile.settings.collect
+    project.make_topic(CLICKS)
+    cookie = CookieOptions(table.cookie_days, table.cookie_domain, table.cookie_same_site)
+    keys = Keys.read(project.profile.settings.keys)
+    options = CollectorOptions(cookie, table.trust_proxy)
+    collector = Collector(behind.sender, keys, project.clock, behind.metrics, options)
+    return build_collector(collector, metrics_text=behind.metrics.text), COLLECT_LIMITS
+
+
+async def open_endpoint(behind: Behind) -> tuple[App, Limits]:
+    """Returns the endpoint, which follows `events` and the registry from then on."""
+    project = behind.project
+    pages = project.declared.pages
+    follower = Follower(project.topics, [event for page in pages for event in page.events])
+    shelf = Shelf(lambda: project.registry, pages)
+    endpoint = Endpoint(shelf, follower, behind.sender, project.clock, behind.metrics)
+    return build_endpoint(endpoint, follower, metrics_text=behind.metrics.text), PAGE_LIMITS

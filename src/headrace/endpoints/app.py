@@ -1,0 +1,315 @@
+"""The endpoint: answers a request for a page, and writes the decision down before the answer leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from headrace.base import fault
+from headrace.base.clock import Clock
+from headrace.base.errors import HeadraceError, RequestError, UnavailableError, did_you_mean
+from headrace.base.http import JSON, App, Limits, Request, Response, cors, error_response, nothing_answers, preflight
+from headrace.base.ids import make_id
+from headrace.base.telemetry import LATENCY_BUCKETS, Metric, Metrics, get_logger
+from headrace.collect.cookies import CookieOptions, read_visitor, visitor_cookie
+from headrace.endpoints.carousel import Chosen, choose
+from headrace.endpoints.endpoint import Ask, Row, Shown, ShownItem
+from headrace.endpoints.follower import Follower
+from headrace.endpoints.serving import Served, Serving, Shelf
+from headrace.events.agent import read_agent
+from headrace.events.decision import DECISIONS, DEGRADED, VERSION, Decision, encode
+from headrace.events.settled import MAX_ID
+from headrace.experiments.assign import assign
+from headrace.experiments.experiment import ARMS
+from headrace.topics import Record, Sender
+
+LIMITS = Limits(max_body_bytes=64 * 1024)
+
+_REFRESH_SECONDS = 0.2
+_MOST_MS = 10_000
+_ANSWERS = ("200", "400", "404", "503", "500")
+
+METRICS = (
+    Metric("headrace_endpoint_requests_total", "Requests for pages, by answer.", labels={"status": _ANSWERS}),
+    Metric(
+        "headrace_endpoint_degraded_total",
+        "Pages that were answered other than planned, by what and arm.",
+        labels={"what": tuple(DEGRADED), "arm": ("none", *ARMS)},
+    ),
+    Metric("headrace_endpoint_page_seconds", "Time to answer a page.", "histogram", buckets=LATENCY_BUCKETS),
+)
+
+_read_ask = msgspec.json.Decoder(Ask).decode
+_write = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One request, as far as it is known before anything is ranked."""
+
+    visitor: str | None
+    user_id: str | None
+    bot: bool
+    received_us: int
+    ends_at: float
+    """When the answer is due, by the loop's clock."""
+
+    @property
+    def person(self) -> str:
+        return self.user_id or self.visitor or ""
+
+
+@dataclass(frozen=True)
+class _Picked:
+    """Which bundle ranks for a request, and what is wrong about that."""
+
+    served: Served
+    arm: str | None
+    degraded: tuple[str, ...]
+
+
+class Endpoint:
+    """Answers requests for pages."""
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        follower: Follower,
+        sender: Sender,
+        clock: Clock,
+        metrics: Metrics,
+        *,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self._shelf = shelf
+        self._follower = follower
+        self._sender = sender
+        self._clock = clock
+        self._entropy = entropy
+        self._answers = {status: metrics.count("headrace_endpoint_requests_total", status) for status in _ANSWERS}
+        self._degraded = {
+            (what, arm): metrics.count("headrace_endpoint_degraded_total", what, arm)
+            for what in DEGRADED
+            for arm in ("none", *ARMS)
+        }
+        self._seconds = metrics.measure("headrace_endpoint_page_seconds")
+
+    async def page(self, request: Request) -> Response:
+        """Returns the answer to a request for a page."""
+        started_at = time.perf_counter()
+        try:
+            shown = await self._show(request)
+            response = Response(200, _write(shown), self._headers(request, shown))
+        except HeadraceError as error:
+            refused = error_response(error)
+            response = Response(refused.status, refused.body, (*refused.headers, *cors(request)))
+        self._answers.get(str(response.status), self._answers["500"]).add()
+        self._seconds.observe(time.perf_counter() - started_at)
+        return response
+
+    async def refresh(self) -> None:
+        """Swaps what serves whenever the registry has changed, for ever."""
+        while True:
+            try:
+                await asyncio.to_thread(self._shelf.refresh)
+            except HeadraceError as error:
+                get_logger("endpoint").warning("the registry cannot be read at present: %s", error)
+            await asyncio.sleep(_REFRESH_SECONDS)
+
+    def unserved(self) -> str:
+        """Returns which pages nothing can serve, or nothing."""
+        names = [name for name, serving in self._shelf.servings.items() if serving.fallback is None]
+        return f"no bundle serves the pages {', '.join(names)}" if names else ""
+
+    async def _show(self, request: Request) -> Shown:
+        ask = _read(request.body)
+        serving = self._find(ask.page)
+        asked = self._asked(ask, request)
+        picked = _pick(serving, asked)
+        decision = self._decide(serving, asked, picked)
+        fault.point("endpoint.decided")
+        if not await self._log(decision, asked):
+            decision = msgspec.structs.replace(
+                decision, recommendation_id="", degraded=(*decision.degraded, "unlogged")
+            )
+        fault.point("endpoint.answering")
+        for what in decision.degraded:
+            self._degraded[what, decision.arm or "none"].add()
+        return _shown(decision)
+
+    def _find(self, name: str) -> Serving:
+        serving = self._shelf.servings.get(name)
+        if serving is None:
+            known = list(self._shelf.servings)
+            hint = did_you_mean(name, known)
+            raise RequestError(404, f"no page {name!r}.{hint}  known: {', '.join(known) or 'none'}")
+        return serving
+
+    def _asked(self, ask: Ask, request: Request) -> _Asked:
+        visitor = ask.anonymous_id or read_visitor(request.header(b"cookie")) or None
+        for name, value in (("anonymous_id", visitor), ("user_id", ask.user_id)):
+            if value is not None and len(value) > MAX_ID:
+                raise RequestError(400, f"{name} has {len(value):,} characters, an id has at most {MAX_ID:,}")
+        if not 1 <= ask.deadline_ms <= _MOST_MS:
+            raise RequestError(400, f"deadline_ms is {ask.deadline_ms}, must be 1 to {_MOST_MS:,}")
+        agent = ask.context.user_agent
+        bot = read_agent(agent if agent is not None else request.header(b"user-agent")).bot
+        ends_at = asyncio.get_running_loop().time() + ask.deadline_ms / 1000
+        return _Asked(visitor, ask.user_id or None, bot, self._clock.now_us(), ends_at)
+
+    def _decide(self, serving: Serving, asked: _Asked, picked: _Picked) -> Decision:
+        follower, person = self._follower, asked.person
+        # One portion of `events` is applied between requests, never within one: set and offsets belong together.
+        at_us = max(asked.received_us, follower.seen.newest_us(person) + 1)
+        seen = follower.seen.at(person, at_us)
+        seed = int.from_bytes(self._entropy(7), "big")
+        chosen, served, degraded = self._choose(serving, picked, (person, seen, seed), asked.ends_at)
+        if chosen.all_seen:
+            degraded = (*degraded, "all_seen")
+        if follower.is_behind:
+            degraded = (*degraded, "behind")
+        trial = serving.trial if picked.arm else None
+        return Decision(
+            version=VERSION,
+            recommendation_id=make_id(asked.received_us, self._entropy(10)),
+            page=serving.page.name,
+            list_id=serving.page.carousels[0].title,
+            at_us=at_us,
+            received_us=asked.received_us,
+            person=person,
+            items=chosen.items,
+            categories=chosen.categories,
+            propensities=chosen.propensities,
+            scores=chosen.scores,
+            num_candidates=chosen.num_candidates,
+            seed=seed,
+            explore=serving.rule.explore,
+            per_row=serving.rule.per_row,
+            bundle=served.hash,
+            events=follower.incarnation,
+            applied=follower.applied,
+            seen=seen,
+            visitor=asked.visitor,
+            user_id=asked.user_id,
+            bot=asked.bot,
+            experiment=trial.experiment if trial else None,
+            trial=trial.id if trial else None,
+            arm=picked.arm,
+            degraded=degraded,
+        )
+
+    def _choose(
+        self, serving: Serving, picked: _Picked, given: tuple[str, Sequence[str], int], ends_at: float
+    ) -> tuple[Chosen, Served, tuple[str, ...]]:
+        """Returns the row, by the fallback if ranking fails or its time is over."""
+        person, seen, seed = given
+        fallback = serving.fallback
+        if fallback is None or asyncio.get_running_loop().time() < ends_at:
+            try:
+                chosen = choose(picked.served.scorer, person, seen, rule=serving.rule, seed=seed)
+            except Exception:
+                # Whatever a bundle does wrong, the page must not be empty.
+                if fallback is None or fallback.hash == picked.served.hash:
+                    raise
+                get_logger("endpoint").exception("the bundle %s cannot rank", picked.served.hash)
+            else:
+                return chosen, picked.served, picked.degraded
+        chosen = choose(fallback.scorer, person, seen, rule=serving.rule, seed=seed)
+        return chosen, fallback, (*picked.degraded, "fallback")
+
+    async def _log(self, decision: Decision, asked: _Asked) -> bool:
+        """Returns whether the decision is durable."""
+        key = (asked.visitor or asked.user_id or decision.recommendation_id).encode()
+        left = asked.ends_at - asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(left):
+                await self._sender.append(DECISIONS, [Record(key, encode(decision))])
+        except (HeadraceError, TimeoutError):
+            return False
+        return True
+
+    def _headers(self, request: Request, shown: Shown) -> Sequence[tuple[bytes, bytes]]:
+        headers = [JSON, (b"cache-control", b"private, no-store"), *cors(request)]
+        known = read_visitor(request.header(b"cookie"))
+        if b"origin" in request.headers and shown.anonymous_id and not known:
+            cookie = visitor_cookie(shown.anonymous_id, CookieOptions(), secure=request.scope["scheme"] == "https")
+            headers.append((b"set-cookie", cookie))
+        return headers
+
+
+def _read(body: bytes) -> Ask:
+    try:
+        return _read_ask(body)
+    except msgspec.MsgspecError as error:
+        raise RequestError(400, f"the body is no request for a page: {error}") from error
+
+
+def _pick(serving: Serving, asked: _Asked) -> _Picked:
+    """Returns the bundle of the visitor's arm, else what serves everybody."""
+    trial, fallback = serving.trial, serving.fallback
+    degraded = ("bundle",) if serving.problems and trial is None else ()
+    arm = None
+    if trial is not None and asked.visitor:
+        place = assign(trial.seed, asked.visitor, trial.weights)
+        arm = None if place is None else ARMS[place]
+    served = serving.arms.get(arm) if arm else fallback
+    if served is None:
+        served, degraded = fallback, ("bundle",)
+    if served is None:
+        model = serving.page.fallback.name
+        raise UnavailableError(
+            f"the page {serving.page.name!r} has nothing to show: no bundle of {model!r} can serve. "
+            f"Fit one with: headrace model fit {model}"
+        )
+    return _Picked(served, arm, degraded)
+
+
+def _shown(decision: Decision) -> Shown:
+    columns = zip(decision.items, decision.scores, decision.propensities, decision.categories, strict=True)
+    items = [
+        ShownItem(item, position, score, propensity, category)
+        for position, (item, score, propensity, category) in enumerate(columns, 1)
+    ]
+    return Shown(
+        recommendation_id=decision.recommendation_id or None,
+        page=decision.page,
+        anonymous_id=decision.visitor,
+        served_us=decision.received_us,
+        bundle=decision.bundle,
+        experiment=decision.experiment,
+        arm=decision.arm,
+        degraded=decision.degraded,
+        rows=[Row(decision.list_id, items)],
+    )
+
+
+def build_app(endpoint: Endpoint, follower: Follower, *, metrics_text: Callable[[], str]) -> App:
+    """Returns the application, whose tasks run until it is closed; call it inside a running loop."""
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(endpoint.refresh()), loop.create_task(follower.run())]
+
+    async def close() -> None:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def other(request: Request) -> Response:
+        if request.method == "OPTIONS":
+            return await preflight(request)
+        return await nothing_answers(request)
+
+    return App(
+        {("POST", "/v1/page"): endpoint.page},
+        fallback=other,
+        readiness=(endpoint.unserved,),
+        metrics_text=metrics_text,
+        close=close,
+    )

@@ -1,0 +1,112 @@
+"""What serves a page at one moment: bundles that are open, and the trial that runs. It is swapped whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from headrace.base.errors import FormatError, UnknownNameError
+from headrace.base.telemetry import get_logger
+from headrace.endpoints.carousel import Rule
+from headrace.endpoints.endpoint import Page
+from headrace.experiments.experiment import ARMS, Trial, decode_trial
+from headrace.models import Scorer, open_bundle
+from headrace.models.registry import Registry
+
+TRIAL = "trial"
+"""The kind of the registry's rows that start and stop trials."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A bundle that is open."""
+
+    hash: str
+    model: str
+    scorer: Scorer
+
+
+@dataclass(frozen=True)
+class Serving:
+    """All that a request for a page needs; it holds on to one from beginning to end."""
+
+    page: Page
+    fallback: Served | None
+    arms: Mapping[str, Served]
+    trial: Trial | None = None
+    problems: tuple[str, ...] = ()
+    """What is wrong with it, in sentences."""
+
+    @property
+    def rule(self) -> Rule:
+        """How a row is made; in a trial as it was at the start."""
+        source = self.trial or self.page
+        return Rule(source.per_row, source.explore)
+
+
+class Shelf:
+    """Opens what the registry says should serve, and keeps open what still does."""
+
+    def __init__(self, find_registry: Callable[[], Registry], pages: Iterable[Page]) -> None:
+        # Found when it is needed first: one that is away must not keep the door shut.
+        self._find_registry = find_registry
+        self._pages = tuple(pages)
+        self._open: dict[str, Served] = {}
+        self._stamp = -1
+        self.servings: Mapping[str, Serving] = {page.name: Serving(page, None, {}) for page in self._pages}
+        """What serves each page."""
+
+    def refresh(self) -> bool:
+        """Takes over what has changed in the registry; returns whether anything did."""
+        registry = self._find_registry()
+        stamp = registry.stamp()
+        if stamp == self._stamp:
+            return False
+        trials = find_trials(registry)
+        servings = {page.name: self._serve(registry, page, trials.get(page.name)) for page in self._pages}
+        used = {one.hash for serving in servings.values() for one in (serving.fallback, *serving.arms.values()) if one}
+        self._open = {name_hash: served for name_hash, served in self._open.items() if name_hash in used}
+        for problem in {problem for serving in servings.values() for problem in serving.problems}:
+            get_logger("endpoint").error("%s", problem)
+        self.servings, self._stamp = servings, stamp
+        return True
+
+    def _serve(self, registry: Registry, page: Page, trial: Trial | None) -> Serving:
+        problems: list[str] = []
+        fallback = self._newest(registry, page.fallback.name, problems)
+        arms: dict[str, Served] = {}
+        for arm in ARMS if trial else ():
+            assert trial is not None
+            try:
+                arms[arm] = self._load(registry, trial.bundle_of(arm))
+            except (FormatError, UnknownNameError) as error:
+                problems.append(f"trial {trial.id!r}: the bundle of {arm} cannot serve: {error}")
+        return Serving(page, fallback, arms, trial, tuple(problems))
+
+    def _newest(self, registry: Registry, model: str, problems: list[str]) -> Served | None:
+        """Returns the newest bundle of a model that can be opened."""
+        for fitted in registry.bundles(model):
+            try:
+                return self._load(registry, fitted.hash)
+            except FormatError as error:
+                problems.append(f"bundle {fitted.hash} of {model!r} cannot serve: {error}")
+        return None
+
+    def _load(self, registry: Registry, name_hash: str) -> Served:
+        if name_hash not in self._open:
+            bundle = registry.load(name_hash)
+            self._open[name_hash] = Served(name_hash, bundle.name, open_bundle(bundle))
+        return self._open[name_hash]
+
+
+def find_trials(registry: Registry) -> dict[str, Trial]:
+    """Returns the trials that run, by the page that they run on."""
+    trials = []
+    for entry in registry.newest(TRIAL).values():
+        try:
+            trials.append(decode_trial(entry.value))
+        except msgspec.MsgspecError as error:
+            raise FormatError(f"row {entry.id} of the registry is no trial: {error}") from error
+    return {trial.page: trial for trial in trials if trial.status == "running"}

@@ -1,0 +1,157 @@
+"""An experiment: what a project declares, and the trial that freezes it while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import msgspec
+
+from headrace.base.clock import read_duration
+from headrace.base.errors import ProjectError
+from headrace.events.event import Event
+
+CONTROL = "control"
+TREATMENT = "treatment"
+ARMS = (CONTROL, TREATMENT)
+
+VERSION = 1
+
+_LATENESS = "1h"
+
+
+class Subject(Protocol):
+    """What an experiment is about, such as a page: it has a name and a hash of all that it says."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the project."""
+
+    @property
+    def definition(self) -> str:
+        """The hash of its definition."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What an experiment measures; make one with `Metric.ratio`.
+
+    >>> views = Event("Product List Viewed", item="products[].product_id")
+    >>> clicks = Event("Product Clicked", item="product_id")
+    >>> Metric.ratio("ctr", clicks, views, within="30m").within_us // 60_000_000
+    30
+    """
+
+    name: str
+    above: Event
+    below: Event
+    within: str = "30m"
+
+    def __post_init__(self) -> None:
+        for event in (self.above, self.below):
+            if not isinstance(event, Event) or not event.item:
+                raise ProjectError(f"Metric({self.name!r}): {event!r} is no Event with item=; each needs one")
+        read_duration(self.within, f"Metric({self.name!r}): within")
+
+    @classmethod
+    def ratio(cls, name: str, above: Event, below: Event, *, within: str = "30m") -> Metric:
+        """Returns the ratio of two events of items: of those seen below, the share that the event above followed."""
+        return cls(name, above, below, within)
+
+    @property
+    def within_us(self) -> int:
+        """How long after the event below the one above still counts."""
+        return read_duration(self.within)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A test of what a page's carousels rank against what serves now.
+
+    `mde` is the smallest relative lift worth finding, `power` the chance to find it, `lateness` how long after
+    their time events are waited for.
+    """
+
+    name: str = field(kw_only=False)
+    on: Subject
+    goal: Metric
+    mde: float = 0.25
+    power: float = 0.8
+    alpha: float = 0.05
+    lateness: str = _LATENESS
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ProjectError(f"Experiment({self.name!r}): a name has letters, digits, '-' and '_'")
+        for name, value, least, most in (
+            ("mde", self.mde, 0.0, 10.0),
+            ("power", self.power, self.alpha, 1.0),
+            ("alpha", self.alpha, 0.0, 0.5),
+        ):
+            if not isinstance(value, int | float) or not least < value < most:
+                raise ProjectError(
+                    f"Experiment({self.name!r}): {name}={value!r} must be between {least:g} and {most:g}"
+                )
+        if not isinstance(self.goal, Metric):
+            raise ProjectError(f"Experiment({self.name!r}): goal={self.goal!r} is no Metric")
+        read_duration(self.lateness, f"Experiment({self.name!r}): lateness")
+
+    @property
+    def lateness_us(self) -> int:
+        """How long after their time events are waited for."""
+        return read_duration(self.lateness)
+
+
+class Trial(msgspec.Struct, kw_only=True, frozen=True):
+    """One run of an experiment, frozen at its start: endpoints and analysis read everything from here alone."""
+
+    version: int
+    """The version of this contract."""
+    id: str
+    """The experiment's name and the number of the run."""
+    experiment: str
+    page: str
+    seed: str
+    """What the assignment of visitors follows from."""
+    control: str
+    """The hash of the bundle that served before."""
+    treatment: str
+    """The hash of the bundle that is tested."""
+    per_row: int
+    """How many items the page has."""
+    explore: float
+    """The share of positions filled at random, in both arms."""
+    started_us: int
+    """When it began, by the project's clock."""
+    positions: dict[str, tuple[int, ...]]
+    """Where `decisions` and `events` ended at its start, by topic."""
+    incarnations: dict[str, str]
+    """Which topics these were."""
+    goal: str
+    above: str
+    """The name of the goal's event above, and the path of its item."""
+    above_item: str
+    below: str
+    below_item: str
+    within_us: int
+    lateness_us: int
+    alpha: float
+    mde: float
+    power: float
+    planned: int
+    """How many visitors an arm needs for the power that was asked for; 0 if nothing was known before."""
+    definition: str
+    """The hash of the page and the goal as they were declared."""
+    weights: tuple[float, ...] = (0.5, 0.5)
+    """The shares of control and treatment."""
+    status: Literal["running", "stopped"] = "running"
+    stopped_us: int = 0
+    """When it was stopped."""
+
+    def bundle_of(self, arm: str) -> str:
+        """Returns the hash of the bundle that an arm is served from."""
+        return self.control if arm == CONTROL else self.treatment
+
+
+encode_trial = msgspec.json.Encoder().encode
+decode_trial = msgspec.json.Decoder(Trial).decode
