@@ -202,7 +202,10 @@ class App:
         if body is None:
             return
         response = await self.answer(Request(scope, body))
-        headers = [*response.headers, (b"content-length", str(len(response.body)).encode())]
+        headers = [*response.headers]
+        # A cache would take that of a 304 for the length of what it keeps.
+        if response.status != 304:
+            headers.append((b"content-length", str(len(response.body)).encode()))
         if self.draining:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
