@@ -165,7 +165,7 @@ def _fill(out: NDArray[np.uint16], seeds: Sequence[str], values: Sequence[str]) 
             part ^= column
             part *= np.uint32(_PRIME)
         out[start : start + step, order] = _hash_digits(hashes) % np.uint32(NUM_BUCKETS)
-    for index in long:
+    for index in long.tolist():
         out[:, index] = [bucket(seed, values[index]) for seed in seeds]
 
 
