@@ -96,6 +96,33 @@ def _property_kinds(event: Event) -> dict[str, Any]:
     return kinds | dict(event.fields)
 
 
+def item_sql(event: Event) -> str:
+    """Returns a SELECT with a row for each item that an event names: all columns of `events`, `item` and `category`.
+
+    What is no id is NULL. The category is the property beside the item's id.
+
+    >>> print(item_sql(Event("Product Clicked", item="product_id")).splitlines()[0])
+    SELECT * EXCLUDE (one), one.product_id AS item, one.category AS category FROM (
+    """
+    outer, listed, inner = (event.item or "").rpartition("[]")
+    parts = [part for part in inner.split(".") if part]
+    if not event.item or "[]" in outer:
+        raise CallError(f"Event({event.name!r}): item={event.item!r} names no item that a table can be made of")
+    kind: Any = {parts[-1]: "VARCHAR", "category": "VARCHAR"} if parts else "VARCHAR"
+    for part in reversed(parts[:-1]):
+        kind = {part: kind}
+    place = "".join(f".{quote_name(part)}" if not part.isidentifier() else f".{part}" for part in parts)
+    beside = "".join(f".{part}" for part in parts[:-1]) + ".category"
+    json = "properties"
+    for part in filter(None, outer.split(".")):
+        json = f"json_extract({json}, {_path(part)})"
+    shape = quote_text(msgspec.json.encode([kind] if listed else kind).decode())
+    one = f"unnest(json_transform({json}, {shape}))" if listed else f"json_transform({json}, {shape})"
+    category = f"one{beside}" if parts else "NULL::VARCHAR"
+    rows = f"SELECT *, {one} AS one FROM {EVENTS} WHERE type = 'track' AND event = {quote_text(event.name)}"  # noqa: S608 - quoted
+    return f"SELECT * EXCLUDE (one), one{place} AS item, {category} AS category FROM (\n  {rows}\n)"  # noqa: S608 - quoted
+
+
 def snake_case(name: str) -> str:
     """Returns an event's name as that of a view.
 

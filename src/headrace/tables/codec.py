@@ -46,6 +46,10 @@ class Codec:
     passed_over: tuple[tuple[str, bytes], ...] | None
     """The headers of records that are no rows, by agreement."""
 
+    def is_row(self, message: Message) -> bool:
+        """Returns whether a record was written to be a row, in whatever version."""
+        return message.headers != self.passed_over and self.is_ours(message.value or b"")
+
     def read(self, messages: Sequence[Message]) -> pa.RecordBatch:
         """Returns the rows of messages; raises msgspec.DecodeError for one that is none of this codec's."""
         decode = self.decode

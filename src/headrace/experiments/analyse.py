@@ -1,0 +1,292 @@
+"""Reads a trial: who was exposed, what they viewed and clicked, and what that says about the arms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from headrace.engines.engine import quote_text
+from headrace.events.decision import DECISIONS
+from headrace.events.event import Event
+from headrace.events.settled import EVENTS
+from headrace.experiments.assign import arms_of, buckets
+from headrace.experiments.experiment import ARMS, Trial
+from headrace.experiments.srm import Srm, check_ratio, explain_ratio
+from headrace.experiments.verdict import VERSION, Arm, Outcome, Verdict
+from headrace.stats.compare import REASONS, Comparison, compare_ratios
+from headrace.stats.intervals import binomial_band
+from headrace.stats.moments import measure_ratio_by_arm
+from headrace.tables.catalog import item_sql
+
+# One visitor in a hundred in both arms is more than a lost cookie explains.
+_MOST_MULTIPLE = 0.01
+_NOBODY = (
+    "no visitor was exposed before the cut-off: did pages ask /v1/page with an anonymous_id, and has the trial run "
+    "for longer than attribution window and lateness together?"
+)
+_UNVIEWED = (
+    "{total:,} visitors were exposed, and no {below!r} with the recommendation_id of their pages has arrived: "
+    "does the page send its visible impressions?"
+)
+# 1,000 splits of so many visitors take some 5 s.
+_MOST_VISITORS = 20_000
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Which decisions are read, and which events: nothing outside it can change what comes of it."""
+
+    where: str
+    """The condition on the rows of `decisions`, SQL."""
+    above: Event
+    below: Event
+    within_us: int
+    cutoff_us: int
+    """Decisions from here on are left out."""
+    positions: Mapping[str, Sequence[int]]
+    """Up to where each topic is read."""
+    starts: Mapping[str, Sequence[int]]
+    """From where each topic is read."""
+    since_us: int = 0
+    viewed: tuple[str, ...] = ()
+    """The ids by which `Experiment Viewed` events name the trial."""
+
+
+@dataclass(frozen=True)
+class Visitors:
+    """The exposures of a scope, by column: one place in each array per visitor, sorted by visitor."""
+
+    names: Sequence[str]
+    arms: NDArray[np.int8]
+    """The number of each visitor's arm in ARMS."""
+    num_arms: NDArray[np.int64]
+    bots: NDArray[np.bool_]
+    first_us: NDArray[np.int64]
+    pages: NDArray[np.int64]
+    views: NDArray[np.int64]
+    clicks: NDArray[np.int64]
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """Which of them count: people, each in one arm."""
+        kept: NDArray[np.bool_] = ~self.bots & (self.num_arms == 1)
+        return kept
+
+
+def trial_scope(trial: Trial, *, cutoff_us: int, positions: Mapping[str, Sequence[int]]) -> Scope:
+    """Returns the scope of a trial, from its frozen row alone."""
+    return Scope(
+        where=f"trial = {quote_text(trial.id)}",
+        above=Event(trial.above, item=trial.above_item),
+        below=Event(trial.below, item=trial.below_item),
+        within_us=trial.within_us,
+        cutoff_us=cutoff_us,
+        positions=positions,
+        starts=trial.positions,
+        since_us=trial.started_us,
+        viewed=(trial.id, trial.experiment),
+    )
+
+
+def exposures_sql(scope: Scope) -> str:
+    """Returns the SELECT of a scope's exposures: a row for each visitor, sorted.
+
+    An item counts as viewed once per recommendation, and as clicked if its first click came no later than `within`
+    after its first view. So neither order nor repeats of events matter.
+    """
+    ours = ", ".join(map(quote_text, scope.viewed)) or "NULL"
+    within = f"{_inside(scope, EVENTS)} AND recommendation_id IS NOT NULL AND item IS NOT NULL"
+    return f"""WITH decided AS (
+  SELECT recommendation_id, visitor, coalesce(arm, '') AS arm, bot, received_us, items
+  FROM {DECISIONS}
+  WHERE {scope.where} AND visitor IS NOT NULL AND received_us >= {scope.since_us:d}
+    AND received_us < {scope.cutoff_us:d} AND {_inside(scope, DECISIONS)}
+),
+viewed AS (
+  SELECT recommendation_id, item, min(event_us) AS view_us, bool_or(bot) AS bot
+  FROM ({item_sql(scope.below)}) WHERE {within} GROUP BY ALL
+),
+clicked AS (
+  SELECT recommendation_id, item, min(event_us) AS click_us
+  FROM ({item_sql(scope.above)}) WHERE {within} GROUP BY ALL
+),
+counted AS (
+  SELECT recommendation_id, any_value(decided.visitor) AS visitor, count(*) AS views,
+    count(*) FILTER (click_us <= view_us + {scope.within_us:d}) AS clicks, bool_or(viewed.bot) AS bot
+  FROM viewed JOIN decided USING (recommendation_id) LEFT JOIN clicked USING (recommendation_id, item)
+  WHERE list_contains(items, item) GROUP BY recommendation_id
+),
+exposed AS (
+  SELECT visitor, arm, bot, received_us FROM decided
+  UNION ALL
+  SELECT visitor, json_extract_string(properties, '$.variation_id'), bot, received_us FROM {EVENTS}
+  WHERE type = 'track' AND event = 'Experiment Viewed' AND visitor IS NOT NULL AND {_inside(scope, EVENTS)}
+    AND json_extract_string(properties, '$.experiment_id') IN ({ours})
+    AND json_extract_string(properties, '$.variation_id') IN ({", ".join(map(quote_text, ARMS))})
+    AND received_us >= {scope.since_us:d} AND received_us < {scope.cutoff_us:d}
+),
+people AS (
+  SELECT visitor, min(arm) AS arm, count(DISTINCT arm) AS arms, bool_or(bot) AS bot, min(received_us) AS first_us
+  FROM exposed GROUP BY visitor
+),
+asked AS (SELECT visitor, count(*) AS pages FROM decided GROUP BY visitor),
+done AS (SELECT visitor, sum(views) AS views, sum(clicks) AS clicks, bool_or(bot) AS bot FROM counted GROUP BY visitor)
+SELECT visitor, arm, arms, people.bot OR coalesce(done.bot, false) AS bot, first_us,
+  coalesce(pages, 0)::BIGINT AS pages, coalesce(views, 0)::BIGINT AS views, coalesce(clicks, 0)::BIGINT AS clicks
+FROM people LEFT JOIN asked USING (visitor) LEFT JOIN done USING (visitor)
+ORDER BY visitor"""  # noqa: S608 - every text in it is quoted, and every number one of ours
+
+
+def degraded_sql(scope: Scope) -> str:
+    """Returns the SELECT that counts what went other than planned, by arm."""
+    return f"""SELECT coalesce(arm, 'none') || '/' || what AS what, count(*)::BIGINT AS pages FROM (
+  SELECT arm, unnest(degraded) AS what FROM {DECISIONS}
+  WHERE {scope.where} AND received_us < {scope.cutoff_us:d} AND {_inside(scope, DECISIONS)}
+) GROUP BY ALL ORDER BY ALL"""  # noqa: S608 - every text in it is quoted, and every number one of ours
+
+
+def _inside(scope: Scope, topic: str) -> str:
+    """Returns the condition that a row of a topic's table lies between the scope's positions."""
+    starts, ends = (", ".join(map(str, map(int, places[topic]))) for places in (scope.starts, scope.positions))
+    return f"log_offset >= ([{starts}])[log_partition + 1] AND log_offset < ([{ends}])[log_partition + 1]"
+
+
+def read_visitors(rows: pa.Table) -> Visitors:
+    """Returns the answer to `exposures_sql` as arrays."""
+    numbers = {name: rows.column(name).to_numpy().astype(np.int64) for name in ("first_us", "pages", "views", "clicks")}
+    arms = rows.column("arm").to_pylist()
+    return Visitors(
+        names=rows.column("visitor").to_pylist(),
+        arms=np.array([ARMS.index(arm) if arm in ARMS else -1 for arm in arms], np.int8),
+        num_arms=rows.column("arms").to_numpy().astype(np.int64),
+        bots=rows.column("bot").to_numpy(zero_copy_only=False).astype(bool),
+        **numbers,
+    )
+
+
+def judge(trial: Trial, visitors: Visitors, *, made_us: int, scope: Scope, degraded: Mapping[str, int] = {}) -> Verdict:
+    """Returns what the visitors of a trial say about its arms. Health comes first: what fails there decides."""
+    kept = visitors.counted
+    arms, views, clicks = visitors.arms[kept], visitors.views[kept], visitors.clicks[kept]
+    counts = np.bincount(arms, minlength=len(ARMS))[: len(ARMS)]
+    srm = check_ratio(counts.tolist(), trial.weights) if counts.sum() else None
+    control, treatment = measure_ratio_by_arm(clicks, views, arms, num_arms=len(ARMS))
+    found = compare_ratios(control, treatment, alpha=trial.alpha)
+    outcome, reasons = _conclude(trial, visitors, srm, found)
+    return Verdict(
+        version=VERSION,
+        trial=trial.id,
+        experiment=trial.experiment,
+        page=trial.page,
+        goal=trial.goal,
+        made_us=made_us,
+        started_us=trial.started_us,
+        cutoff_us=scope.cutoff_us,
+        positions={name: tuple(places) for name, places in scope.positions.items()},
+        incarnations=trial.incarnations,
+        control_bundle=trial.control,
+        treatment_bundle=trial.treatment,
+        alpha=trial.alpha,
+        planned=trial.planned,
+        outcome=outcome,
+        reasons=tuple(reasons),
+        srm_p=srm.p if srm else None,
+        multiple=int((visitors.num_arms > 1).sum()),
+        bots=int(visitors.bots.sum()),
+        degraded=dict(degraded),
+        control=_arm(0, visitors, kept, found.control.estimate),
+        treatment=_arm(1, visitors, kept, found.treatment.estimate),
+        difference=found.difference,
+        difference_interval=_pair(found.difference_interval),
+        lift=found.lift,
+        lift_interval=_pair(found.lift_interval),
+        p=found.p,
+        df=found.df,
+    )
+
+
+def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if interval is None else (float(interval[0]), float(interval[1]))
+
+
+def _arm(number: int, visitors: Visitors, kept: NDArray[np.bool_], ratio: float | None) -> Arm:
+    mine = kept & (visitors.arms == number)
+    sums = {name: int(getattr(visitors, name)[mine].sum()) for name in ("pages", "views", "clicks")}
+    return Arm(visitors=int(mine.sum()), ratio=ratio, **sums)
+
+
+def _conclude(trial: Trial, visitors: Visitors, srm: Srm | None, found: Comparison) -> tuple[Outcome, list[str]]:
+    ill = _find_ill(trial, visitors, srm)
+    if ill is not None:
+        return ill[0], [ill[1]]
+    if found.p is None:
+        return "empty", [REASONS[found.reason]] if found.reason else []
+    assert srm is not None
+    assert found.difference is not None
+    reasons = [explain_ratio(srm, ARMS)]
+    if found.lift_reason is not None:
+        reasons.insert(0, REASONS[found.lift_reason])
+    if found.is_significant:
+        return ("better" if found.difference > 0 else "worse"), reasons
+    fewest = min(found.control.n, found.treatment.n)
+    if fewest < trial.planned:
+        return "early", [f"{fewest:,} visitors in the smaller arm, {trial.planned:,} were planned", *reasons]
+    return "undecided", reasons
+
+
+def _find_ill(trial: Trial, visitors: Visitors, srm: Srm | None) -> tuple[Outcome, str] | None:
+    """Returns why nothing may be compared, or None."""
+    total, kept = len(visitors.names), visitors.counted
+    multiple = int((visitors.num_arms > 1).sum())
+    if not total:
+        return "empty", _NOBODY
+    if multiple > _MOST_MULTIPLE * total:
+        return "unhealthy", f"{multiple:,} of {total:,} visitors were seen in both arms, so the arms are mixed"
+    if srm is None:
+        return "empty", f"all {total:,} exposed visitors are robots or were seen in both arms"
+    if not srm.is_ok:
+        return "unhealthy", explain_ratio(srm, ARMS)
+    if not visitors.views[kept].any():
+        return "empty", _UNVIEWED.format(total=total, below=trial.below)
+    return None
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How often arms that are the same differ: the logged visitors, split anew again and again."""
+
+    splits: int
+    visitors: int
+    significant: int
+    """How many of the splits have p < alpha."""
+    band: tuple[int, int]
+    """Between which counts it lies, but for one time in a thousand."""
+    alpha: float
+    smallest_srm_p: float
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether the test finds no more than it may where nothing is."""
+        return self.significant <= self.band[1]
+
+
+def split_again(visitors: Visitors, *, seed: str, splits: int, weights: Sequence[float], alpha: float) -> Gate:
+    """Returns how often splits of the same visitors by other seeds find a difference, which is never there."""
+    # Who comes first by hash is a sample like any other, and the same one each time.
+    order = np.argsort(buckets(f"{seed}/sample", visitors.names), kind="stable")
+    kept = np.sort(order[visitors.counted[order]][:_MOST_VISITORS])
+    names = [visitors.names[number] for number in kept.tolist()]
+    views, clicks = visitors.views[kept], visitors.clicks[kept]
+    significant, least = 0, 1.0
+    for found in buckets([f"{seed}/{number}" for number in range(splits)], names):
+        arms = arms_of(found, weights)
+        control, treatment = measure_ratio_by_arm(clicks, views, arms, num_arms=len(ARMS))
+        significant += compare_ratios(control, treatment, alpha=alpha).is_significant
+        counts = np.bincount(arms, minlength=len(ARMS))[: len(ARMS)]
+        least = min(least, check_ratio(counts.tolist(), weights).p)
+    band = binomial_band(splits, alpha, false_alarm=0.001)
+    return Gate(splits, len(names), significant, band, alpha, least)

@@ -1,0 +1,108 @@
+"""The contracts `exposure` and `verdict`, version 1: who was in a trial, and what it found."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+VERSION = 1
+VERDICTS = "verdicts"
+
+Outcome = Literal["better", "worse", "undecided", "early", "unhealthy", "empty"]
+
+OUTCOMES: dict[Outcome, str] = {
+    "better": "the treatment is better: p < alpha, and its ratio is higher",
+    "worse": "the treatment is worse: p < alpha, and its ratio is lower",
+    "undecided": "as many visitors as planned were in it, and chance explains the difference",
+    "early": "there are fewer visitors than planned, and chance explains the difference so far",
+    "unhealthy": "a check of the trial itself failed, so no number of it can be trusted",
+    "empty": "there is nothing to compare; the reasons say why",
+}
+"""What each outcome means."""
+
+
+class Exposure(msgspec.Struct, kw_only=True, frozen=True):
+    """One visitor of a trial, as the analysis counts it."""
+
+    version: int
+    """The version of this contract."""
+    trial: str
+    visitor: str
+    arm: str
+    """The arm; of a visitor seen in both the first by name, and `arms` is 2."""
+    arms: int
+    """In how many arms the visitor was seen; those in more than one are dropped."""
+    bot: bool
+    """Whether a decision or an impression of the visitor says that it is a robot; robots are dropped."""
+    first_us: int
+    """When it was exposed first, by the project's clock."""
+    pages: int
+    """How many decisions it got; none if only `Experiment Viewed` tells of it."""
+    views: int
+    """How many items of these it has viewed."""
+    clicks: int
+    """How many of those the event above followed in time."""
+
+
+class Arm(msgspec.Struct, kw_only=True, frozen=True):
+    """What one arm did."""
+
+    visitors: int
+    pages: int
+    views: int
+    clicks: int
+    ratio: float | None
+    """Clicks by views; none without views."""
+
+
+class Verdict(msgspec.Struct, kw_only=True, frozen=True):
+    """What a trial found, from the exposures before its cut-off and the events up to its positions."""
+
+    version: int
+    """The version of this contract."""
+    trial: str
+    experiment: str
+    page: str
+    goal: str
+    made_us: int
+    """When it was made, by the project's clock."""
+    started_us: int
+    """When the trial began."""
+    cutoff_us: int
+    """Exposures from here on are left out: what follows them may still be on its way."""
+    positions: dict[str, tuple[int, ...]]
+    """Up to where `decisions` and `events` were read, by topic; what came later changes nothing."""
+    incarnations: dict[str, str]
+    """Which topics these were."""
+    control_bundle: str
+    treatment_bundle: str
+    alpha: float
+    planned: int
+    """How many visitors per arm were planned."""
+    outcome: Outcome
+    reasons: tuple[str, ...]
+    """Why it is so, in sentences: what is wrong first."""
+    srm_p: float | None
+    """How well the visitors fit the arms' weights; below 0.001 nothing else counts."""
+    multiple: int
+    """Visitors seen in more than one arm, who were dropped."""
+    bots: int
+    """Robots that were dropped."""
+    degraded: dict[str, int]
+    """Pages that were served other than planned, by `arm/what`."""
+    control: Arm
+    treatment: Arm
+    difference: float | None
+    """The treatment's ratio less the control's."""
+    difference_interval: tuple[float, float] | None
+    lift: float | None
+    """The treatment's ratio by the control's, less 1."""
+    lift_interval: tuple[float, float] | None
+    """None if the relative lift is not estimable."""
+    p: float | None
+    df: float | None
+
+
+encode_verdict = msgspec.json.Encoder().encode
+decode_verdict = msgspec.json.Decoder(Verdict).decode

@@ -1,0 +1,408 @@
+"""The loop, joined: fit a model from the lake, test the assignment, start a trial, give its verdict."""
+
+from __future__ import annotations
+
+import getpass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from headrace.base.errors import CallError, FormatError, StopError, UnavailableError, unknown_name
+from headrace.collect.app import CLICKS
+from headrace.collect.settler import GROUP as SETTLER
+from headrace.endpoints.endpoint import Page
+from headrace.endpoints.serving import TRIAL, find_trials
+from headrace.engines.engine import quote_text
+from headrace.events.decision import DECISIONS
+from headrace.events.event import Event
+from headrace.events.settled import EVENTS
+from headrace.experiments.analyse import (
+    Gate,
+    Scope,
+    Visitors,
+    degraded_sql,
+    exposures_sql,
+    judge,
+    read_visitors,
+    split_again,
+    trial_scope,
+)
+from headrace.experiments.experiment import ARMS, VERSION, Experiment, Trial, decode_trial, encode_trial
+from headrace.experiments.verdict import VERDICTS, Exposure, Verdict, decode_verdict, encode_verdict
+from headrace.experiments.verdict import VERSION as VERDICT_VERSION
+from headrace.models import Bundle, Model, open_bundle
+from headrace.models.registry import Entry
+from headrace.project import OpenProject
+from headrace.stats.compare import ratio
+from headrace.stats.moments import measure_ratio
+from headrace.stats.power import visitors_per_arm
+from headrace.stream import CODECS
+from headrace.tables import Table
+from headrace.tables.catalog import item_sql
+from headrace.tables.sink import INCARNATION
+
+VERDICT = "verdict"
+"""The kind of the registry's rows that hold verdicts."""
+
+SPLITS = 1_000
+LEAST_VISITORS = 100
+"""With fewer logged visitors the A/A gate could not tell anything."""
+
+_LAKE_SECONDS = 60.0
+_POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class LakeView:
+    """The lake at one version and instant, as a fit reads it."""
+
+    project: OpenProject
+    version: int
+    at_us: int
+
+    @cached_property
+    def source(self) -> Mapping[str, Any]:
+        """Table, version and positions."""
+        table = self._at(self.project.tables.open(EVENTS))
+        incarnation = table.properties.get(INCARNATION, "")
+        partitions = self.project.topics.describe(EVENTS).partitions
+        positions = [table.position(f"{incarnation}/{p}") or 0 for p in range(partitions)]
+        return {"table": EVENTS, "version": self.version, "incarnation": incarnation, "positions": positions}
+
+    def ask(self, sql: str, parameters: Mapping[str, Any]) -> Mapping[str, list[Any]]:
+        """Returns the columns of the answer to one SELECT."""
+        columns: Mapping[str, list[Any]] = (
+            self.project.query(sql, at=self._at, parameters=parameters).table().to_pydict()
+        )
+        return columns
+
+    def items_of(self, event: Event) -> str:
+        """Returns a SELECT with a row for each item of an event."""
+        return item_sql(event)
+
+    def _at(self, table: Table) -> Table:
+        return table.at(self.version) if table.name == EVENTS else table
+
+
+def find_model(project: OpenProject, name: str) -> Model:
+    """Returns a model that the project declares."""
+    models = {model.name: model for model in project.declared.models}
+    if name not in models:
+        raise unknown_name("model", name, models)
+    return models[name]
+
+
+def find_experiment(project: OpenProject, name: str) -> Experiment:
+    """Returns an experiment that the project declares."""
+    experiments = {experiment.name: experiment for experiment in project.declared.experiments}
+    if name not in experiments:
+        raise unknown_name("experiment", name, experiments)
+    return experiments[name]
+
+
+def fit(project: OpenProject, name: str, *, version: int | None = None, at_us: int | None = None) -> Bundle:
+    """Returns the bundle that a model learns from the lake as it is now, which serves from then on."""
+    model = find_model(project, name)
+    if EVENTS not in project.tables.names():
+        raise CallError(f"there is no table {EVENTS!r} yet to fit {name!r} from. Start its sink with: headrace up")
+    table = project.tables.open(EVENTS)
+    view = LakeView(project, table.version if version is None else version, at_us or project.clock.now_us())
+    bundle = model.fit(view)
+    if not len(open_bundle(bundle).items):
+        raise StopError(
+            f"{name!r} has learned nothing: version {view.version} of {EVENTS!r} has no {model.clicks.name!r} "
+            f"with {model.clicks.item!r} of a person. Send some clicks first"
+        )
+    table.pin(owner="headrace model", reason=f"bundle {bundle.hash} of {name}", version=view.version)
+    project.registry.add(bundle)
+    return bundle
+
+
+def wait_for_lake(project: OpenProject, *, seconds: float = _LAKE_SECONDS) -> dict[str, tuple[int, ...]]:
+    """Returns up to where the lake holds `decisions` and `events`: all that had arrived when this was called."""
+    deadline = time.monotonic() + seconds
+    clicks = [bound.end for bound in project.topics.bounds(CLICKS)]
+    while _lags(_settled(project), clicks):
+        _check_time(deadline, CLICKS, "settler")
+        time.sleep(_POLL_SECONDS)
+    ends = {name: tuple(bound.end for bound in project.topics.bounds(name)) for name in (DECISIONS, EVENTS)}
+    for name, places in ends.items():
+        while not _is_sunk(project, name, places):
+            _check_time(deadline, name, "sink")
+            time.sleep(_POLL_SECONDS)
+    return ends
+
+
+def _settled(project: OpenProject) -> list[int]:
+    found = [bound.start for bound in project.topics.bounds(CLICKS)]
+    for one in project.topics.groups(CLICKS):
+        if one.group == SETTLER:
+            found[one.position.partition] = one.position.offset
+    return found
+
+
+def _lags(positions: Sequence[int], ends: Sequence[int]) -> bool:
+    return any(position < end for position, end in zip(positions, ends, strict=True))
+
+
+def _is_sunk(project: OpenProject, name: str, ends: Sequence[int]) -> bool:
+    """Returns whether the table of a topic holds every row below these offsets."""
+    if name not in project.tables.names():
+        return not any(ends)
+    table, incarnation = project.tables.open(name), project.topics.describe(name).incarnation
+    if table.properties.get(INCARNATION) != incarnation:
+        raise StopError(
+            f"the table {name!r} was filled from another topic {name!r}. "
+            f"Let it go on with: headrace topic replay {name} --continue {name}"
+        )
+    bounds = project.topics.bounds(name)
+    places = {p: max(bound.start, table.position(f"{incarnation}/{p}") or 0) for p, bound in enumerate(bounds)}
+    # A sink notes rows at once, and markers and progress records a minute later only.
+    waiting = project.topic(name).read_to_ends(places)
+    is_row = CODECS[name].is_row
+    return not any(is_row(message) and message.offset < ends[message.partition] for message in waiting)
+
+
+def _check_time(deadline: float, name: str, role: str) -> None:
+    if time.monotonic() > deadline:
+        raise UnavailableError(f"the lake does not hold all of {name!r} yet. Does the {role} run? See: headrace status")
+
+
+def read_gate(project: OpenProject, name: str, *, splits: int = SPLITS) -> tuple[Gate, int]:
+    """Returns the A/A gate over the visitors that an experiment's page was logged for, and how many are needed per arm.
+
+    It has no traffic of its own: visitors outside of any trial are split anew by other seeds.
+    """
+    experiment = find_experiment(project, name)
+    visitors = _logged(project, experiment)
+    num_visitors = int(visitors.counted.sum())
+    if num_visitors < LEAST_VISITORS:
+        raise StopError(
+            f"{num_visitors} visitors were logged on the page {experiment.on.name!r} outside of a trial, the A/A gate "
+            f"needs {LEAST_VISITORS}. Let the page serve for a while first"
+        )
+    gate = split_again(visitors, seed=f"aa/{name}", splits=splits, weights=(0.5, 0.5), alpha=experiment.alpha)
+    return gate, _plan(experiment, visitors)
+
+
+def _logged(project: OpenProject, experiment: Experiment) -> Visitors:
+    ends = wait_for_lake(project)
+    if DECISIONS not in project.tables.names() or EVENTS not in project.tables.names():
+        raise StopError(f"no page was logged yet. Ask for one: POST /v1/page with {experiment.on.name!r}")
+    goal = experiment.goal
+    scope = Scope(
+        where=f"trial IS NULL AND page = {quote_text(experiment.on.name)}",
+        above=goal.above,
+        below=goal.below,
+        within_us=goal.within_us,
+        cutoff_us=project.clock.now_us() - goal.within_us,
+        positions=ends,
+        starts={topic: (0,) * len(places) for topic, places in ends.items()},
+    )
+    return read_visitors(project.query(exposures_sql(scope)).table())
+
+
+def _plan(experiment: Experiment, visitors: Visitors) -> int:
+    kept = visitors.counted
+    base = ratio(measure_ratio(visitors.clicks[kept], visitors.views[kept]))
+    if not base.estimate or not base.visitor_variance:
+        return 0
+    return visitors_per_arm(
+        base.estimate, base.visitor_variance, mde=experiment.mde, alpha=experiment.alpha, power=experiment.power
+    )
+
+
+def start(project: OpenProject, name: str, *, gate: bool = True) -> Trial:
+    """Returns the trial that begins now; raises StopError if the A/A gate refuses."""
+    experiment = find_experiment(project, name)
+    page = experiment.on
+    if not isinstance(page, Page):
+        raise CallError(f"experiment {name!r} is on {page.name!r}, which is no page")
+    running = find_trials(project.registry).get(page.name)
+    if running is not None:
+        raise CallError(
+            f"trial {running.id!r} runs on the page {page.name!r} already. "
+            f"End it first: headrace experiment stop {running.experiment}"
+        )
+    control = _newest_bundle(project, page.fallback)
+    treatment = _newest_bundle(project, page.carousels[0].ranker)
+    planned = 0
+    if gate:
+        found, planned = read_gate(project, name)
+        if not found.is_passed:
+            raise StopError(
+                f"the A/A gate refuses: {found.significant} of {found.splits} splits of the same visitors differ at "
+                f"p < {found.alpha:g}, at most {found.band[1]} may. The test would find lifts that are not there"
+            )
+    number = len({decode_trial(one.value).id for one in project.registry.entries(TRIAL, name)}) + 1
+    goal, now_us = experiment.goal, project.clock.now_us()
+    trial = Trial(
+        version=VERSION,
+        id=f"{name}-{number}",
+        experiment=name,
+        page=page.name,
+        seed=f"{name}-{number}-{now_us}",
+        control=control,
+        treatment=treatment,
+        per_row=page.per_row,
+        explore=page.explore,
+        started_us=now_us,
+        positions={topic: tuple(bound.end for bound in project.topics.bounds(topic)) for topic in (DECISIONS, EVENTS)},
+        incarnations={topic: project.topics.describe(topic).incarnation for topic in (DECISIONS, EVENTS)},
+        goal=goal.name,
+        above=goal.above.name,
+        above_item=goal.above.item or "",
+        below=goal.below.name,
+        below_item=goal.below.item or "",
+        within_us=goal.within_us,
+        lateness_us=experiment.lateness_us,
+        alpha=experiment.alpha,
+        mde=experiment.mde,
+        power=experiment.power,
+        planned=planned,
+        definition=page.definition,
+    )
+    _write(project, TRIAL, name, encode_trial(trial))
+    return trial
+
+
+def _newest_bundle(project: OpenProject, model: Model) -> str:
+    found = project.registry.bundles(model.name)
+    if not found:
+        raise CallError(f"there is no bundle of {model.name!r} yet. Fit one with: headrace model fit {model.name}")
+    try:
+        open_bundle(project.registry.load(found[0].hash))
+    except FormatError as error:
+        raise CallError(
+            f"the newest bundle of {model.name!r} cannot serve: {error}. Fit another: headrace model fit {model.name}"
+        ) from error
+    return found[0].hash
+
+
+def _write(project: OpenProject, kind: str, name: str, value: bytes) -> None:
+    newest = project.registry.newest(kind).get(name)
+    entry = Entry(newest.id if newest else 0, kind, name, value, project.clock.now_us(), getpass.getuser())
+    project.registry.write(entry)
+
+
+def find_trial(project: OpenProject, name: str) -> Trial:
+    """Returns the newest trial of an experiment."""
+    find_experiment(project, name)
+    entry = project.registry.newest(TRIAL).get(name)
+    if entry is None:
+        raise CallError(f"experiment {name!r} was not started yet. Start it with: headrace experiment start {name}")
+    return decode_trial(entry.value)
+
+
+def find_verdict(project: OpenProject, name: str) -> Verdict | None:
+    """Returns the newest verdict of an experiment."""
+    entry = project.registry.newest(VERDICT).get(name)
+    return decode_verdict(entry.value) if entry else None
+
+
+def look(project: OpenProject, name: str) -> Verdict:
+    """Returns what a trial would find if it were stopped now; a verdict that was given is returned as it is."""
+    trial = find_trial(project, name)
+    given = find_verdict(project, name)
+    if given is not None and given.trial == trial.id:
+        return given
+    return _judge(project, trial, wait_for_lake(project), project.clock.now_us())
+
+
+def judge_again(project: OpenProject, verdict: Verdict) -> Verdict:
+    """Returns the verdict anew, from the trial's row and what the lake holds below the recorded positions."""
+    rows = [decode_trial(entry.value) for entry in project.registry.entries(TRIAL, verdict.experiment)]
+    trial = next(one for one in reversed(rows) if one.id == verdict.trial)
+    return _judge(project, trial, verdict.positions, verdict.made_us, cutoff_us=verdict.cutoff_us)
+
+
+def stop(project: OpenProject, name: str) -> Verdict:
+    """Returns the verdict on an experiment's trial, which ends with it; another call returns the same one."""
+    trial = find_trial(project, name)
+    given = find_verdict(project, name)
+    if given is None or given.trial != trial.id:
+        if trial.status == "running":
+            stopped = msgspec.structs.replace(trial, status="stopped", stopped_us=project.clock.now_us())
+            _write(project, TRIAL, name, encode_trial(stopped))
+        given = _judge(project, trial, wait_for_lake(project), project.clock.now_us())
+        _write(project, VERDICT, name, encode_verdict(given))
+    _save(project, given)
+    return given
+
+
+def _judge(
+    project: OpenProject,
+    trial: Trial,
+    positions: Mapping[str, Sequence[int]],
+    made_us: int,
+    *,
+    cutoff_us: int | None = None,
+) -> Verdict:
+    for topic, incarnation in trial.incarnations.items():
+        if project.topics.describe(topic).incarnation != incarnation:
+            raise StopError(f"the topic {topic!r} was made anew since trial {trial.id!r} began: it has no verdict")
+    cutoff = made_us - trial.within_us - trial.lateness_us if cutoff_us is None else cutoff_us
+    scope = trial_scope(trial, cutoff_us=cutoff, positions=positions)
+    missing = [name for name in (DECISIONS, EVENTS) if name not in project.tables.names()]
+    if missing:
+        raise StopError(f"the table {missing[0]!r} does not stand yet: nothing was {missing[0]} since the trial began")
+    visitors = read_visitors(project.query(exposures_sql(scope)).table())
+    degraded = project.query(degraded_sql(scope)).table().to_pylist()
+    counts: dict[str, int] = {row["what"]: row["pages"] for row in degraded}
+    return judge(trial, visitors, made_us=made_us, scope=scope, degraded=counts)
+
+
+def list_exposures(project: OpenProject, verdict: Verdict) -> list[Exposure]:
+    """Returns who was in the trial of a verdict."""
+    rows = [decode_trial(entry.value) for entry in project.registry.entries(TRIAL, verdict.experiment)]
+    trial = next(one for one in reversed(rows) if one.id == verdict.trial)
+    scope = trial_scope(trial, cutoff_us=verdict.cutoff_us, positions=verdict.positions)
+    found = project.query(exposures_sql(scope)).table().to_pylist()
+    return [Exposure(version=VERDICT_VERSION, trial=trial.id, **row) for row in found]
+
+
+def _save(project: OpenProject, verdict: Verdict) -> None:
+    """Writes a verdict into the lake, once."""
+    table = project.tables.create(
+        VERDICTS,
+        _SCHEMA,
+        partition_by=(),
+        description="What trials found: one row for each verdict.",
+    )
+    app = f"verdict/{verdict.trial}"
+    if table.position(app) is None:
+        table.append(pa.Table.from_pylist([_row(verdict)], schema=_SCHEMA), positions={app: 1})
+
+
+def _row(verdict: Verdict) -> dict[str, Any]:
+    plain = {name: getattr(verdict, name) for name in _SCHEMA.names if hasattr(verdict, name)}
+    arms = {
+        f"{arm}_{name}": value for arm in ARMS for name, value in msgspec.structs.asdict(getattr(verdict, arm)).items()
+    }
+    intervals = {
+        f"{name}_{end}": interval[place] if interval else None
+        for name, interval in (("difference", verdict.difference_interval), ("lift", verdict.lift_interval))
+        for place, end in enumerate(("low", "high"))
+    }
+    return {**plain, **arms, **intervals, "verdict": encode_verdict(verdict).decode()}
+
+
+_COUNTS = ("visitors", "pages", "views", "clicks")
+_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("trial", "experiment", "page", "goal", "outcome")),
+        ("reasons", pa.list_(pa.string())),
+        *((name, pa.int64()) for name in ("made_us", "started_us", "cutoff_us", "planned", "multiple", "bots")),
+        *((name, pa.string()) for name in ("control_bundle", "treatment_bundle")),
+        *((f"{arm}_{name}", pa.int64()) for arm in ARMS for name in _COUNTS),
+        *((f"{arm}_ratio", pa.float64()) for arm in ARMS),
+        *((name, pa.float64()) for name in ("difference", "difference_low", "difference_high")),
+        *((name, pa.float64()) for name in ("lift", "lift_low", "lift_high", "p", "df", "srm_p", "alpha")),
+        ("verdict", pa.string()),
+    ]
+)
