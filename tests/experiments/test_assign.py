@@ -49,11 +49,13 @@ def test_bucket_is_the_published_one(seed, value, expected):
     assert buckets(seed, [value]).tolist() == [expected]
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.text(st.characters(max_codepoint=0xFFFF), max_size=20), st.text(st.characters(max_codepoint=0xFFFF)))
 def test_bucket_of_text_in_the_basic_plane_is_that_of_python_and_javascript(seed, value):
     assert bucket(seed, value) == _slow_bucket(seed, value) == _slow_bucket(seed, value, letters=_code_units)
 
 
+@settings(derandomize=True, deadline=None)
 @given(TEXT, TEXT)
 def test_bucket_of_any_text_is_that_of_javascript(seed, value):
     assert bucket(seed, value) == _slow_bucket(seed, value, letters=_code_units)
@@ -68,6 +70,7 @@ def test_lone_surrogates_and_emoji_have_a_bucket():
     assert found[3] != found[4]
 
 
+@settings(derandomize=True, deadline=None)
 @given(
     st.lists(TEXT, max_size=4),
     st.lists(TEXT | st.text("ab\0é", min_size=250, max_size=300) | st.text(st.characters(max_codepoint=127))),
@@ -104,7 +107,7 @@ def test_arms_of_two_experiments_are_independent():
     assert chdtrc(3, float(((counts - 25_000) ** 2 / 25_000).sum())) > 1e-6
 
 
-@settings(max_examples=50)
+@settings(derandomize=True, deadline=None, max_examples=50)
 @given(
     st.lists(st.integers(0, 5000), min_size=1, max_size=6),
     st.integers(0, 20).map(lambda twentieths: twentieths / 20),

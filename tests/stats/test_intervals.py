@@ -14,6 +14,7 @@ from headrace.stats.intervals import Estimate, Interval, binomial_band, fieller,
 SHARES = st.floats(0, 1)
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.integers(0, 3000), SHARES, st.floats(1e-9, 0.5))
 def test_band_is_the_narrowest_that_keeps_its_promise(n, share, false_alarm):
     low, high = binomial_band(n, share, false_alarm=false_alarm)
@@ -25,7 +26,7 @@ def test_band_is_the_narrowest_that_keeps_its_promise(n, share, false_alarm):
     assert high == 0 or draws.sf(high - 1) > false_alarm / 2 * (1 - 1e-9)
 
 
-@settings(max_examples=50)
+@settings(derandomize=True, deadline=None, max_examples=50)
 @given(st.integers(1, 10_000), SHARES, st.floats(1e-6, 0.5))
 def test_share_interval_is_that_of_clopper_and_pearson(n, share, alpha):
     count = round(n * share)
@@ -40,7 +41,7 @@ def test_share_of_nothing_may_be_anything():
 ESTIMATES = st.builds(Estimate, st.floats(-10, 10), st.floats(1e-12, 10))
 
 
-@settings(max_examples=200)
+@settings(derandomize=True, deadline=None, max_examples=200)
 @given(ESTIMATES, ESTIMATES, st.floats(0.1, 20))
 def test_fieller_holds_the_lifts_within_so_many_errors(control, treatment, quantile):
     found = fieller(control, treatment, quantile=quantile)

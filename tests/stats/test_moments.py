@@ -1,10 +1,11 @@
 """Moments keep scipy's digits where plain sums lose them, and parts add up to the whole."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.base.errors import CallError
@@ -56,6 +57,7 @@ NUMBERS = st.floats(-1e6, 1e6) | st.integers(-5, 5)
 PAIRS = st.lists(st.tuples(NUMBERS, NUMBERS), max_size=30)
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.lists(PAIRS, max_size=5), st.sampled_from([0.0, 1e7]))
 def test_parts_add_up_to_the_whole(parts, level):
     def measured(pairs):
@@ -73,12 +75,14 @@ def test_parts_add_up_to_the_whole(parts, level):
         assert one.squares == pytest.approx(other.squares, abs=scale, rel=1e-9)
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.lists(st.tuples(NUMBERS, NUMBERS, st.integers(-1, 2)), max_size=40))
 def test_moments_by_arm_are_those_of_each_arm_alone(rows):
     above, below, arms = (np.array([row[i] for row in rows]) for i in range(3))
     arms = arms.astype(np.int8)
     found = measure_ratio_by_arm(above, below, arms, num_arms=3)
-    assert [one.numerator for one in found] == measure_by_arm(above, arms, num_arms=3)
+    for one, other in zip(found, measure_by_arm(above, arms, num_arms=3), strict=True):
+        assert (one.n, one.numerator.mean) == (other.n, pytest.approx(other.mean, abs=1e-8))
     for arm, one in enumerate(found):
         mine = arms == arm
         alone = measure_ratio(above[mine], below[mine])
@@ -92,7 +96,22 @@ def test_moments_by_arm_are_those_of_each_arm_alone(rows):
             assert one.products / (one.n - 1) == pytest.approx(covariance[0, 1], rel=1e-9, abs=1e-3)
 
 
-@pytest.mark.parametrize("value", [0.1, 1 / 3, 1e7 + 0.1, -7e-9, 1e150])
+def test_moments_of_counts_are_exact_and_those_of_their_floats():
+    draw = np.random.default_rng(2)
+    above, below, arms = draw.integers(-50, 5000, 999), draw.integers(0, 90, 999), draw.integers(0, 3, 999)
+    exact = measure_ratio_by_arm(above, below, arms, num_arms=4)
+    floats = measure_ratio_by_arm(above + 0.5, below + 0.25, arms, num_arms=4)
+    for one, other in zip(exact, floats, strict=True):
+        assert one.numerator.squares == pytest.approx(other.numerator.squares, rel=1e-12)
+        assert one.denominator.squares == pytest.approx(other.denominator.squares, rel=1e-12)
+        assert one.products == pytest.approx(other.products, rel=1e-10)
+    mine = above[arms == 1].tolist()
+    mean = Fraction(sum(mine), len(mine))
+    assert exact[1].numerator.squares == float(sum((value - mean) ** 2 for value in mine))
+    assert exact[1].numerator.mean == float(mean)
+
+
+@pytest.mark.parametrize("value", [0.1, 7, 1 / 3, 1e7 + 0.1, -7e-9, 1e150])
 @pytest.mark.parametrize("shift", [None, 0.0, 3.3])
 def test_equal_values_have_no_variance(value, shift):
     found = measure([value] * 1001, shift=shift)

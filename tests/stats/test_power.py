@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -15,6 +15,7 @@ from headrace.stats.moments import measure_ratio, measure_ratio_by_arm
 from headrace.stats.power import power_of, reachable_mde, visitors_per_arm
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.floats(0.01, 5), st.integers(2, 10**7), st.floats(1e-4, 0.3))
 def test_power_is_that_of_the_noncentral_t(mde, visitors, alpha):
     df, effect = 2 * (visitors - 1), 0.1 * mde / 0.3 * math.sqrt(visitors / 2)
@@ -31,6 +32,7 @@ def test_visitors_are_those_of_the_tables(delta, power, expected):
     assert visitors_per_arm(1.0, 1.0, mde=delta, power=power) == expected
 
 
+@settings(derandomize=True, deadline=None)
 @given(st.floats(0.001, 10), st.floats(1e-3, 10), st.floats(0.02, 2), st.floats(0.2, 0.99))
 def test_visitors_are_the_fewest_and_the_lift_comes_back(base, variance, mde, power):
     try:

@@ -12,7 +12,6 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,10 +126,6 @@ def _whole_buckets(share: float, named: str) -> int:
     return size
 
 
-@overload
-def buckets(seeds: str, values: Sequence[str]) -> NDArray[np.uint16]: ...
-@overload
-def buckets(seeds: Sequence[str], values: Sequence[str]) -> NDArray[np.uint16]: ...
 def buckets(seeds: str | Sequence[str], values: Sequence[str]) -> NDArray[np.uint16]:
     """Returns the buckets of many visitors, equal to `bucket`; with several seeds, one row for each.
 

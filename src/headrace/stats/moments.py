@@ -1,7 +1,8 @@
 """Counts, means and (co)variances of values, per arm, mergeable.
 
 Plain sums of squares lose every digit at a mean of 1e7. Here a value near the data, the shift, is taken off first, and
-deviations are squared only once the mean is off as well; that reaches scipy's digits on NIST's hard sets. Parts of the
+deviations are squared only once the mean is off as well; that reaches scipy's digits on NIST's hard sets. Counts, which
+are small whole numbers, are summed exactly instead: they give the same bits in whatever order they come. Parts of the
 data are measured apart and added: `measure(part) + measure(rest)`.
 """
 
@@ -18,6 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from headrace.base.errors import CallError
 
 Floats = NDArray[np.float64]
+
+# Whole numbers up to here are doubles without rounding.
+_EXACT = 2.0**53
 
 # A spread below the rounding of the offset it was measured from is none.
 _ROUNDING = 4 * sys.float_info.epsilon
@@ -88,7 +92,7 @@ class RatioMoments:
 
 
 def measure(values: ArrayLike, *, shift: float | None = None) -> Moments:
-    """Returns the moments of values; `shift` is any number near them, the first one unless given.
+    """Returns the moments of values; `shift` is any number near them, unless given the first one (for counts 0).
 
     >>> moments = measure([10000000.2, 10000000.1, 10000000.3])
     >>> moments.n, round(moments.mean, 6), round(moments.variance, 6)
@@ -109,6 +113,8 @@ def measure_by_arm(values: ArrayLike, arms: ArrayLike, *, num_arms: int, shift: 
     """
     (listed,), kept = _enrolled([_floats(values)], arms, num_arms)
     counts = np.bincount(kept, minlength=num_arms)
+    if shift is None and _are_counts([listed]):
+        return _count(listed, kept, counts)[0]
     return _centre(listed, kept, counts, shift=shift)[0]
 
 
@@ -133,15 +139,14 @@ def measure_ratio_by_arm(
     """
     (above, below), kept = _enrolled([_floats(numerators), _floats(denominators)], arms, num_arms)
     counts = np.bincount(kept, minlength=num_arms)
+    if _are_counts([above, below]):
+        return _count_pairs(above, below, kept, counts)
     upper, above_beyond = _centre(above, kept, counts)
     lower, below_beyond = _centre(below, kept, counts)
     with np.errstate(over="ignore", invalid="ignore"):
         products: Floats = np.bincount(kept, above_beyond * below_beyond, num_arms).astype(np.float64)
     _check_finite(products, [above, below])
-    return [
-        RatioMoments(one, other, product if one.squares and other.squares else 0.0)
-        for one, other, product in zip(upper, lower, products.tolist(), strict=True)
-    ]
+    return _join(upper, lower, products.tolist())
 
 
 def _floats(values: ArrayLike) -> Floats:
@@ -162,6 +167,47 @@ def _enrolled(columns: Sequence[Floats], arms: ArrayLike, num_arms: int) -> tupl
         inside = kept >= 0
         return [column[inside] for column in columns], kept[inside]
     return list(columns), kept
+
+
+def _are_counts(columns: Sequence[Floats]) -> bool:
+    """Returns whether all sums of the values, their squares and products are whole numbers that a double holds."""
+    if not all(column.size for column in columns):
+        return False
+    largest = max(max(abs(float(column.max())), abs(float(column.min()))) for column in columns)
+    # NaN fails the comparison too.
+    if not columns[0].size * max(largest, 1.0) * max(largest, 1.0) <= _EXACT:
+        return False
+    return all(bool((column == np.rint(column)).all()) for column in columns)
+
+
+def _count(values: Floats, arms: NDArray[np.intp], counts: NDArray[np.intp]) -> tuple[list[Moments], list[float]]:
+    """Returns the moments of counts, and their sums, without any rounding before the last step."""
+    totals = np.bincount(arms, values, counts.size).tolist()
+    squares = np.bincount(arms, values * values, counts.size).tolist()
+    rows = zip(counts.tolist(), totals, squares, strict=True)
+    return [
+        Moments(n, 0.0, total / n, _spread(n, square, total, total)) if n else Moments() for n, total, square in rows
+    ], totals
+
+
+def _count_pairs(above: Floats, below: Floats, arms: NDArray[np.intp], counts: NDArray[np.intp]) -> list[RatioMoments]:
+    upper, upper_totals = _count(above, arms, counts)
+    lower, lower_totals = _count(below, arms, counts)
+    sums = np.bincount(arms, above * below, counts.size).tolist()
+    rows = zip(counts.tolist(), sums, upper_totals, lower_totals, strict=True)
+    return _join(upper, lower, [_spread(*row) if row[0] else 0.0 for row in rows])
+
+
+def _spread(n: int, products: float, total: float, other: float) -> float:
+    """Returns the sum of products of deviations; Python's whole numbers lose nothing where the two terms cancel."""
+    return (n * int(products) - int(total) * int(other)) / n
+
+
+def _join(upper: Sequence[Moments], lower: Sequence[Moments], products: Sequence[float]) -> list[RatioMoments]:
+    return [
+        RatioMoments(one, other, product if one.squares and other.squares else 0.0)
+        for one, other, product in zip(upper, lower, products, strict=True)
+    ]
 
 
 def _centre(
