@@ -5,9 +5,11 @@ It stands where a load balancer would, so that the SDK and the collector both st
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.client
 import json
+import socket
 import threading
 import time
 from collections import deque
@@ -50,10 +52,7 @@ class Door:
         self.exchanges: list[Exchange] = []
         self._plan: deque[int] = deque()
         self._lock = threading.Lock()
-        self._server = _Server(("127.0.0.1", 0), self)
-        # Half a second is the default; a test would wait for it at each end.
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="door")
-        self._thread.start()
+        self._open(0)
 
     @property
     def url(self) -> str:
@@ -80,11 +79,28 @@ class Door:
         wait_until(lambda: all(one.status is not None for one in list(self.exchanges)))
         return [one for one in list(self.exchanges) if one.method == "POST"]
 
+    def go_away(self) -> None:
+        """Cuts every connection and refuses new ones, as a server that is down."""
+        self.close()
+        for connection in self._server.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def come_back(self) -> None:
+        """Listens again where it did."""
+        self._open(self._server.server_address[1])
+
     def close(self) -> None:
         """Stops the server and its threads."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+    def _open(self, port: int) -> None:
+        self._server = _Server(("127.0.0.1", port), self)
+        # Half a second is the default; a test would wait for it at each end.
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), name="door")
+        self._thread.start()
 
 
 class _Server(ThreadingHTTPServer):
@@ -93,8 +109,14 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def __init__(self, address: tuple[str, int], door: Door) -> None:
+        self.connections: list[socket.socket] = []
         super().__init__(address, _Exchanges)
         self.door = door
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        self.connections.append(connection)
+        return connection, address
 
 
 class _Exchanges(BaseHTTPRequestHandler):

@@ -1,8 +1,7 @@
 // Tells a Headrace collector what a visitor sees and does. ES2017, no dependency, one global: `headrace`.
 //
 // The collector serves this file in short, see tracker.py: a name with a $ is the file's own and becomes a letter, what
-// stands in the page, on the wire or in the language has none. A comment has its line to itself, a text is in "" and
-// spans no lines, and no line begins with ( [ or `.
+// stands in the page, on the wire or in the language has none. A comment has its line to itself; a text stands in "".
 (() => {
   const $script = document.currentScript
   const $calls = window.headrace || []
