@@ -55,7 +55,7 @@ def test_world_gives_the_same_bytes_for_the_same_seed_on_any_machine():
     deliveries = itertools.islice(world.deliver(world.traffic(BORN_US, BORN_US + 2 * DAY)), 3000)
     for delivery in deliveries:
         digest.update(b"%d %d " % (delivery.at_us, delivery.visitor) + encode(delivery))
-    assert digest.hexdigest() == "6c7ede846df3089b7f789def6e1d47455a8f90343cf9622ce7794772adb5ba10"
+    assert digest.hexdigest() == "b9bcd9265bb216de866462d563daa4a10670783cebfe92add737fc772c237f83"
 
 
 def test_visit_depends_on_neither_order_nor_what_was_asked_before(week):
@@ -149,7 +149,10 @@ def test_policy_is_asked_for_each_list_and_obeyed(world):
                 assert [product.position for product in products] == [1, 2, 3]
             if _is(event, "Product Clicked"):
                 assert event.properties["product_id"] == products[event.properties["position"] - 1].product_id
-    assert asked == lists
+    assert [visitor for visitor, _ in asked] == [visitor for visitor, _ in lists]
+    waits = [viewed_us - asked_us for (_, asked_us), (_, viewed_us) in zip(asked, lists, strict=True)]
+    assert min(waits) >= SECOND
+    assert max(waits) <= 2 * SECOND
     assert len(lists) > 50
 
 
@@ -166,20 +169,6 @@ def test_own_policy_shows_distinct_items_and_popular_ones_first(world):
     assert first > 1.2 * last
     assert World(7, items=3).popular(0, 0) == World(7, items=3).popular(0, 0)
     assert sorted(World(7, items=3).popular(0, 0)) == ["item-000", "item-001", "item-002"]
-
-
-def test_clicks_fall_with_the_position(world, week):
-    seen, clicked = 0, Counter()
-    for visit in week:
-        if world.visitor(visit.visitor).bot:
-            continue
-        for event in visit.events:
-            seen += _is(event, "Product List Viewed")
-            if _is(event, "Product Clicked"):
-                clicked[event.properties["position"]] += 1
-    for position in (1, 2, 5, 10):
-        expected = 0.08 / position**0.7 * seen
-        assert abs(clicked[position] - expected) < 5 * math.sqrt(expected)
 
 
 def test_heartbeats_are_ten_seconds_apart_and_play_on(week):
@@ -204,7 +193,7 @@ def test_heartbeats_are_ten_seconds_apart_and_play_on(week):
             started[session].properties["content_asset_ids"]
         )
     lengths = [len(events) for events in beats.values()]
-    assert 8 < statistics.mean(lengths) < 15
+    assert 5 < statistics.mean(lengths) < 7.5
 
 
 def test_activity_is_log_normal():
@@ -218,7 +207,7 @@ def test_activity_is_log_normal():
 
 def test_visitors_come_as_often_as_their_activity_says():
     world = World(3, visitors=500)
-    visits = Counter(visitor for _, visitor in world._schedule(BORN_US, BORN_US + 4 * WEEK_US))
+    visits = Counter(visitor for _, visitor in world.schedule(BORN_US, BORN_US + 4 * WEEK_US))
     expected = {visitor: 28 * rate for visitor, rate in enumerate(world.activity)}
     assert sum(visits.values()) == pytest.approx(sum(expected.values()), rel=0.02)
     deviations = [(visits[visitor] - mean) / math.sqrt(mean) for visitor, mean in expected.items()]
