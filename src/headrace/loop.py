@@ -38,9 +38,9 @@ from headrace.experiments.verdict import VERSION as VERDICT_VERSION
 from headrace.models import Bundle, Model, open_bundle
 from headrace.models.registry import Entry
 from headrace.project import OpenProject
-from headrace.stats.compare import ratio
+from headrace.stats.compare import Ratio, ratio
 from headrace.stats.moments import measure_ratio
-from headrace.stats.power import visitors_per_arm
+from headrace.stats.power import reachable_mde, visitors_per_arm
 from headrace.stream import CODECS
 from headrace.tables import Table
 from headrace.tables.catalog import item_sql
@@ -49,12 +49,16 @@ from headrace.tables.sink import INCARNATION
 VERDICT = "verdict"
 """The kind of the registry's rows that hold verdicts."""
 
+GATE = "aa"
+"""The kind of the rows that hold, under the name of a trial, the A/A gate that let it start."""
+
 SPLITS = 1_000
 LEAST_VISITORS = 100
 """With fewer logged visitors the A/A gate could not tell anything."""
 
 _LAKE_SECONDS = 60.0
 _POLL_SECONDS = 0.05
+_DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -179,42 +183,101 @@ def read_gate(project: OpenProject, name: str, *, splits: int = SPLITS) -> tuple
     It has no traffic of its own: visitors outside of any trial are split anew by other seeds.
     """
     experiment = find_experiment(project, name)
-    visitors = _logged(project, experiment)
+    visitors = _enough(experiment, _logged(project, experiment), what="the A/A gate")
+    gate = split_again(visitors, seed=f"aa/{name}", splits=splits, weights=(0.5, 0.5), alpha=experiment.alpha)
+    return gate, _needed(experiment, _measure(visitors))
+
+
+def _enough(experiment: Experiment, visitors: Visitors, *, what: str) -> Visitors:
     num_visitors = int(visitors.counted.sum())
     if num_visitors < LEAST_VISITORS:
         raise StopError(
-            f"{num_visitors} visitors were logged on the page {experiment.on.name!r} outside of a trial, the A/A gate "
+            f"{num_visitors} visitors were logged on the page {experiment.on.name!r} outside of a trial, {what} "
             f"needs {LEAST_VISITORS}. Let the page serve for a while first"
         )
-    gate = split_again(visitors, seed=f"aa/{name}", splits=splits, weights=(0.5, 0.5), alpha=experiment.alpha)
-    return gate, _plan(experiment, visitors)
+    return visitors
 
 
-def _logged(project: OpenProject, experiment: Experiment) -> Visitors:
+def _logged(project: OpenProject, experiment: Experiment, *, newest_us: int | None = None) -> Visitors:
+    """Returns the visitors that a page was logged for outside of any trial; of late only, if a time is given."""
+    if CLICKS not in project.topics.names() or DECISIONS not in project.topics.names():
+        raise StopError("nothing was logged yet. Run the project with: headrace up")
     ends = wait_for_lake(project)
     if DECISIONS not in project.tables.names() or EVENTS not in project.tables.names():
         raise StopError(f"no page was logged yet. Ask for one: POST /v1/page with {experiment.on.name!r}")
     goal = experiment.goal
+    cutoff_us = project.clock.now_us() - goal.within_us
     scope = Scope(
         where=f"trial IS NULL AND page = {quote_text(experiment.on.name)}",
         above=goal.above,
         below=goal.below,
         within_us=goal.within_us,
-        cutoff_us=project.clock.now_us() - goal.within_us,
+        cutoff_us=cutoff_us,
         positions=ends,
         starts={topic: (0,) * len(places) for topic, places in ends.items()},
+        since_us=0 if newest_us is None else cutoff_us - newest_us,
     )
     return read_visitors(project.query(exposures_sql(scope)).table())
 
 
-def _plan(experiment: Experiment, visitors: Visitors) -> int:
+def _measure(visitors: Visitors) -> Ratio:
     kept = visitors.counted
-    base = ratio(measure_ratio(visitors.clicks[kept], visitors.views[kept]))
+    return ratio(measure_ratio(visitors.clicks[kept], visitors.views[kept]))
+
+
+def _needed(experiment: Experiment, base: Ratio) -> int:
     if not base.estimate or not base.visitor_variance:
         return 0
     return visitors_per_arm(
         base.estimate, base.visitor_variance, mde=experiment.mde, alpha=experiment.alpha, power=experiment.power
     )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a trial of an experiment would take, told from the visitors that its page was logged for."""
+
+    visitors: int
+    """How many were logged, outside of any trial."""
+    logged_us: int
+    """Since when, as the time from the first of them until what is read ends."""
+    ratio: float | None
+    """The goal's ratio over all of them."""
+    needed: int
+    """How many visitors an arm needs; 0 if the ratio or its variance is 0, so that nothing can be told."""
+    visitors_per_day: float
+    """How many come in a day, in both arms: those of the newest day, or as many as a day of what was logged has."""
+    daily_mde: float | None
+    """The smallest lift that the visitors of one day show."""
+
+    @property
+    def days(self) -> float | None:
+        """How many days bring the visitors needed, if each day brings new ones."""
+        return 2 * self.needed / self.visitors_per_day if self.needed and self.visitors_per_day else None
+
+
+def read_plan(project: OpenProject, name: str) -> Plan:
+    """Returns what a trial of an experiment would take."""
+    experiment = find_experiment(project, name)
+    visitors = _enough(experiment, _logged(project, experiment), what="a plan")
+    base = _measure(visitors)
+    first_us = int(visitors.first_us[visitors.counted].min())
+    logged_us = max(project.clock.now_us() - experiment.goal.within_us - first_us, 1)
+    total = int(visitors.counted.sum())
+    if logged_us < _DAY_US:
+        per_day = total * _DAY_US / logged_us
+    else:
+        per_day = float(_logged(project, experiment, newest_us=_DAY_US).counted.sum())
+    needed, mde = _needed(experiment, base), None
+    if needed and per_day >= 4:
+        mde = reachable_mde(
+            base.estimate or 0.0,
+            base.visitor_variance or 0.0,
+            visitors=int(per_day / 2),
+            alpha=experiment.alpha,
+            power=experiment.power,
+        )
+    return Plan(total, logged_us, base.estimate, needed, per_day, mde)
 
 
 def start(project: OpenProject, name: str, *, gate: bool = True) -> Trial:
@@ -231,14 +294,12 @@ def start(project: OpenProject, name: str, *, gate: bool = True) -> Trial:
         )
     control = _newest_bundle(project, page.fallback)
     treatment = _newest_bundle(project, page.carousels[0].ranker)
-    planned = 0
-    if gate:
-        found, planned = read_gate(project, name)
-        if not found.is_passed:
-            raise StopError(
-                f"the A/A gate refuses: {found.significant} of {found.splits} splits of the same visitors differ at "
-                f"p < {found.alpha:g}, at most {found.band[1]} may. The test would find lifts that are not there"
-            )
+    found, planned = read_gate(project, name) if gate else (None, 0)
+    if found is not None and not found.is_passed:
+        raise StopError(
+            f"the A/A gate refuses: {found.significant} of {found.splits} splits of the same visitors differ at "
+            f"p < {found.alpha:g}, at most {found.band[1]} may. The test would find lifts that are not there"
+        )
     number = len({decode_trial(one.value).id for one in project.registry.entries(TRIAL, name)}) + 1
     goal, now_us = experiment.goal, project.clock.now_us()
     trial = Trial(
@@ -267,8 +328,16 @@ def start(project: OpenProject, name: str, *, gate: bool = True) -> Trial:
         planned=planned,
         definition=page.definition,
     )
+    if found is not None:
+        _write(project, GATE, trial.id, msgspec.json.encode(found))
     _write(project, TRIAL, name, encode_trial(trial))
     return trial
+
+
+def find_gate(project: OpenProject, trial: str) -> Gate | None:
+    """Returns the A/A gate that let a trial start; none if it was started without."""
+    entry = project.registry.newest(GATE).get(trial)
+    return msgspec.json.decode(entry.value, type=Gate) if entry else None
 
 
 def _newest_bundle(project: OpenProject, model: Model) -> str:
