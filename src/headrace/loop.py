@@ -22,7 +22,6 @@ from headrace.events.decision import DECISIONS
 from headrace.events.event import Event
 from headrace.events.settled import EVENTS
 from headrace.experiments.analyse import (
-    Gate,
     Scope,
     Visitors,
     degraded_sql,
@@ -32,7 +31,7 @@ from headrace.experiments.analyse import (
     split_again,
     trial_scope,
 )
-from headrace.experiments.experiment import ARMS, VERSION, Experiment, Trial, decode_trial, encode_trial
+from headrace.experiments.experiment import ARMS, VERSION, Experiment, Gate, Trial, decode_trial, encode_trial
 from headrace.experiments.verdict import VERDICTS, Exposure, Verdict, decode_verdict, encode_verdict
 from headrace.experiments.verdict import VERSION as VERDICT_VERSION
 from headrace.models import Bundle, Model, open_bundle
@@ -48,9 +47,6 @@ from headrace.tables.sink import INCARNATION
 
 VERDICT = "verdict"
 """The kind of the registry's rows that hold verdicts."""
-
-GATE = "aa"
-"""The kind of the rows that hold, under the name of a trial, the A/A gate that let it start."""
 
 SPLITS = 1_000
 LEAST_VISITORS = 100
@@ -326,18 +322,11 @@ def start(project: OpenProject, name: str, *, gate: bool = True) -> Trial:
         mde=experiment.mde,
         power=experiment.power,
         planned=planned,
+        gate=found,
         definition=page.definition,
     )
-    if found is not None:
-        _write(project, GATE, trial.id, msgspec.json.encode(found))
     _write(project, TRIAL, name, encode_trial(trial))
     return trial
-
-
-def find_gate(project: OpenProject, trial: str) -> Gate | None:
-    """Returns the A/A gate that let a trial start; none if it was started without."""
-    entry = project.registry.newest(GATE).get(trial)
-    return msgspec.json.decode(entry.value, type=Gate) if entry else None
 
 
 def _newest_bundle(project: OpenProject, model: Model) -> str:

@@ -14,7 +14,7 @@ from headrace.events.decision import DECISIONS
 from headrace.events.event import Event
 from headrace.events.settled import EVENTS
 from headrace.experiments.assign import arms_of, buckets
-from headrace.experiments.experiment import ARMS, Trial
+from headrace.experiments.experiment import ARMS, Gate, Trial
 from headrace.experiments.srm import Srm, check_ratio, explain_ratio
 from headrace.experiments.verdict import VERSION, Arm, Outcome, Verdict
 from headrace.stats.compare import REASONS, Comparison, compare_ratios
@@ -194,6 +194,7 @@ def judge(trial: Trial, visitors: Visitors, *, made_us: int, scope: Scope, degra
         planned=trial.planned,
         outcome=outcome,
         reasons=tuple(reasons),
+        gate=trial.gate,
         srm_p=srm.p if srm else None,
         multiple=int((visitors.num_arms > 1).sum()),
         bots=int(visitors.bots.sum()),
@@ -253,25 +254,6 @@ def _find_ill(trial: Trial, visitors: Visitors, srm: Srm | None) -> tuple[Outcom
     if not visitors.views[kept].any():
         return "empty", _UNVIEWED.format(total=total, below=trial.below)
     return None
-
-
-@dataclass(frozen=True)
-class Gate:
-    """How often arms that are the same differ: the logged visitors, split anew again and again."""
-
-    splits: int
-    visitors: int
-    significant: int
-    """How many of the splits have p < alpha."""
-    band: tuple[int, int]
-    """Between which counts it lies, but for one time in a thousand."""
-    alpha: float
-    smallest_srm_p: float
-
-    @property
-    def is_passed(self) -> bool:
-        """Whether the test finds no more than it may where nothing is."""
-        return self.significant <= self.band[1]
 
 
 def split_again(visitors: Visitors, *, seed: str, splits: int, weights: Sequence[float], alpha: float) -> Gate:

@@ -102,6 +102,25 @@ class Experiment:
         return read_duration(self.lateness)
 
 
+class Gate(msgspec.Struct, frozen=True):
+    """The A/A gate: how often arms that are the same differ, when logged visitors are split anew again and again."""
+
+    splits: int
+    visitors: int
+    significant: int
+    """How many of the splits have p < alpha."""
+    band: tuple[int, int]
+    """Between which counts it lies, but for one time in a thousand."""
+    alpha: float
+    smallest_srm_p: float
+    """The least p value of a sample ratio mismatch among the splits."""
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether the test finds no more than it may where nothing is."""
+        return self.significant <= self.band[1]
+
+
 class Trial(msgspec.Struct, kw_only=True, frozen=True):
     """One run of an experiment, frozen at its start: endpoints and analysis read everything from here alone."""
 
@@ -142,6 +161,8 @@ class Trial(msgspec.Struct, kw_only=True, frozen=True):
     """How many visitors an arm needs for the power that was asked for; 0 if nothing was known before."""
     definition: str
     """The hash of the page and the goal as they were declared."""
+    gate: Gate | None = None
+    """What the A/A gate said before it began; nothing if it was left out."""
     weights: tuple[float, ...] = (0.5, 0.5)
     """The shares of control and treatment."""
     status: Literal["running", "stopped"] = "running"

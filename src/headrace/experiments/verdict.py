@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from headrace.experiments.experiment import Gate
+
 VERSION = 1
 VERDICTS = "verdicts"
 
@@ -83,6 +85,8 @@ class Verdict(msgspec.Struct, kw_only=True, frozen=True):
     outcome: Outcome
     reasons: tuple[str, ...]
     """Why it is so, in sentences: what is wrong first."""
+    gate: Gate | None
+    """What the A/A gate said before the trial."""
     srm_p: float | None
     """How well the visitors fit the arms' weights; below 0.001 nothing else counts."""
     multiple: int
