@@ -168,11 +168,12 @@ def project_toml(
     profile: str = "laptop",
     **collect: Any,
 ) -> str:
-    """Returns a headrace.toml with a free port, `keys` in plain text by name, and settings of [collect]."""
+    """Returns a headrace.toml with free ports, `keys` in plain text by name, and settings of [collect]."""
     table = {"port": 0, **collect}
     lines = [f"[profile.{profile}]", f'topics = "{topics}"', f'clock = "{clock}"', "", "[collect]"]
     lines += [f"{name} = {json.dumps(value)}" for name, value in table.items()]
-    lines += ["", "[keys]", *(f'{name} = "{hash_key(key)}"' for name, key in (keys or {"dev": "dev"}).items())]
+    lines += ["", *(f"[{role}]\nport = 0\n" for role in DOORS if role != "collector" and f"[{role}]" not in extra)]
+    lines += ["[keys]", *(f'{name} = "{hash_key(key)}"' for name, key in (keys or {"dev": "dev"}).items())]
     return "\n".join([*lines, "", extra])
 
 
@@ -189,7 +190,7 @@ def running(
     `toml` replaces headrace.toml; see `project_toml`. At the end everything is stopped.
     """
     if not (folder / "headrace.toml").exists():
-        write_project(folder, port=0)
+        write_project(folder, ports=(0, 0, 0))
     if toml:
         (folder / "headrace.toml").write_text(toml)
     log = folder / "up.log"
@@ -199,6 +200,8 @@ def running(
         process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
+            # A buffer would hide the second of two lines from select.
+            bufsize=0,
             stderr=errors,
             env={**os.environ, **(env or {})},
         )

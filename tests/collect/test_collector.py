@@ -152,7 +152,7 @@ def program(*arguments):
 
 
 def test_a_full_buffer_is_429_and_ready_says_why(tmp_path):
-    write_project(tmp_path, port=0)
+    write_project(tmp_path, ports=(0, 0, 0))
     with program("writer", tmp_path) as (writer, _), program("door", tmp_path) as (_, port):
         door = Running(tmp_path, None, writer, tmp_path / "log", {"collector": f"http://127.0.0.1:{port}"})
         assert door.post("/v1/t", {"messageId": "before"}).status == 200

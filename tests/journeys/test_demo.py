@@ -53,7 +53,7 @@ def test_demo_ends_with_the_next_commands():
 
 
 def test_demo_refuses_a_project_that_it_did_not_make(tmp_path):
-    write_project(tmp_path, port=0)
+    write_project(tmp_path, ports=(0, 0, 0))
     done = run_demo("--dir", str(tmp_path))
     assert done.returncode == 2
     assert done.stderr.startswith(f"CallError: {str(tmp_path)!r} holds a project that the demo did not make: its clock")
@@ -62,7 +62,7 @@ def test_demo_refuses_a_project_that_it_did_not_make(tmp_path):
 
 @pytest.mark.slow
 def test_demo_goes_through_with_two_workers(tmp_path):
-    write_project(tmp_path, port=0, clock="world://?rate=3600")
+    write_project(tmp_path, ports=(0, 0, 0), clock="world://?rate=3600")
     toml = tmp_path / "headrace.toml"
     toml.write_text(toml.read_text().replace("workers = 1", "workers = 2"))
     done = run_demo("--json", "--dir", str(tmp_path))
