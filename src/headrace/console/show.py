@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -136,6 +137,22 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TB"
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Prints a line for each fact, its name before it."""
+    for name, text in facts:
+        print(f"{name:<12}{shown(text)}")
+
+
+@contextlib.contextmanager
+def working(text: str) -> Iterator[None]:
+    """Tells a person at a terminal what is being done meanwhile."""
+    if not is_terminal():
+        yield
+        return
+    with Console().status(shown(text)):
+        yield
 
 
 def is_terminal() -> bool:
