@@ -42,6 +42,7 @@ def _option(*names: str, text: str, **options: Any) -> Argument:
 JSON = _option("--json", text="print JSON, one object per line", action="store_true")
 TOPIC = _option("topic", text="the topic's name")
 TABLE = _option("name", text="the table's name", metavar="NAME")
+EXPERIMENT = _option("name", text="the experiment's name in project.py", metavar="NAME")
 
 COMMON = (
     _option("--project", text="the project's folder (default: the one you are in)", metavar="DIR", default="."),
@@ -61,10 +62,12 @@ COMMANDS = (
     Command(
         "demo",
         "headrace.console.demo:demo",
-        "send a simulated product's clicks through real doors and show that none is lost",
+        "play the whole loop on a simulated product, from click to lift; exit code 1 if a check of it fails",
         (
-            _option("--seconds", text="how long to send (default 8)", type=float, default=8.0),
+            _option("--seconds", text="how long the trial runs (default 16)", type=float, default=16.0),
             _option("--seed", text="the world's seed (default 7)", type=int, default=7),
+            _option("--once", text="end at the verdict, rather than at Ctrl-C", action="store_true"),
+            _option("--no-browser", text="open no page in a browser", action="store_true"),
             _option("--dir", text="keep the demo's project in this folder", metavar="DIR"),
             JSON,
         ),
@@ -230,6 +233,85 @@ COMMANDS = (
                 type=float,
                 default=7.0,
             ),
+            JSON,
+        ),
+    ),
+    Command(
+        "model fit",
+        "headrace.console.models:fit",
+        "fit a model from the lake as it is now; the newest fit serves where the project says",
+        (_option("name", text="the model's name in project.py", metavar="NAME"), JSON),
+    ),
+    Command(
+        "model list",
+        "headrace.console.models:list_models",
+        "list what was fitted, and where each of it serves",
+        (JSON,),
+    ),
+    Command(
+        "model describe",
+        "headrace.console.models:describe_model",
+        "say what a bundle was fitted from, what it holds and what it ranks first",
+        (
+            _option(
+                "bundle",
+                text="a bundle's hash or the beginning of it, or a model's name for its newest",
+                metavar="HASH_OR_NAME",
+            ),
+            JSON,
+        ),
+    ),
+    Command(
+        "experiment list",
+        "headrace.console.experiments:list_experiments",
+        "list the experiments that the project declares, with what became of each",
+        (JSON,),
+    ),
+    Command(
+        "experiment plan",
+        "headrace.console.experiments:plan",
+        "say how many visitors a trial needs and how long they take, from those logged so far",
+        (EXPERIMENT, JSON),
+    ),
+    Command(
+        "experiment aa",
+        "headrace.console.experiments:split",
+        "split logged visitors anew into arms that are the same; exit code 1 if these differ more often than by chance",
+        (
+            EXPERIMENT,
+            _option("--splits", text="how often to split them (default 1000)", type=int, default=1000),
+            JSON,
+        ),
+    ),
+    Command(
+        "experiment start",
+        "headrace.console.experiments:start",
+        "begin a trial of the bundles that stand now; exit code 1 if the A/A gate refuses",
+        (
+            EXPERIMENT,
+            _option("--without-aa", text="leave the A/A gate out, and with it the plan", action="store_true"),
+            JSON,
+        ),
+    ),
+    Command(
+        "experiment analyse",
+        "headrace.console.experiments:analyse",
+        "show what a trial would find if it were stopped now, or its verdict",
+        (EXPERIMENT, JSON),
+    ),
+    Command(
+        "experiment stop",
+        "headrace.console.experiments:stop",
+        "end a trial and give its verdict; exit code 1 if it is early, empty or unhealthy",
+        (EXPERIMENT, JSON),
+    ),
+    Command(
+        "experiment exposures",
+        "headrace.console.experiments:exposures",
+        "list who was in a trial, in which arm, with what they viewed and clicked",
+        (
+            EXPERIMENT,
+            _option("--max", text="at most this many (default: all, 20 where people read)", type=int),
             JSON,
         ),
     ),
