@@ -185,8 +185,8 @@ def analyse(given: argparse.Namespace) -> None:
     print_verdict(verdict)
     if not is_final:
         print(
-            f"\nNot final, the trial goes on. Whoever stops at the first p < {verdict.alpha:g} finds lifts that are "
-            f"not there:\nwait for the planned visitors, then: headrace experiment stop {given.name}"
+            f"\nNot final, the trial goes on. Who stops at the first p < {verdict.alpha:g} finds lifts that are\n"
+            f"not there: wait for the visitors, then: headrace experiment stop {given.name}"
         )
 
 

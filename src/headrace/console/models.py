@@ -29,6 +29,9 @@ from headrace.project import OpenProject, open_project
 SHOWN_HASH = 12
 """So much of a hash is shown to people; commands take it as well as the whole."""
 
+Place = Mapping[str, str | None]
+"""Where a bundle serves: a page, and the trial and arm if it is not the page's fallback."""
+
 _TOP = 10
 # Nobody's id: what it is ranked by is what somebody gets of whom nothing is known.
 _STRANGER = ""
@@ -59,7 +62,7 @@ def fit(given: argparse.Namespace) -> None:
             ("learned", f"{found['items']:,} items from {found['rows']:,} clicks"),
             ("from", f"{found['table']}, version {found['version']}"),
             ("took", f"{seconds:.2f} s"),
-            ("serves", ", ".join(found["serves"]) or "nowhere yet"),
+            ("serves", _places_text(found["serves"])),
         )
     )
 
@@ -91,7 +94,7 @@ def list_models(given: argparse.Namespace) -> None:
         print_lines(rows)
         return
     print_table(
-        ("model", "bundle", "kind", "size", "fitted at", "version", "serves"),
+        ("model", "bundle", "kind", "size", "fitted at", "version"),
         [
             (
                 row["name"],
@@ -100,17 +103,23 @@ def list_models(given: argparse.Namespace) -> None:
                 format_bytes(row["size"]),
                 format_time(row["fitted_us"])[:19],
                 row["version"],
-                ", ".join(row["serves"]) or "-",
             )
             for row in rows
         ],
         empty="no bundles yet",
     )
+    serving = [(row, place) for row in rows for place in row["serves"]]
+    if serving:
+        print()
+        print_table(
+            ("page", "serves as", "model", "bundle"),
+            [(place["page"], _role_text(place), row["name"], row["hash"][:SHOWN_HASH]) for row, place in serving],
+        )
     for name in missing:
         print(f"{name} was not fitted yet. Fit it with: headrace model fit {name}")
 
 
-def _listed(fitted: Fitted, places: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _listed(fitted: Fitted, places: Mapping[str, Sequence[Place]]) -> dict[str, Any]:
     source = msgspec.json.decode(fitted.manifest)["source"]
     return {
         "name": fitted.name,
@@ -123,18 +132,26 @@ def _listed(fitted: Fitted, places: Mapping[str, Sequence[str]]) -> dict[str, An
     }
 
 
-def _find_places(project: OpenProject) -> dict[str, list[str]]:
+def _find_places(project: OpenProject) -> dict[str, list[Place]]:
     """Returns where each bundle serves, as an endpoint would decide now: on which pages, in which arms."""
     shelf = Shelf(lambda: project.registry, project.declared.pages)
     shelf.refresh()
-    places: dict[str, list[str]] = {}
+    places: dict[str, list[Place]] = {}
     for page, serving in shelf.servings.items():
         if serving.fallback is not None:
-            places.setdefault(serving.fallback.hash, []).append(f"{page} fallback")
+            places.setdefault(serving.fallback.hash, []).append({"page": page, "trial": None, "arm": None})
         for arm, served in serving.arms.items():
             assert serving.trial is not None
-            places.setdefault(served.hash, []).append(f"{serving.trial.id} {arm}")
+            places.setdefault(served.hash, []).append({"page": page, "trial": serving.trial.id, "arm": arm})
     return places
+
+
+def _role_text(place: Place) -> str:
+    return "fallback" if place["arm"] is None else f"{place['arm']} of {place['trial']}"
+
+
+def _places_text(places: Sequence[Place]) -> str:
+    return ", ".join(f"{place['page']} as {_role_text(place)}" for place in places) or "nowhere"
 
 
 # describe.
@@ -194,7 +211,7 @@ def _show(found: Mapping[str, Any]) -> None:
             ("fitted at", format_time(found["fitted_us"])),
             ("from", f"{source.get('table')}, version {source.get('version')}"),
             ("positions", f"{positions} of topic {source.get('table')} {source.get('incarnation')}"),
-            ("serves", ", ".join(found["serves"]) or "nowhere"),
+            ("serves", _places_text(found["serves"])),
         )
     )
     print()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -140,9 +141,11 @@ def format_bytes(count: float) -> str:
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Prints a line for each fact, its name before it."""
+    """Prints facts, the name of each before it, in lines that fit 80 columns."""
     for name, text in facts:
-        print(f"{name:<12}{shown(text)}")
+        lines = textwrap.wrap(shown(text), 68, break_long_words=False, break_on_hyphens=False) or [""]
+        for number, line in enumerate(lines):
+            print(f"{'' if number else name:<12}{line}")
 
 
 @contextlib.contextmanager
