@@ -188,8 +188,8 @@ def _enough(experiment: Experiment, visitors: Visitors, *, what: str) -> Visitor
     num_visitors = int(visitors.counted.sum())
     if num_visitors < LEAST_VISITORS:
         raise StopError(
-            f"{num_visitors} visitors were logged on the page {experiment.on.name!r} outside of a trial, {experiment.goal.within} "
-            f"ago or earlier; {what} needs {LEAST_VISITORS}. Let the page serve for a while first"
+            f"{num_visitors} visitors were logged on the page {experiment.on.name!r} outside of a trial, "
+            f"{experiment.goal.within} ago or earlier; {what} needs {LEAST_VISITORS}. Let the page serve for a while first"
         )
     return visitors
 
