@@ -189,7 +189,7 @@ def _enough(experiment: Experiment, visitors: Visitors, *, what: str) -> Visitor
     if num_visitors < LEAST_VISITORS:
         raise StopError(
             f"{num_visitors} visitors were logged on the page {experiment.on.name!r} outside of a trial, "
-            f"{experiment.goal.within} ago or earlier; {what} needs {LEAST_VISITORS}. Let the page serve for a while first"
+            f"{experiment.goal.within} ago or earlier; {what} needs {LEAST_VISITORS}. Let the page serve for a while"
         )
     return visitors
 
