@@ -13,7 +13,8 @@
   const $items = $lists + " [" + $prefix + "item]"
   const $cookie = "headrace_visitor"
   const $login = "headrace_user"
-  const $waiting = "headrace_queue_"
+  // An event is known by its id and the write key, so each key has queues of its own.
+  const $waiting = "headrace_queue_" + $script.dataset.key + " "
 
   // Plain http has no randomUUID, but for the machine itself.
   const $makeId = () =>
@@ -207,7 +208,7 @@
   addEventListener("click", $click, true)
   addEventListener("auxclick", $click, true)
 
-  addEventListener("visibilitychange", () => {
+  document.addEventListener("visibilitychange", () => {
     $shown.forEach(($wait, $item) => {
       clearTimeout($wait)
       $start($item)
