@@ -118,7 +118,8 @@ def fit(project: OpenProject, name: str, *, version: int | None = None, at_us: i
             f"{name!r} has learned nothing: version {view.version} of {EVENTS!r} has no {model.clicks.name!r} "
             f"with {model.clicks.item!r} of a person. Send some clicks first"
         )
-    table.pin(owner="headrace model", reason=f"bundle {bundle.hash} of {name}", version=view.version)
+    if bundle.hash not in {one.hash for one in project.registry.bundles(name)}:
+        table.pin(owner="headrace model", reason=f"bundle {bundle.hash} of {name}", version=view.version)
     project.registry.add(bundle)
     return bundle
 
