@@ -16,5 +16,5 @@ KINDS: Mapping[str, Callable[[Bundle], Scorer]] = {"popularity": open_popularity
 
 
 def open_bundle(bundle: Bundle) -> Scorer:
-    """Returns a bundle as what ranks with it; raises FormatError if its arrays do not fit its kind."""
+    """Returns a bundle as what ranks with it; raises FormatError if its kind is unknown or its arrays do not fit it."""
     return _open(bundle, KINDS)

@@ -142,18 +142,36 @@ def unpack(packed: bytes) -> Bundle:
     (length,) = _LENGTH.unpack_from(packed, len(_MAGIC))
     if length > _MAX_MANIFEST_BYTES or start + length > len(packed):
         raise FormatError(f"the bundle's manifest should have {length:,} bytes, which it has not")
-    try:
-        manifest = msgspec.json.decode(packed[start : start + length], type=_Manifest)
-    except msgspec.MsgspecError as error:
-        raise FormatError(f"the bundle's manifest cannot be read: {error}") from error
-    if manifest.format != FORMAT:
-        raise FormatError(f"the bundle {manifest.name!r} has format {manifest.format}, this version reads {FORMAT}")
+    manifest = _read_manifest(packed[start : start + length])
     arrays, place = {}, start + length
     for name, entry in sorted(manifest.arrays.items()):
         arrays[name], place = _read_array(packed, place, name, entry)
     if place != len(packed):
         raise FormatError(f"the bundle {manifest.name!r} goes on for {len(packed) - place:,} bytes after its end")
-    return Bundle(manifest.name, manifest.kind, manifest.parameters, manifest.source, arrays)
+    found = Bundle(manifest.name, manifest.kind, manifest.parameters, manifest.source, arrays)
+    if found.manifest != packed[start : start + length]:
+        raise FormatError(f"the bundle {found.name!r} is damaged: nothing writes a manifest like its own")
+    return found
+
+
+class _Mark(msgspec.Struct):
+    """What a manifest of every format has."""
+
+    format: int
+    name: str
+
+
+def _read_manifest(text: bytes) -> _Manifest:
+    try:
+        mark = msgspec.json.decode(text, type=_Mark)
+        if mark.format != FORMAT:
+            raise FormatError(
+                f"the bundle {mark.name!r} has format {mark.format}, this Headrace reads format {FORMAT}. "
+                "Run a newer one, or fit it again"
+            )
+        return msgspec.json.decode(text, type=_Manifest)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"the bundle's manifest cannot be read: {error}") from error
 
 
 def _describe(name: str, array: NDArray[Any]) -> dict[str, Any]:
@@ -166,6 +184,8 @@ def _read_array(packed: bytes, place: int, name: str, entry: _ArrayEntry) -> tup
     if entry.kind not in _KINDS or any(size < 0 for size in entry.shape):
         raise FormatError(f"array {name!r} of the bundle has the type {entry.kind!r}, which no bundle has")
     kind = np.dtype(entry.kind)
+    if not math.prod(entry.shape) and any(size > len(packed) for size in entry.shape):
+        raise FormatError(f"array {name!r} of the bundle has the shape {entry.shape}, which holds nothing")
     end = place + math.prod(entry.shape) * kind.itemsize
     if end > len(packed) or _hash(packed[place:end]) != entry.hash:
         raise FormatError(f"array {name!r} of the bundle is damaged: its bytes do not have the hash in the manifest")
@@ -191,10 +211,10 @@ def read_texts(array: NDArray[np.uint8]) -> list[str]:
 
 
 def open_bundle(bundle: Bundle, openers: Mapping[str, Callable[[Bundle], Scorer]]) -> Scorer:
-    """Returns a bundle as what ranks with it; raises FormatError if its arrays do not fit its kind."""
+    """Returns a bundle as what ranks with it; raises FormatError if its kind is unknown or its arrays do not fit it."""
     if bundle.kind not in openers:
-        raise unknown_name("kind of bundle", bundle.kind, openers)
+        raise FormatError(f"the bundle {bundle.name!r} cannot be opened: {unknown_name('kind', bundle.kind, openers)}")
     try:
         return openers[bundle.kind](bundle)
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         raise FormatError(f"the bundle {bundle.name!r} is no {bundle.kind}: {error!r}") from error

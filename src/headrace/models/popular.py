@@ -95,14 +95,17 @@ class OpenPopularity:
 
 def open_popularity(bundle: Bundle) -> OpenPopularity:
     """Returns a bundle of popularity, opened."""
+    return OpenPopularity(*read_popularity(bundle))
+
+
+def read_popularity(bundle: Bundle) -> tuple[list[str], list[str], NDArray[np.float64]]:
+    """Returns items, their categories and their shares of the clicks; raises FormatError if these cannot be any."""
     items, categories = read_texts(bundle.arrays["items"]), read_texts(bundle.arrays["categories"])
-    return OpenPopularity(items, categories, read_popularity(bundle, bundle.arrays["counts"], len(items)))
-
-
-def read_popularity(bundle: Bundle, counts: NDArray[Any], num_items: int) -> NDArray[np.float64]:
-    """Returns shares from decayed counts; raises FormatError if these cannot be any."""
-    if counts.shape != (num_items,) or not np.isfinite(counts).all() or (counts < 0).any():
+    if len(set(items)) != len(items) or len(categories) != len(items):
+        raise FormatError(f"the bundle {bundle.name!r} has {len(items):,} items and {len(categories):,} categories")
+    counts = bundle.arrays["counts"]
+    if counts.shape != (len(items),) or not np.isfinite(counts).all() or (counts < 0).any():
         raise FormatError(f"the bundle {bundle.name!r} has counts that no clicks give")
     smoothed = counts + _PRIOR_CLICKS
-    shares: NDArray[np.float64] = smoothed / smoothed.sum() if num_items else smoothed
-    return shares
+    shares: NDArray[np.float64] = smoothed / smoothed.sum() if items else smoothed
+    return items, categories, shares

@@ -80,13 +80,15 @@ class OpenTaste:
     """A bundle of tastes, opened to rank."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self.items: Sequence[str] = read_texts(bundle.arrays["items"])
-        self.categories: Sequence[str] = read_texts(bundle.arrays["categories"])
-        self.places = {item: number for number, item in enumerate(self.items)}
-        self._base = read_popularity(bundle, bundle.arrays["counts"], len(self.items))
+        items, categories, self._base = read_popularity(bundle)
+        self.items: Sequence[str] = items
+        self.categories: Sequence[str] = categories
+        self.places = {item: number for number, item in enumerate(items)}
         self._persons = bundle.arrays["persons"]
         self._clicks = bundle.arrays["genre_clicks"]
         self._prior = float(bundle.parameters["prior"])
+        if not self._prior > 0:
+            raise FormatError(f"the bundle {bundle.name!r} has prior {self._prior:g}, which must be above 0")
         # Items without a genre get the number after the last one, where nobody's taste differs.
         genres = len(read_texts(bundle.arrays["genres"]))
         self._genre_of = np.where(bundle.arrays["item_genres"] < 0, genres, bundle.arrays["item_genres"])
@@ -105,8 +107,9 @@ class OpenTaste:
             return self._base
         clicks = self._clicks[place].astype(np.float64)
         shares = (clicks + self._prior * self._shares) / (clicks.sum() + self._prior)
-        lifts = np.append(shares / self._shares, 1.0)
-        scores: NDArray[np.float64] = self._base * lifts[self._genre_of]
+        # Nobody's taste differs in a genre that nobody has clicked.
+        lifts = np.divide(shares, self._shares, out=np.ones(len(shares)), where=self._shares > 0)
+        scores: NDArray[np.float64] = self._base * np.append(lifts, 1.0)[self._genre_of]
         return scores
 
 
