@@ -21,7 +21,7 @@ from headrace.collect.cookies import CookieOptions
 from headrace.collect.keys import Keys
 from headrace.endpoints.app import LIMITS as PAGE_LIMITS
 from headrace.endpoints.app import METRICS as PAGE_METRICS
-from headrace.endpoints.app import Endpoint
+from headrace.endpoints.app import Endpoint, EndpointOptions
 from headrace.endpoints.app import build_app as build_endpoint
 from headrace.endpoints.follower import Follower
 from headrace.endpoints.serving import Shelf
@@ -77,11 +77,15 @@ async def open_collector(behind: Behind) -> tuple[App, Limits]:
     """Returns the collector."""
     project, table = behind.project, behind.project.profile.settings.collect
     project.make_topic(CLICKS)
-    cookie = CookieOptions(table.cookie_days, table.cookie_domain, table.cookie_same_site)
     keys = Keys.read(project.profile.settings.keys)
-    options = CollectorOptions(cookie, table.trust_proxy)
+    options = CollectorOptions(_cookie(project), table.trust_proxy)
     collector = Collector(behind.sender, keys, project.clock, behind.metrics, options)
     return build_collector(collector, metrics_text=behind.metrics.text), COLLECT_LIMITS
+
+
+def _cookie(project: OpenProject) -> CookieOptions:
+    table = project.profile.settings.collect
+    return CookieOptions(table.cookie_days, table.cookie_domain, table.cookie_same_site)
 
 
 async def open_endpoint(behind: Behind) -> tuple[App, Limits]:
@@ -90,5 +94,6 @@ async def open_endpoint(behind: Behind) -> tuple[App, Limits]:
     pages = project.declared.pages
     follower = Follower(project.topics, [event for page in pages for event in page.events])
     shelf = Shelf(lambda: project.registry, pages)
-    endpoint = Endpoint(shelf, follower, behind.sender, project.clock, behind.metrics)
+    options = EndpointOptions(_cookie(project))
+    endpoint = Endpoint(shelf, follower, behind.sender, project.clock, behind.metrics, options)
     return build_endpoint(endpoint, follower, metrics_text=behind.metrics.text), PAGE_LIMITS

@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -74,6 +74,15 @@ class _Picked:
     degraded: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class EndpointOptions:
+    """What an endpoint may be told beside what it serves."""
+
+    cookie: CookieOptions = field(default_factory=CookieOptions)
+    entropy: Callable[[int], bytes] = os.urandom
+    """What seeds and ids are made of."""
+
+
 class Endpoint:
     """Answers requests for pages."""
 
@@ -84,14 +93,14 @@ class Endpoint:
         sender: Sender,
         clock: Clock,
         metrics: Metrics,
-        *,
-        entropy: Callable[[int], bytes] = os.urandom,
+        options: EndpointOptions = EndpointOptions(),
     ) -> None:
         self._shelf = shelf
         self._follower = follower
         self._sender = sender
         self._clock = clock
-        self._entropy = entropy
+        self._options = options
+        self._entropy = options.entropy
         self._answers = {status: metrics.count("headrace_endpoint_requests_total", status) for status in _ANSWERS}
         self._degraded = {
             (what, arm): metrics.count("headrace_endpoint_degraded_total", what, arm)
@@ -115,23 +124,37 @@ class Endpoint:
 
     async def refresh(self) -> None:
         """Swaps what serves whenever the registry has changed, for ever."""
+        told = ""
         while True:
-            try:
+            with contextlib.suppress(HeadraceError):
                 await asyncio.to_thread(self._shelf.refresh)
-            except HeadraceError as error:
-                get_logger("endpoint").warning("the registry cannot be read at present: %s", error)
+            trouble = self._shelf.trouble
+            if trouble and trouble != told:
+                get_logger("endpoint").warning("what serves goes on, the registry cannot be read: %s", trouble)
+            told = trouble
             await asyncio.sleep(_REFRESH_SECONDS)
 
     def unserved(self) -> str:
-        """Returns which pages nothing can serve, or nothing."""
-        names = [name for name, serving in self._shelf.servings.items() if serving.fallback is None]
-        return f"no bundle serves the pages {', '.join(names)}" if names else ""
+        """Returns which pages nothing can serve and why, or nothing."""
+        lacking = [serving for serving in self._shelf.servings.values() if serving.fallback is None]
+        return "; ".join(self._lack(serving) for serving in lacking)
+
+    def _lack(self, serving: Serving) -> str:
+        page = serving.page
+        if self._shelf.trouble:
+            return f"the page {page.name!r} has nothing to show, for the registry cannot be read: {self._shelf.trouble}"
+        why = "; ".join(serving.problems) or f"there is no bundle of {page.fallback.name!r} yet"
+        return (
+            f"the page {page.name!r} has nothing to show: {why}. Fit one with: headrace model fit {page.fallback.name}"
+        )
 
     async def _show(self, request: Request) -> Shown:
         ask = _read(request.body)
         serving = self._find(ask.page)
         asked = self._asked(ask, request)
         picked = _pick(serving, asked)
+        if picked is None:
+            raise UnavailableError(self._lack(serving))
         decision = self._decide(serving, asked, picked)
         fault.point("endpoint.decided")
         if not await self._log(decision, asked):
@@ -209,19 +232,17 @@ class Endpoint:
     ) -> tuple[Chosen, Served, tuple[str, ...]]:
         """Returns the row, by the fallback if ranking fails or its time is over."""
         person, seen, seed = given
-        fallback = serving.fallback
-        if fallback is None or asyncio.get_running_loop().time() < ends_at:
+        rungs = [(picked.served, picked.degraded)]
+        if serving.fallback is not None and serving.fallback.hash != picked.served.hash:
+            rungs.append((serving.fallback, (*picked.degraded, "fallback")))
+        if asyncio.get_running_loop().time() >= ends_at:
+            rungs = rungs[-1:]
+        for served, degraded in rungs:
             try:
-                chosen = choose(picked.served.scorer, person, seen, rule=serving.rule, seed=seed)
-            except Exception:
-                # Whatever a bundle does wrong, the page must not be empty.
-                if fallback is None or fallback.hash == picked.served.hash:
-                    raise
-                get_logger("endpoint").exception("the bundle %s cannot rank", picked.served.hash)
-            else:
-                return chosen, picked.served, picked.degraded
-        chosen = choose(fallback.scorer, person, seen, rule=serving.rule, seed=seed)
-        return chosen, fallback, (*picked.degraded, "fallback")
+                return choose(served.scorer, person, seen, rule=serving.rule, seed=seed), served, degraded
+            except Exception:  # noqa: BLE001 - whatever a bundle does wrong, the page must not be empty
+                get_logger("endpoint").exception("the bundle %s cannot rank", served.hash)
+        raise UnavailableError(f"no bundle can rank for the page {serving.page.name!r}; the log says why")
 
     async def _log(self, decision: Decision, asked: _Asked) -> bool:
         """Returns whether the decision is durable."""
@@ -238,36 +259,32 @@ class Endpoint:
         headers = [JSON, (b"cache-control", b"private, no-store"), *cors(request)]
         known = read_visitor(request.header(b"cookie"))
         if b"origin" in request.headers and shown.anonymous_id and not known:
-            cookie = visitor_cookie(shown.anonymous_id, CookieOptions(), secure=request.scope["scheme"] == "https")
-            headers.append((b"set-cookie", cookie))
+            cookie = visitor_cookie(shown.anonymous_id, self._options.cookie, secure=request.scope["scheme"] == "https")
+            # An id may be too long to be remembered.
+            headers += [(b"set-cookie", cookie)] if cookie else []
         return headers
 
 
 def _read(body: bytes) -> Ask:
     try:
         return _read_ask(body)
-    except msgspec.MsgspecError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(400, f"the body is no request for a page: {error}") from error
 
 
-def _pick(serving: Serving, asked: _Asked) -> _Picked:
-    """Returns the bundle of the visitor's arm, else what serves everybody."""
+def _pick(serving: Serving, asked: _Asked) -> _Picked | None:
+    """Returns the bundle of the visitor's arm, else what serves everybody, else None."""
     trial, fallback = serving.trial, serving.fallback
-    degraded = ("bundle",) if serving.problems and trial is None else ()
+    degraded: tuple[str, ...] = ()
     arm = None
     if trial is not None and asked.visitor:
         place = assign(trial.seed, asked.visitor, trial.weights)
         arm = None if place is None else ARMS[place]
-    served = serving.arms.get(arm) if arm else fallback
+    served = serving.arms.get(arm) if arm else None
     if served is None:
-        served, degraded = fallback, ("bundle",)
-    if served is None:
-        model = serving.page.fallback.name
-        raise UnavailableError(
-            f"the page {serving.page.name!r} has nothing to show: no bundle of {model!r} can serve. "
-            f"Fit one with: headrace model fit {model}"
-        )
-    return _Picked(served, arm, degraded)
+        # A visitor of a trial should have had a bundle of the arm; others the newest of the fallback.
+        served, degraded = fallback, ("bundle",) if arm or serving.is_older else ()
+    return None if served is None else _Picked(served, arm, degraded)
 
 
 def _shown(decision: Decision) -> Shown:

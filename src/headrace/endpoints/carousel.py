@@ -9,6 +9,7 @@ from random import Random
 import numpy as np
 from numpy.typing import NDArray
 
+from headrace.base.errors import FormatError
 from headrace.models import Scorer
 
 
@@ -38,8 +39,9 @@ def choose(scorer: Scorer, person: str, seen: Collection[str], *, rule: Rule, se
     At each position an item is drawn from all that are left with the chance `explore`, else the best one left is
     taken. What was seen is left out, unless nothing else is there.
     """
-    scores = scorer.scores(person)
-    items = scorer.items
+    scores, items = scorer.scores(person), scorer.items
+    if len(scores) != len(items) or not np.isfinite(scores).all():
+        raise FormatError(f"{len(items):,} items were given {len(scores):,} scores, of which some are no numbers")
     excluded = {scorer.places[item] for item in seen if item in scorer.places}
     all_seen = bool(items) and len(excluded) == len(items)
     if all_seen:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import operator
 import time
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
@@ -102,7 +104,8 @@ class Follower:
         self.applied: tuple[int, ...] = ()
         """Of each partition the offset that comes next."""
         self._fresh_at = time.monotonic() - 2 * _BEHIND_SECONDS
-        self._checked_at = 0.0
+        self._checked_at = -math.inf
+        self._ends: tuple[int, ...] = ()
 
     @property
     def is_behind(self) -> bool:
@@ -133,6 +136,7 @@ class Follower:
     def _begin(self, incarnation: str, offsets: tuple[int, ...]) -> None:
         self.seen = Seen(self._events)
         self.incarnation, self.applied = incarnation, offsets
+        self._checked_at = -math.inf
 
     async def _follow(self) -> None:
         while True:
@@ -140,8 +144,9 @@ class Follower:
             for start in range(0, len(messages), _PORTION):
                 self._apply(messages[start : start + _PORTION])
                 await asyncio.sleep(0)
-            if len(messages) < _MAX_RECORDS:
-                self._fresh_at = time.monotonic()
+            # A read may be cut short by its bytes or a partition's share: fresh is who has all there was a second ago.
+            if not messages or all(map(operator.ge, self.applied, self._ends)):
+                self._fresh_at = self._checked_at
 
     def _read(self) -> Sequence[Message]:
         now = time.monotonic()
@@ -149,6 +154,7 @@ class Follower:
             found = self._topics.describe(EVENTS).incarnation
             if found != self.incarnation:
                 raise PositionError(f"the topic {EVENTS!r} was made anew")
+            self._ends = tuple(bound.end for bound in self._topics.bounds(EVENTS))
             self._checked_at = now
         return self._topics.read(
             EVENTS, dict(enumerate(self.applied)), max_records=_MAX_RECORDS, wait_seconds=_POLL_SECONDS

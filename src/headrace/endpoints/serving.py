@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import msgspec
-
-from headrace.base.errors import FormatError, UnknownNameError
+from headrace.base.errors import FormatError, HeadraceError, UnknownNameError
 from headrace.base.telemetry import get_logger
 from headrace.endpoints.carousel import Rule
 from headrace.endpoints.endpoint import Page
@@ -38,6 +36,8 @@ class Serving:
     trial: Trial | None = None
     problems: tuple[str, ...] = ()
     """What is wrong with it, in sentences."""
+    is_older: bool = False
+    """Whether the fallback is an older bundle, because a newer one cannot be opened."""
 
     @property
     def rule(self) -> Rule:
@@ -57,9 +57,20 @@ class Shelf:
         self._stamp = -1
         self.servings: Mapping[str, Serving] = {page.name: Serving(page, None, {}) for page in self._pages}
         """What serves each page."""
+        self.trouble = ""
+        """Why the registry could not be read, or nothing."""
 
     def refresh(self) -> bool:
         """Takes over what has changed in the registry; returns whether anything did."""
+        try:
+            changed = self._refresh()
+        except HeadraceError as error:
+            self.trouble = str(error)
+            raise
+        self.trouble = ""
+        return changed
+
+    def _refresh(self) -> bool:
         registry = self._find_registry()
         stamp = registry.stamp()
         if stamp == self._stamp:
@@ -76,6 +87,7 @@ class Shelf:
     def _serve(self, registry: Registry, page: Page, trial: Trial | None) -> Serving:
         problems: list[str] = []
         fallback = self._newest(registry, page.fallback.name, problems)
+        is_older = bool(problems)
         arms: dict[str, Served] = {}
         for arm in ARMS if trial else ():
             assert trial is not None
@@ -83,7 +95,7 @@ class Shelf:
                 arms[arm] = self._load(registry, trial.bundle_of(arm))
             except (FormatError, UnknownNameError) as error:
                 problems.append(f"trial {trial.id!r}: the bundle of {arm} cannot serve: {error}")
-        return Serving(page, fallback, arms, trial, tuple(problems))
+        return Serving(page, fallback, arms, trial, tuple(problems), is_older)
 
     def _newest(self, registry: Registry, model: str, problems: list[str]) -> Served | None:
         """Returns the newest bundle of a model that can be opened."""
@@ -107,6 +119,6 @@ def find_trials(registry: Registry) -> dict[str, Trial]:
     for entry in registry.newest(TRIAL).values():
         try:
             trials.append(decode_trial(entry.value))
-        except msgspec.MsgspecError as error:
-            raise FormatError(f"row {entry.id} of the registry is no trial: {error}") from error
+        except FormatError as error:
+            raise FormatError(f"row {entry.id} of the registry, on {entry.name!r}, cannot be read: {error}") from error
     return {trial.page: trial for trial in trials if trial.status == "running"}
