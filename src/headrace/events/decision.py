@@ -82,17 +82,44 @@ _decoder = msgspec.json.Decoder(Decision)
 encode = _encoder.encode
 
 
-def decode_decision(value: bytes) -> Decision:
-    """Returns the decision in a record's value; raises msgspec.DecodeError for anything else."""
-    return _decoder.decode(value)
-
-
 class _Mark(msgspec.Struct):
+    """What every version of this contract has."""
+
     version: int
     recommendation_id: str
 
 
 _marks = msgspec.json.Decoder(_Mark)
+
+
+def decode_decision(value: bytes) -> Decision:
+    """Returns the decision in a record's value; raises msgspec.DecodeError for anything else.
+
+    >>> decode_decision(b'{"version":9,"recommendation_id":"r"}')
+    Traceback (most recent call last):
+    ...
+    msgspec.DecodeError: the decision 'r' has version 9, this Headrace reads version 1. Run a newer one
+    """
+    try:
+        found = _decoder.decode(value)
+    except (ValueError, RecursionError) as error:
+        _check_version(value)
+        raise msgspec.DecodeError(str(error)) from error
+    if found.version != VERSION:
+        _check_version(value)
+    return found
+
+
+def _check_version(value: bytes) -> None:
+    """Raises msgspec.DecodeError for a decision of another version."""
+    if not is_decision(value):
+        return
+    mark = _marks.decode(value)
+    if mark.version != VERSION:
+        raise msgspec.DecodeError(
+            f"the decision {mark.recommendation_id!r} has version {mark.version}, "
+            f"this Headrace reads version {VERSION}. Run a newer one"
+        )
 
 
 def is_decision(value: bytes) -> bool:
@@ -103,6 +130,7 @@ def is_decision(value: bytes) -> bool:
     """
     try:
         _marks.decode(value)
-    except msgspec.MsgspecError:
+    except (ValueError, RecursionError):
+        # Text that is no UTF-8, and nesting without end, have errors of their own.
         return False
     return True

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from headrace.base.clock import read_duration
-from headrace.base.errors import ProjectError
+from headrace.base.errors import FormatError, ProjectError
 from headrace.events.event import Event
 
 CONTROL = "control"
@@ -174,5 +174,39 @@ class Trial(msgspec.Struct, kw_only=True, frozen=True):
         return self.control if arm == CONTROL else self.treatment
 
 
+class _Mark(msgspec.Struct):
+    version: int
+
+
 encode_trial = msgspec.json.Encoder().encode
-decode_trial = msgspec.json.Decoder(Trial).decode
+_decode = msgspec.json.Decoder(Trial).decode
+_read_mark = msgspec.json.Decoder(_Mark).decode
+
+
+def decode_trial(value: bytes) -> Trial:
+    """Returns the trial in a row of the registry; raises FormatError for anything else.
+
+    >>> decode_trial(b'{"version":9}')
+    Traceback (most recent call last):
+    ...
+    headrace.base.errors.FormatError: the trial has version 9, this Headrace reads version 1. Run a newer one
+    """
+    check_version(value, "trial", VERSION)
+    try:
+        return _decode(value)
+    except ValueError as error:
+        raise FormatError(f"{_cut(value)} is no trial: {error}") from error
+
+
+def check_version(value: bytes, what: str, version: int) -> None:
+    """Raises FormatError unless some JSON says that it has this version of its contract."""
+    try:
+        found = _read_mark(value).version
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{_cut(value)} is no {what}: {error}") from error
+    if found != version:
+        raise FormatError(f"the {what} has version {found}, this Headrace reads version {version}. Run a newer one")
+
+
+def _cut(value: bytes) -> str:
+    return f"{value[:40]!r}{'...' if len(value) > 40 else ''}"

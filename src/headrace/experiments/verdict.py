@@ -6,7 +6,8 @@ from typing import Literal
 
 import msgspec
 
-from headrace.experiments.experiment import Gate
+from headrace.base.errors import FormatError
+from headrace.experiments.experiment import Gate, check_version
 
 VERSION = 1
 VERDICTS = "verdicts"
@@ -108,5 +109,30 @@ class Verdict(msgspec.Struct, kw_only=True, frozen=True):
     df: float | None
 
 
-encode_verdict = msgspec.json.Encoder().encode
-decode_verdict = msgspec.json.Decoder(Verdict).decode
+encode_exposure = encode_verdict = msgspec.json.Encoder().encode
+_decode_verdict = msgspec.json.Decoder(Verdict).decode
+_decode_exposure = msgspec.json.Decoder(Exposure).decode
+
+
+def decode_verdict(value: bytes) -> Verdict:
+    """Returns a verdict; raises FormatError for anything else.
+
+    >>> decode_verdict(b'{"version":9}')
+    Traceback (most recent call last):
+    ...
+    headrace.base.errors.FormatError: the verdict has version 9, this Headrace reads version 1. Run a newer one
+    """
+    check_version(value, "verdict", VERSION)
+    try:
+        return _decode_verdict(value)
+    except ValueError as error:
+        raise FormatError(f"this is no verdict: {error}") from error
+
+
+def decode_exposure(value: bytes) -> Exposure:
+    """Returns an exposure; raises FormatError for anything else."""
+    check_version(value, "exposure", VERSION)
+    try:
+        return _decode_exposure(value)
+    except ValueError as error:
+        raise FormatError(f"this is no exposure: {error}") from error
