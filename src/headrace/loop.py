@@ -358,6 +358,12 @@ def find_trial(project: OpenProject, name: str) -> Trial:
     return decode_trial(entry.value)
 
 
+def find_trial_of(project: OpenProject, verdict: Verdict) -> Trial:
+    """Returns the trial that a verdict is about."""
+    rows = [decode_trial(entry.value) for entry in project.registry.entries(TRIAL, verdict.experiment)]
+    return next(one for one in reversed(rows) if one.id == verdict.trial)
+
+
 def find_verdict(project: OpenProject, name: str) -> Verdict | None:
     """Returns the newest verdict of an experiment."""
     entry = project.registry.newest(VERDICT).get(name)
@@ -375,8 +381,7 @@ def look(project: OpenProject, name: str) -> Verdict:
 
 def judge_again(project: OpenProject, verdict: Verdict) -> Verdict:
     """Returns the verdict anew, from the trial's row and what the lake holds below the recorded positions."""
-    rows = [decode_trial(entry.value) for entry in project.registry.entries(TRIAL, verdict.experiment)]
-    trial = next(one for one in reversed(rows) if one.id == verdict.trial)
+    trial = find_trial_of(project, verdict)
     return _judge(project, trial, verdict.positions, verdict.made_us, cutoff_us=verdict.cutoff_us)
 
 
@@ -418,8 +423,7 @@ def _judge(
 
 def list_exposures(project: OpenProject, verdict: Verdict) -> list[Exposure]:
     """Returns who was in the trial of a verdict."""
-    rows = [decode_trial(entry.value) for entry in project.registry.entries(TRIAL, verdict.experiment)]
-    trial = next(one for one in reversed(rows) if one.id == verdict.trial)
+    trial = find_trial_of(project, verdict)
     scope = trial_scope(trial, cutoff_us=verdict.cutoff_us, positions=verdict.positions)
     found = project.query(exposures_sql(scope)).table().to_pylist()
     return [Exposure(version=VERDICT_VERSION, trial=trial.id, **row) for row in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,50 +11,34 @@ from headrace.endpoints.carousel import Chosen, Rule, choose
 from headrace.endpoints.follower import SEEN_US
 from headrace.engines.engine import quote_text
 from headrace.events.decision import DECISIONS
+from headrace.events.event import Event
 from headrace.events.settled import EVENTS
 from headrace.events.world import World
 from headrace.experiments.experiment import ARMS, CONTROL, TREATMENT
 from headrace.experiments.verdict import Verdict
+from headrace.loop import find_trial_of
 from headrace.models import Scorer, open_bundle
 from headrace.project import OpenProject
+from headrace.rehearse import Lift, tell_lift
 from headrace.tables.catalog import item_sql
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What a trial should have found: expected clicks per item viewed, had everybody been in one arm."""
+class Truth(Lift):
+    """What a trial should have found: expected clicks per item viewed, had everybody been in one arm all the time."""
 
     pages: int
-    control: float
-    treatment: float
+    """The pages of the trial."""
+    static: Lift
+    """The same at each page's own instant and seen set, which leaves out what a page does to the next ones."""
     replayed: int
     """Decisions that were made again from what was logged."""
     different: int
     """How many of these came out as another page; must be 0."""
 
-    @property
-    def difference(self) -> float:
-        """The treatment's ratio less the control's."""
-        return self.treatment - self.control
-
-    @property
-    def lift(self) -> float:
-        """The treatment's ratio by the control's, less 1."""
-        return self.treatment / self.control - 1
-
-    def is_inside(self, verdict: Verdict) -> bool:
-        """Returns whether the verdict's interval holds the truth."""
-        if verdict.lift_interval is not None:
-            return verdict.lift_interval[0] <= self.lift <= verdict.lift_interval[1]
-        found = verdict.difference_interval
-        return found is not None and found[0] <= self.difference <= found[1]
-
 
 def tell_truth(project: OpenProject, world: World, verdict: Verdict) -> Truth:
-    """Returns the truth over all pages of a trial's enrolled visitors, and replays each of them on the way.
-
-    Both arms' pages are made for the same visitor, instant, seen set and seed.
-    """
+    """Returns the truth over the visits of a trial before its cut-off, and replays each logged decision on the way."""
     numbers = {world.visitor(number).anonymous_id: number for number in range(world.num_visitors)}
     scorers = {
         CONTROL: open_bundle(project.registry.load(verdict.control_bundle)),
@@ -68,8 +53,26 @@ def tell_truth(project: OpenProject, world: World, verdict: Verdict) -> Truth:
         if not row["degraded"]:
             replayed += 1
             different += not is_same(made[row["arm"]], row)
-    ratios = {arm: world.true_ctr(pages[arm]) for arm in ARMS}
-    return Truth(len(pages[CONTROL]), ratios[CONTROL], ratios[TREATMENT], replayed, different)
+    static = Lift(*(world.true_ctr(pages[arm]) for arm in ARMS))
+    trial = find_trial_of(project, verdict)
+    visits = list(world.schedule(verdict.started_us, verdict.cutoff_us))
+    lift = tell_lift(world, trial, list(scorers.values()), visits, seen=_seen_before(project, verdict))
+    return Truth(lift.control, lift.treatment, len(pages[CONTROL]), static, replayed, different)
+
+
+def _seen_before(project: OpenProject, verdict: Verdict) -> dict[str, dict[str, int]]:
+    """Returns what each person had clicked in the day before a trial, and when."""
+    trial = find_trial_of(project, verdict)
+    item = item_sql(Event(trial.above, item=trial.above_item))
+    rows = project.query(
+        f"SELECT person, item, max(event_us) AS at_us FROM ({item}) "  # noqa: S608 - quoted
+        "WHERE event_us < $began AND event_us >= $since AND item IS NOT NULL GROUP BY ALL",
+        parameters={"began": verdict.started_us, "since": verdict.started_us - SEEN_US},
+    ).table()
+    seen: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in rows.to_pylist():
+        seen[row["person"]][row["item"]] = row["at_us"]
+    return seen
 
 
 def is_same(chosen: Chosen, row: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 
 from headrace.base.clock import Clock
 from headrace.events.visit import ClientEvent, PageShown, PageWanted, write_time
-from headrace.events.world import DAY, Delivery, Faults, Habits, Visit, World, encode
+from headrace.events.world import DAY, Delivery, Habits, Visit, World, encode
 
 HABITS = Habits(visits_per_day=3.0, beats=3.0)
 
@@ -27,8 +27,7 @@ _BATCH = 200
 _AUTHORIZATION = b"authorization: Basic ZGV2Og==\r\n"
 # One client in so many deliveries has a fault: a position that is no number.
 _FAULTY_EVERY = 150
-_CALM = Faults(late=0.0, duplicate=0.01, out_of_order=0.0)
-_TICK_SECONDS = 0.005
+_LEAST_SECONDS = 0.001
 
 
 class _Item(msgspec.Struct):
@@ -101,17 +100,19 @@ class Crowd:
     async def live(self, stop: asyncio.Event) -> None:
         """Lets the audience come at the world's pace until it is told to stop, and waits for the last answer."""
         async with _Pool(self.endpoint, _PAGE_CONNECTIONS) as pages, _Pool(self.collector, _SEND_CONNECTIONS) as sends:
-            for number, (at_us, visitor) in enumerate(self._schedule()):
-                while (early := at_us - self.clock.now_us()) > 0 and not stop.is_set():
-                    await asyncio.sleep(min(max(early / 3.6e9, 0), _TICK_SECONDS))
-                if stop.is_set():
-                    break
-                faulty = number % _FAULTY_EVERY == 0
-                task = asyncio.create_task(self._visit(visitor, at_us, (pages, sends, stop), faulty=faulty))
-                self._visits.add(task)
-                task.add_done_callback(self._visits.discard)
-                await asyncio.sleep(0)
-            await asyncio.gather(*self._visits)
+            try:
+                for number, (at_us, visitor) in enumerate(self._schedule()):
+                    await self._wait_until(at_us, stop)
+                    if stop.is_set():
+                        break
+                    faulty = number % _FAULTY_EVERY == 0
+                    task = asyncio.create_task(self._visit(visitor, at_us, (pages, sends, stop), faulty=faulty))
+                    self._visits.add(task)
+                    task.add_done_callback(self._visits.discard)
+                await asyncio.gather(*self._visits)
+            finally:
+                for task in self._visits:
+                    task.cancel()
 
     def _schedule(self) -> Iterator[tuple[int, int]]:
         start_us = self.clock.now_us()
@@ -160,7 +161,7 @@ class Crowd:
 
     async def _wait_until(self, at_us: int, stop: asyncio.Event) -> None:
         while (early := at_us - self.clock.now_us()) > 0 and not stop.is_set():
-            await asyncio.sleep(min(max(early / 3.6e9, 0.001), 0.2))
+            await asyncio.sleep(min(max(early / 3.6e9, _LEAST_SECONDS), 0.2))
 
     async def _ask(self, wanted: PageWanted, pool: _Pool) -> PageShown:
         """Returns the page that the endpoint answers; asks again while nobody does."""

@@ -1,4 +1,4 @@
-"""headrace demo: a simulated product's clicks through real doors into the lake, each once, and the proof of it."""
+"""headrace demo: from click to lift in under a minute, on a simulated product whose truth is known."""
 
 from __future__ import annotations
 
@@ -11,35 +11,41 @@ import signal
 import tempfile
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+import msgspec
+from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
-from headrace.base.clock import Clock
+from headrace import loop
 from headrace.base.errors import CallError, HeadraceError
 from headrace.base.process import Companion, Life, Program
-from headrace.base.telemetry import read_values
 from headrace.collect.app import CLICKS
-from headrace.console.crowd import VISITORS, Crowd
+from headrace.console.crowd import HABITS, Crowd
+from headrace.console.panel import FRAME_SECONDS, Stage
 from headrace.console.proof import Proof, prove, wait_at_rest
 from headrace.console.roles import read_state, supervise, write_project
 from headrace.console.show import print_lines, print_table
-from headrace.events.settled import EVENTS, FAILED
+from headrace.console.verdict import print_verdict
+from headrace.events.world import DAY, World
+from headrace.experiments.verdict import Verdict
 from headrace.profile import FILE as PROFILE_FILE
 from headrace.project import ROLES, OpenProject, open_project
 from headrace.tables.catalog import funnel_sql
+from headrace.verify import Truth, tell_truth
 
 _CLOCK = "world://?rate=3600"
+_VISITORS = 900
+_HISTORY_DAYS = 2.0
+_SERVE_SECONDS = 6.0
 _START_SECONDS = 20.0
 _REST_SECONDS = 20.0
-_FRAME_SECONDS = 0.2
+_EXPERIMENT = "taste-home"
+# What the interval leaves out by chance one time in 20, four standard errors do one time in 15,000.
+_ERRORS = 4.0
 
 _TOP_ITEMS = """
 SELECT product_id AS item, count(*) AS clicks, count(DISTINCT person) AS persons
@@ -52,40 +58,58 @@ SELECT reason, count(*) AS events, any_value(message) AS example FROM failed GRO
 
 
 @dataclass
-class _Stream:
-    """What stands behind the door, as an outsider sees it."""
+class _Found:
+    """What the play has come to."""
 
-    clicks: int = 0
-    events: int = 0
-    failed: int = 0
-    rows: int = 0
-    killed_at: float | None = None
+    verdict: Verdict | None = None
+    truth: Truth | None = None
+    seconds: float = 0.0
+    """From the command to the verdict."""
+    proof: Proof | None = None
+    recommendation_id: str = ""
+
+    @property
+    def checks(self) -> dict[str, bool]:
+        """The checks of the loop, by what they promise."""
+        verdict, truth, proof = self.verdict, self.truth, self.proof
+        checks = {
+            "the A/A gate passes": verdict is not None and verdict.gate is not None and verdict.gate.is_passed,
+            "the trial is healthy": verdict is not None and verdict.outcome not in ("unhealthy", "empty"),
+            "every logged decision is made again": truth is not None and truth.replayed > 0 and not truth.different,
+            "the true lift is within four standard errors": _is_near(verdict, truth),
+        }
+        if proof is not None:
+            checks["every acknowledged event is in the lake once"] = proof.holds
+        return checks
+
+
+def _is_near(verdict: Verdict | None, truth: Truth | None) -> bool:
+    if verdict is None or truth is None or verdict.difference is None or verdict.difference_interval is None:
+        return False
+    low, high = verdict.difference_interval
+    # Half of a 95 % interval is about two standard errors.
+    return abs(verdict.difference - truth.difference) <= _ERRORS * (high - low) / 4
 
 
 def demo(given: argparse.Namespace) -> int:
-    """Runs the demo and returns 0 if everything acknowledged happened once and stands in the lake once."""
-    if not 1 <= given.seconds <= 3600:
-        raise CallError(f"--seconds {given.seconds:g}: must be 1 to 3600")
+    """Plays the whole loop and returns 0 if every check of it holds; without --once it then stays up until Ctrl-C."""
+    began_at = time.monotonic()
+    if not 5 <= given.seconds <= 3600:
+        raise CallError(f"--seconds {given.seconds:g}: must be 5 to 3600")
     with _folder(given.dir) as folder:
         if not (folder / PROFILE_FILE).exists():
             write_project(folder, ports=(0, 0, 0), clock=_CLOCK, flush_seconds=1)
         _refuse_foreign(folder)
-        log = str(folder / "up.log")
-        program = Program("up", "headrace.console.demo:run_up", {"folder": str(folder)}, log=log)
+        program = Program("up", "headrace.console.demo:run_up", {"folder": str(folder)}, log=str(folder / "up.log"))
         with Companion(program) as up, open_project(folder) as project:
             up.wait_ready(_START_SECONDS)
-            crowd, stream = Crowd(), _Stream()
-            asyncio.run(_run(project, crowd, stream, given))
-            is_at_rest = wait_at_rest(project, _REST_SECONDS)
-            proof = prove(project, crowd.acknowledged)
-            code = _conclude(crowd, proof, given)
-            if not is_at_rest:
-                print(f"the stream did not come to rest within {_REST_SECONDS:g} s; see {log}")
-            if not given.json:
-                _ask(project)
-        if not given.json:
-            _print_next(given, folder, next(iter(crowd.acknowledged), ""))
-        return code
+            return asyncio.run(_Play(project, given, began_at).run())
+
+
+def run_up(life: Life, *, folder: str) -> None:
+    """Runs all roles of the demo's project, as `headrace up` does."""
+    with open_project(folder) as project:
+        supervise(project, list(ROLES), announce=lambda _: life.tell_ready())
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -95,12 +119,6 @@ def _refuse_foreign(folder: Path) -> None:
         raise CallError(
             f"{str(folder)!r} holds a project that the demo did not make: its clock is {clock!r}. Choose another folder"
         )
-
-
-def run_up(life: Life, *, folder: str) -> None:
-    """Runs all roles of the demo's project, as `headrace up` does."""
-    with open_project(folder) as project:
-        supervise(project, list(ROLES), announce=lambda _: life.tell_ready())
 
 
 @contextlib.contextmanager
@@ -113,135 +131,203 @@ def _folder(chosen: str | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-async def _run(project: OpenProject, crowd: Crowd, stream: _Stream, given: argparse.Namespace) -> None:
-    url = read_state(project, "collector")["url"]
-    ends_at = time.monotonic() + given.seconds
-    stop = threading.Event()
-    looker = threading.Thread(target=_look, args=(project.folder, stream, stop))
-    looker.start()
-    panel = asyncio.create_task(_show(crowd, stream, (project.clock, url, ends_at), quiet=given.json))
-    killer = asyncio.create_task(_kill(project, crowd, stream, given.seconds))
-    try:
-        await crowd.visit(url, project.clock, seed=given.seed, ends_at=ends_at)
-        await killer
-    finally:
-        stop.set()
-        looker.join()
-        panel.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await panel
+class _Play:
+    """The demo while it runs: the crowd, what is shown of it, and what it has come to."""
 
+    def __init__(self, project: OpenProject, given: argparse.Namespace, began_at: float) -> None:
+        self.project = project
+        self.given = given
+        self.stage = Stage(began_at)
+        self.found = _Found()
+        self.console = Console(highlight=False, quiet=given.json)
+        self.crowd = _make_crowd(project, given.seed)
+        # Its past is over once it was sent; a folder that was played in before has one already.
+        self.has_past = any(bound.end for bound in project.topics.bounds(CLICKS))
 
-def _look(folder: Path, stream: _Stream, stop: threading.Event) -> None:
-    """Counts what the topics hold and what was committed to the lake, as anybody could from outside."""
-    with open_project(folder) as project:
-        while not stop.wait(_FRAME_SECONDS):
-            ends = {name: sum(bound.end for bound in project.topics.bounds(name)) for name in (CLICKS, EVENTS, FAILED)}
-            stream.clicks, stream.events, stream.failed = ends[CLICKS], ends[EVENTS], ends[FAILED]
-            stream.rows = int(read_values(project.profile.state / "metrics").get("headrace_sink_rows_total", 0))
-
-
-async def _kill(project: OpenProject, crowd: Crowd, stream: _Stream, seconds: float) -> None:
-    await asyncio.sleep(seconds / 2)
-    crowd.killed_at = seconds / 2
-    _kill_one(project, "collector")
-    await asyncio.sleep(seconds / 4)
-    stream.killed_at = seconds * 3 / 4
-    _kill_one(project, "settler")
-
-
-def _kill_one(project: OpenProject, role: str) -> None:
-    for pid in list(read_state(project, role)["pids"].values())[:1]:
-        os.kill(pid, signal.SIGKILL)
-
-
-Scene = tuple[Clock, str, float]
-
-
-async def _show(crowd: Crowd, stream: _Stream, scene: Scene, *, quiet: bool) -> None:
-    console = Console(quiet=quiet, highlight=False)
-    began_at = time.monotonic()
-    recent: deque[tuple[float, int]] = deque([(began_at, 0)], maxlen=6)
-
-    def panel() -> RenderableType:
-        recent.append((time.monotonic(), crowd.answered))
-        return _panel(crowd, stream, scene, _rate(recent))
-
-    def last_panel() -> RenderableType:
-        whole = deque([(began_at, 0), (crowd.answered_at, crowd.answered)])
-        return _panel(crowd, stream, scene, _rate(whole))
-
-    # A pipe gets the last picture only.
-    live = Live(panel(), console=console, auto_refresh=False) if console.is_terminal else None
-    with live or contextlib.nullcontext():
+    async def run(self) -> int:
+        """Plays, reports, and stays up if asked to; returns the exit code."""
+        main = asyncio.current_task()
+        assert main is not None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, main.cancel)
         try:
-            while True:
-                if live is not None:
-                    live.update(panel(), refresh=True)
-                await asyncio.sleep(_FRAME_SECONDS)
+            async with self._pictured():
+                await self._play()
+            code = self._report()
+            if not self.given.once:
+                await self._stay()
+        except asyncio.CancelledError:
+            return 130 if self.found.proof is None else int(not all(self.found.checks.values()))
+        return code
+
+    async def _play(self) -> None:
+        stage, crowd, project = self.stage, self.crowd, self.project
+        _note_titles(project, crowd.world)
+        if not self.has_past:
+            stage.now(f"two days of the site's own past come in at {crowd.collector}", 0.05)
+            await crowd.send_history(_HISTORY_DAYS)
+        stage.now("popularity is fitted from the lake", 0.2)
+        await self._fit("popular")
+        stage.now("the audience comes; popularity serves", 0.3)
+        async with self._visited():
+            await asyncio.sleep(_SERVE_SECONDS)
+            stage.now("the taste policy is fitted; visitors are split again for the A/A gate", 0.4)
+            await self._fit("tastes")
+            trial = await asyncio.to_thread(loop.start, project, _EXPERIMENT)
+            if trial.gate is not None:
+                stage.gate = f"A/A ✓ {trial.gate.significant} of {trial.gate.splits:,} splits differ"
+            stage.now(f"the trial {trial.id} runs", 0.5)
+            stage.trial = f"trial {trial.id} runs, {trial.planned:,} visitors an arm are planned"
+            await self._watch_trial()
+            stage.now("the trial is stopped and judged", 0.9)
+            verdict = self.found.verdict = await asyncio.to_thread(loop.stop, project, _EXPERIMENT)
+            stage.trial = f"trial {trial.id}: {verdict.outcome}"
+        stage.now("the world tells the truth", 0.93)
+        self.found.truth = await asyncio.to_thread(tell_truth, project, crowd.world, verdict)
+        self.found.seconds = time.monotonic() - stage.began_at
+        stage.now("everything comes to rest and is counted", 0.97)
+        await asyncio.to_thread(wait_at_rest, project, _REST_SECONDS)
+        self.found.proof = await asyncio.to_thread(prove, project, crowd.acknowledged)
+        stage.now("done", 1.0)
+
+    async def _fit(self, model: str) -> None:
+        await asyncio.to_thread(loop.wait_for_lake, self.project)
+        bundle = await asyncio.to_thread(loop.fit, self.project, model)
+        self.stage.models.append(f"{model} {bundle.hash[:8]} from {bundle.source['rows']:,} clicks")
+
+    async def _watch_trial(self) -> None:
+        """Lets the trial run, and kills the doors and the stream in the middle of it."""
+        for share, role in ((0.35, "endpoint"), (0.25, "settler"), (0.4, "")):
+            await asyncio.sleep(self.given.seconds * share)
+            self.stage.share += 0.4 * share
+            if role:
+                self.crowd.killed_at = time.monotonic()
+                self.stage.killed.append(_kill(self.project, role))
+
+    @contextlib.asynccontextmanager
+    async def _visited(self) -> AsyncIterator[None]:
+        """Lets the audience come as long as the body runs."""
+        stop = asyncio.Event()
+        live = asyncio.create_task(self.crowd.live(stop))
+        try:
+            yield
+            stop.set()
+            await live
         finally:
-            if live is None:
-                console.print(last_panel())
-            else:
-                live.update(last_panel(), refresh=True)
+            live.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await live
+
+    async def _stay(self) -> None:
+        """Goes on until Ctrl-C."""
+        url = read_state(self.project, "console")["url"]
+        self.console.print(f"\nThe audience goes on; look at {url} as one of them. Ctrl-C ends it.")
+        async with self._visited():
+            await asyncio.Event().wait()
+
+    @contextlib.asynccontextmanager
+    async def _pictured(self) -> AsyncIterator[None]:
+        """Draws the panel as long as the body runs; a pipe gets the last picture only."""
+        ended = threading.Event()
+        looker = threading.Thread(target=self.stage.look, args=(self.project.folder, ended))
+        looker.start()
+        live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        with live or contextlib.nullcontext():
+            drawer = asyncio.create_task(self._draw(live))
+            try:
+                yield
+            finally:
+                ended.set()
+                await asyncio.to_thread(looker.join)
+                drawer.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await drawer
+                if live is not None:
+                    live.update(self.stage.draw(self.crowd), refresh=True)
+                else:
+                    self.console.print(self.stage.draw(self.crowd))
+
+    async def _draw(self, live: Live | None) -> None:
+        while live is not None:
+            live.update(self.stage.draw(self.crowd), refresh=True)
+            await asyncio.sleep(FRAME_SECONDS)
+
+    def _report(self) -> int:
+        """Says what came of it, and returns the exit code."""
+        found = self.found
+        code = int(not all(found.checks.values()))
+        if self.given.json:
+            print_lines([_summary(self.crowd, found)])
+            return code
+        assert found.verdict is not None
+        print()
+        print_verdict(found.verdict, truth=found.truth)
+        assert found.proof is not None
+        print(_proof_text(found.proof))
+        print(f"\nchecks        {found.seconds:.0f} s from the command to the verdict")
+        for check, holds in found.checks.items():
+            print(f"              {_sign(holds)} {check}")
+        _ask(self.project)
+        _print_next(self.given, self.project.folder, found.recommendation_id)
+        return code
 
 
-def _rate(rates: deque[tuple[float, int]]) -> float:
-    (first_at, first), (last_at, last) = rates[0], rates[-1]
-    return (last - first) / (last_at - first_at) if last_at > first_at else 0.0
+def _make_crowd(project: OpenProject, seed: int) -> Crowd:
+    born_us = project.clock.now_us() - int(_HISTORY_DAYS * DAY)
+    world = World(seed, visitors=_VISITORS, born_us=born_us, habits=HABITS)
+    collector, endpoint = (read_state(project, role)["url"] for role in ("collector", "endpoint"))
+    return Crowd(world, collector, endpoint, project.clock)
 
 
-def _panel(crowd: Crowd, stream: _Stream, scene: Scene, rate: float) -> RenderableType:
-    clock, url, ends_at = scene
-    world = datetime.fromtimestamp(clock.now_us() / 1e6, UTC).strftime("%a %H:%M")
-    left = max(ends_at - time.monotonic(), 0)
-    killed = "-"
-    if crowd.killed_at is not None:
-        killed = f"kill -9 of the collector at {crowd.killed_at:g} s, longest pause {crowd.pause:.2f} s"
-    if stream.killed_at is not None:
-        killed += f"; of settler and sink at {stream.killed_at:g} s"
-    ack = f"{rate:,.0f} events/s  ack p50 {crowd.quantile_ms(0.5):.1f} ms  p99 {crowd.quantile_ms(0.99):.1f} ms"
-    waiting = max(stream.clicks - stream.events - stream.failed, 0)
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", min_width=12)
-    table.add_column()
-    for name, text in (
-        ("world", f"{VISITORS:,} visitors, {world} there, an hour a second, {left:.0f} s to go"),
-        ("collector", url),
-        ("acknowledged", f"{crowd.answered:,}  {ack}"),
-        ("refused", f"{crowd.refused:,} requests refused, {crowd.resent:,} sent again"),
-        ("settled", f"{stream.events:,} events, {stream.failed:,} failed; {waiting:,} clicks wait or are repeats"),
-        ("lake", f"{stream.rows:,} rows committed"),
-        ("fault", killed),
-    ):
-        table.add_row(name, text)
-    return table
+def _note_titles(project: OpenProject, world: World) -> None:
+    """Tells the console's pages what the items are called."""
+    titles = {item.product_id: {"title": item.title, "genre": item.genre} for item in world.items}
+    (project.profile.state / "titles.json").write_bytes(msgspec.json.encode(titles))
 
 
-def _conclude(crowd: Crowd, proof: Proof, given: argparse.Namespace) -> int:
-    if given.json:
-        print_lines([_summary(crowd, proof)])
-        return int(not proof.holds)
+def _kill(project: OpenProject, role: str) -> str:
+    pids: dict[str, int] = read_state(project, role)["pids"]
+    name, pid = next(iter(pids.items()))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    return name
+
+
+def _sign(holds: bool) -> str:
+    return "✓" if holds else "✗"
+
+
+def _proof_text(proof: Proof) -> str:
     sign = "=" if not proof.lost else "≠"
     verdict = "✓ exactly once" if proof.holds else "✗ NOT exactly once"
-    print(
+    return (
         f"proof         {proof.acknowledged:,} acknowledged {sign} settled or failed, {proof.lost} lost\n"
         f"              {proof.clicks:,} clicks = {proof.settled:,} settled + {proof.failed:,} failed + "
         f"{proof.repeats:,} repeats; {proof.rows:,} rows in the lake {verdict}"
     )
-    return int(not proof.holds)
 
 
-def _summary(crowd: Crowd, proof: Proof) -> dict[str, Any]:
+def _summary(crowd: Crowd, found: _Found) -> dict[str, Any]:
+    assert found.proof is not None
     return {
-        **asdict(proof),
-        "exactly_once": proof.holds,
+        **asdict(found.proof),
+        "exactly_once": found.proof.holds,
         "sent": crowd.sent,
         "requests": crowd.requests,
         "refused": crowd.refused,
-        "ack_p50_ms": round(crowd.quantile_ms(0.5), 2),
-        "ack_p99_ms": round(crowd.quantile_ms(0.99), 2),
+        "ack_p50_ms": round(crowd.acks.quantile_ms(0.5), 2),
+        "ack_p99_ms": round(crowd.acks.quantile_ms(0.99), 2),
         "longest_pause_seconds": round(crowd.pause, 2),
+        "pages": crowd.pages,
+        "unlogged": crowd.unlogged,
+        "page_p50_ms": round(crowd.page_times.quantile_ms(0.5), 2),
+        "page_p99_ms": round(crowd.page_times.quantile_ms(0.99), 2),
+        "verdict": msgspec.to_builtins(found.verdict),
+        "truth": {**asdict(found.truth), "lift": found.truth.lift, "static_lift": found.truth.static.lift}
+        if found.truth
+        else None,
+        "seconds_to_verdict": round(found.seconds, 1),
+        "checks": found.checks,
     }
 
 
@@ -265,13 +351,13 @@ def _cell(value: Any) -> Any:
     return "-" if value is None else f"{value:.1%}" if isinstance(value, float) else value
 
 
-def _print_next(given: argparse.Namespace, folder: Path, message_id: str) -> None:
+def _print_next(given: argparse.Namespace, folder: Path, recommendation_id: str) -> None:
     if given.dir is None:
         print("\ntry           headrace demo --dir demo     and keep what it made")
         print("              headrace init shop && cd shop && headrace up")
         return
     place = shlex.quote(str(folder))
-    print(f"\ntry           headrace explain {shlex.quote(message_id)} --project {place}")
-    print(f"              headrace table sql 'FROM sessions LIMIT 5' --project {place}")
-    print(f"              headrace table failed --project {place}")
+    print(f"\ntry           headrace explain {shlex.quote(recommendation_id)} --project {place}")
+    print(f"              headrace experiment analyse {_EXPERIMENT} --project {place}")
+    print(f"              headrace table sql 'FROM decisions LIMIT 5' --project {place}")
     print(f"              headrace up --project {place}")

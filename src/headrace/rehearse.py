@@ -1,0 +1,264 @@
+"""Whole trials in one process, without doors: as many worlds as one likes, to see how often a verdict tells the truth.
+
+The parts are the ones that serve: the same fit, the same row, the same analysis. Only logs and HTTP are left out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from headrace.endpoints.carousel import Rule, choose
+from headrace.endpoints.follower import SEEN_US
+from headrace.events.event import Event
+from headrace.events.visit import ClientEvent, PageShown, PageWanted
+from headrace.events.world import DAY, Habits, World
+from headrace.experiments.analyse import Scope, Visitors, judge
+from headrace.experiments.assign import assign
+from headrace.experiments.experiment import ARMS, VERSION, Trial
+from headrace.experiments.verdict import Verdict
+from headrace.models import Bundle, Model, Scorer, open_bundle
+
+VIEWS = Event("Product List Viewed", item="products[].product_id")
+CLICKS = Event("Product Clicked", item="product_id")
+
+_RULE = Rule(per_row=10, explore=0.1)
+_HABITS = Habits(visits_per_day=3.0, beats=1.0)
+
+
+@dataclass(frozen=True)
+class Lift:
+    """The expected clicks per item viewed, in each arm."""
+
+    control: float
+    treatment: float
+
+    @property
+    def difference(self) -> float:
+        """The treatment's ratio less the control's."""
+        return self.treatment - self.control
+
+    @property
+    def lift(self) -> float:
+        """The treatment's ratio by the control's, less 1."""
+        return self.treatment / self.control - 1
+
+    def is_inside(self, verdict: Verdict) -> bool:
+        """Returns whether the verdict's interval holds it."""
+        if verdict.lift_interval is not None:
+            return verdict.lift_interval[0] <= self.lift <= verdict.lift_interval[1]
+        found = verdict.difference_interval
+        return found is not None and found[0] <= self.difference <= found[1]
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """One trial in one world, and what it should have found."""
+
+    verdict: Verdict
+    truth: Lift
+    static: Lift
+    """The lift at each page's own instant and seen set."""
+
+
+def rehearse(seed: int, models: Sequence[Model], *, pages: int = 5_000, visitors: int = 600) -> Rehearsal:
+    """Returns a trial of `pages` pages between the bundles of two models, control first, after a day of past visits.
+
+    Both may be the same model: then nothing is there to be found.
+    """
+    world = World(seed, visitors=visitors, habits=_HABITS)
+    began_us = world.born_us + DAY
+    past = _Past(world, began_us)
+    bundles = [model.fit(past) for model in models]
+    trial = make_trial(seed, bundles, began_us)
+    scorers = [open_bundle(bundle) for bundle in bundles]
+    stage = _Stage(world, trial, scorers)
+    visits = []
+    for at_us, visitor in world.schedule(began_us, began_us + 365 * DAY):
+        stage.visit(visitor, at_us)
+        visits.append((at_us, visitor))
+        if stage.num_pages >= pages:
+            break
+    scope = Scope("", CLICKS, VIEWS, trial.within_us, began_us + 365 * DAY, positions={}, starts={})
+    verdict = judge(trial, stage.visitors(), made_us=began_us, scope=scope)
+    return Rehearsal(verdict, tell_lift(world, trial, scorers, visits), stage.static)
+
+
+def tell_lift(
+    world: World,
+    trial: Trial,
+    scorers: Sequence[Scorer],
+    visits: Sequence[tuple[int, int]],
+    *,
+    seen: Mapping[str, Mapping[str, int]] = {},
+) -> Lift:
+    """Returns the true lift: the same visits with everybody in control, and again with everybody in treatment.
+
+    It is what trials of this world find on average, since no visitor changes what another one sees. Where a page's
+    clicks change the pages that follow it (what was seen is not shown again, who watches tires), comparing both arms'
+    pages at one instant says something else: in 30 worlds 27 % instead of the 22 % that their trials found.
+    """
+    ratios = []
+    for arm in range(len(ARMS)):
+        stage = _Stage(world, trial, scorers, arm=arm, clicked={person: dict(mine) for person, mine in seen.items()})
+        for at_us, visitor in visits:
+            stage.visit(visitor, at_us)
+        ratios.append(stage.expected / max(stage.num_viewed, 1))
+    return Lift(*ratios)
+
+
+def make_trial(seed: int, bundles: Sequence[Bundle], began_us: int) -> Trial:
+    """Returns the row of a trial between two bundles."""
+    return Trial(
+        version=VERSION,
+        id=f"rehearsal-{seed}",
+        experiment="rehearsal",
+        page="home",
+        seed=f"rehearsal-{seed}",
+        control=bundles[0].hash,
+        treatment=bundles[1].hash,
+        per_row=_RULE.per_row,
+        explore=_RULE.explore,
+        started_us=began_us,
+        positions={},
+        incarnations={},
+        goal="ctr",
+        above=CLICKS.name,
+        above_item=CLICKS.item or "",
+        below=VIEWS.name,
+        below_item=VIEWS.item or "",
+        within_us=30 * 60_000_000,
+        lateness_us=0,
+        alpha=0.05,
+        mde=0.25,
+        power=0.8,
+        planned=0,
+        definition="",
+    )
+
+
+class _Past:
+    """The clicks of a world's first days, as a fit reads them."""
+
+    def __init__(self, world: World, at_us: int) -> None:
+        self.at_us = at_us
+        self.source: Mapping[str, Any] = {"world": world.seed}
+        rows = [row for visit in world.traffic(world.born_us, at_us) for row in _clicks_of(visit.events, visit.at_us)]
+        columns = dict(zip(("person", "item", "category", "event_us"), zip(*rows, strict=True), strict=True))
+        times = pa.array(columns["event_us"], pa.int64())
+        falses = pa.array(np.zeros(len(rows), bool))
+        texts = {name: pa.array(columns[name], pa.string()) for name in ("person", "item", "category")}
+        table = pa.table({**texts, "event_us": times, "received_us": times, "bot": falses})
+        self._connection = duckdb.connect(config={"threads": 1})
+        self._connection.register("clicks", table)
+
+    def ask(self, sql: str, parameters: Mapping[str, Any]) -> Mapping[str, list[Any]]:
+        """Returns the columns of the answer to one SELECT."""
+        used = {name: value for name, value in parameters.items() if f"${name}" in sql}
+        answer = self._connection.sql(sql, params=used).to_arrow_table()
+        columns: Mapping[str, list[Any]] = answer.to_pydict()
+        return columns
+
+    def items_of(self, event: Event) -> str:  # noqa: ARG002 - all that is remembered are clicks
+        """Returns a SELECT with a row for each click."""
+        return "SELECT * FROM clicks"
+
+
+def _clicks_of(events: Iterable[ClientEvent], at_us: int) -> Iterator[tuple[str, str, str, int]]:
+    for event in events:
+        if event.event == CLICKS.name and event.properties is not None:
+            properties = event.properties
+            yield event.user_id or event.anonymous_id, properties["product_id"], properties["category"], at_us
+
+
+@dataclass
+class _Stage:
+    """A trial while its visitors come; with `arm` everybody is in that one."""
+
+    world: World
+    trial: Trial
+    scorers: Sequence[Scorer]
+    arm: int | None = None
+    clicked: dict[str, dict[str, int]] = field(default_factory=dict)
+    """What each person has clicked, and when."""
+    num_pages: int = 0
+    num_viewed: int = 0
+    expected: float = 0.0
+    """The clicks to be expected on all pages shown."""
+    counts: dict[int, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0]))
+    """Pages, views and clicks of each visitor."""
+    static_sums: list[list[float]] = field(default_factory=lambda: [[0.0, 0.0] for _ in ARMS])
+
+    @property
+    def rule(self) -> Rule:
+        """How a row is made."""
+        return Rule(self.trial.per_row, self.trial.explore)
+
+    @property
+    def static(self) -> Lift:
+        """The lift at each page's own instant and seen set."""
+        return Lift(*(clicks / max(views, 1.0) for clicks, views in self.static_sums))
+
+    def visit(self, visitor: int, at_us: int) -> None:
+        """Lets one visitor come, and counts what was viewed and clicked."""
+        who = self.world.visitor(visitor)
+        if who.bot:
+            return
+        arm = assign(self.trial.seed, who.anonymous_id, self.trial.weights) if self.arm is None else self.arm
+        assert arm is not None
+        visiting = self.world.visiting(visitor, at_us)
+        wanted, counts = next(visiting), self.counts[visitor]
+        while True:
+            items = self._show(wanted, arm)
+            counts[0] += 1
+            counts[1] += len(items)
+            try:
+                wanted = visiting.send(PageShown(items))
+            except StopIteration as done:
+                clicks = list(_clicks_of(done.value, at_us))
+                break
+        counts[2] += len(clicks)
+        for person, item, _, us in clicks:
+            self.clicked.setdefault(person, {})[item] = us
+
+    def _show(self, wanted: PageWanted, arm: int) -> tuple[str, ...]:
+        """Returns the page of an arm; in a trial the other one is made too, to be compared."""
+        visitor, person = wanted.visitor.number, wanted.user_id or wanted.visitor.anonymous_id
+        seen = [item for item, us in self.clicked.get(person, {}).items() if us >= wanted.at_us - SEEN_US]
+        seed = visitor << 40 ^ wanted.at_us
+        for number, scorer in enumerate(self.scorers):
+            if number != arm and self.arm is not None:
+                continue
+            items = choose(scorer, person, seen, rule=self.rule, seed=seed).items
+            expected = self.world.expected_clicks(visitor, wanted.at_us, items)
+            self.static_sums[number][0] += expected
+            self.static_sums[number][1] += len(items)
+            if number == arm:
+                shown = items
+                self.expected += expected
+        self.num_pages += 1
+        self.num_viewed += len(shown)
+        return shown
+
+    def visitors(self) -> Visitors:
+        """Returns the exposures, sorted by visitor."""
+        named = sorted((self.world.visitor(number).anonymous_id, number) for number in self.counts)
+        counts = np.array([self.counts[number] for _, number in named], np.int64)
+        arms = [assign(self.trial.seed, name, self.trial.weights) for name, _ in named]
+        size = len(named)
+        return Visitors(
+            names=[name for name, _ in named],
+            arms=np.array(arms, np.int8),
+            num_arms=np.ones(size, np.int64),
+            bots=np.zeros(size, bool),
+            first_us=np.zeros(size, np.int64),
+            pages=counts[:, 0],
+            views=counts[:, 1],
+            clicks=counts[:, 2],
+        )
