@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import struct
 
 from headrace.base.http import Request
 from headrace.base.telemetry import Metrics
 from headrace.console.roles import write_project
-from headrace.endpoints.app import METRICS, Endpoint
+from headrace.endpoints.app import METRICS, Endpoint, EndpointOptions
 from headrace.endpoints.follower import Follower
 from headrace.endpoints.serving import Shelf
 from headrace.events.click import Door, encode_door
@@ -18,6 +19,7 @@ from headrace.topics import Record
 from running import project_toml
 
 HOUR = 3600.0
+BEGAN_US = 1_795_000_000_000_000
 ITEMS = [(f"item-{number:02}", ("comedy", "drama", "crime")[number % 3]) for number in range(24)]
 
 
@@ -28,6 +30,9 @@ def declare(shop, *, partitions=2):
     write_project(shop.folder)
     toml = project_toml(clock="stepped://", extra=f"[topic.clicks]\npartitions = {partitions}\n")
     (shop.folder / "headrace.toml").write_text(toml)
+    (shop.folder / ".headrace").mkdir(exist_ok=True)
+    # With the time every id and every seed is the same in each run.
+    (shop.folder / ".headrace" / "clock.stepped").write_bytes(struct.pack("<q", BEGAN_US))
 
 
 def now_us(shop, *, later=0.0):
@@ -71,7 +76,9 @@ async def _ask(shop, visitors, agent):
         shelf = Shelf(lambda: project.registry, pages)
         shelf.refresh()
         sender = project.topics.open_sender(deadline_seconds=5.0, max_pending_bytes=1 << 20)
-        endpoint = Endpoint(shelf, follower, sender, project.clock, Metrics(METRICS, folder=None, process="test"))
+        metrics = Metrics(METRICS, folder=None, process="test")
+        options = EndpointOptions(entropy=random.Random(f"{project.clock.now_us()}/{visitors[0]}").randbytes)
+        endpoint = Endpoint(shelf, follower, sender, project.clock, metrics, options)
         following = asyncio.create_task(follower.run())
         while follower.is_behind:
             await asyncio.sleep(0.01)
@@ -99,6 +106,14 @@ def respond(shop, pages, *, seed=1, click=None, view=None, run=True):
         events = [_viewed(page), *(_clicked_on(page, item) for item in _items(page) if draw() < chance)]
         records += [_record(page["anonymous_id"], event, at_us) for event in events]
     append(shop, records, run=run)
+
+
+def expose(shop, visitors, arm):
+    """Lets an app of the shop's own tell that visitors are in an arm of the trial."""
+    at_us = now_us(shop)
+    told = {"experiment_id": "taste-home", "variation_id": arm}
+    events = [(visitor, _track(f"told-{arm}-{visitor}", visitor, "Experiment Viewed", told)) for visitor in visitors]
+    append(shop, [_record(visitor, event, at_us) for visitor, event in events])
 
 
 def append(shop, records, *, run=True):

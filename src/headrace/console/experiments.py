@@ -185,8 +185,8 @@ def analyse(given: argparse.Namespace) -> None:
     print_verdict(verdict)
     if not is_final:
         print(
-            f"\nNot final, the trial goes on. Who stops at the first p < {verdict.alpha:g} finds lifts that are\n"
-            f"not there: wait for the visitors, then: headrace experiment stop {given.name}"
+            f"\nNot final, the trial goes on. Who stops at the first p < {verdict.alpha:g} finds lifts that\n"
+            f"are not there, so wait for the visitors that were planned. Then:\n  headrace experiment stop {given.name}"
         )
 
 
