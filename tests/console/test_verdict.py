@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 import pytest
 
@@ -112,7 +114,7 @@ def test_no_line_is_wider_than_a_terminal(verdict):
 
 def test_the_interval_is_drawn_around_0_and_the_truth_in_it():
     lines = shown(BETTER, truth=truth(0.06)).splitlines()
-    bar, scale = next(pair for pair in zip(lines, lines[1:], strict=False) if "●" in pair[0])
+    bar, scale = next(pair for pair in pairwise(lines) if "●" in pair[0])
     zero = scale.index("0", 12)
     assert (bar[zero], scale.split()) == ("│", ["-33.8", "%", "0", "+33.8", "%"])
     assert zero < bar.index("├") < bar.index("x") < bar.index("●") < bar.index("┤")
