@@ -40,7 +40,7 @@ from headrace.project import OpenProject
 from headrace.stats.compare import Ratio, ratio
 from headrace.stats.moments import measure_ratio
 from headrace.stats.power import reachable_mde, visitors_per_arm
-from headrace.stream import CODECS
+from headrace.stream import CODECS, tail_offsets
 from headrace.tables import Table
 from headrace.tables.catalog import item_sql
 from headrace.tables.sink import INCARNATION
@@ -161,10 +161,9 @@ def _is_sunk(project: OpenProject, name: str, ends: Sequence[int]) -> bool:
             f"the table {name!r} was filled from another topic {name!r}. "
             f"Let it go on with: headrace topic replay {name} --continue {name}"
         )
-    bounds = project.topics.bounds(name)
-    places = {p: max(bound.start, table.position(f"{incarnation}/{p}") or 0) for p, bound in enumerate(bounds)}
+    topic = project.topic(name)
     # A sink notes rows at once, and markers and progress records a minute later only.
-    waiting = project.topic(name).read_to_ends(places)
+    waiting = topic.read_to_ends(tail_offsets(project, topic))
     is_row = CODECS[name].is_row
     return not any(is_row(message) and message.offset < ends[message.partition] for message in waiting)
 

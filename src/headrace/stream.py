@@ -32,6 +32,7 @@ from headrace.tables.keeper import FAR, Care, Keeper, day_before
 from headrace.tables.keeper import METRICS as KEEPER_METRICS
 from headrace.tables.sink import INCARNATION, TOPIC, Flush, Sink
 from headrace.tables.sink import METRICS as SINK_METRICS
+from headrace.topics import Topic
 
 CODECS = {
     EVENTS: make_codec(
@@ -61,6 +62,17 @@ def make_table(project: OpenProject, name: str) -> Table:
         return project.tables.open(name)
     properties = {INCARNATION: project.topics.describe(name).incarnation, TOPIC: name}
     return project.tables.create(name, CODECS[name].schema, description=_DESCRIPTIONS[name], properties=properties)
+
+
+def tail_offsets(project: OpenProject, topic: Topic) -> dict[int, int]:
+    """Returns where each partition of a topic goes on for whoever has read its table."""
+    starts = {p: bound.start for p, bound in enumerate(topic.bounds())}
+    if topic.name not in project.tables.names():
+        return starts
+    table, incarnation = project.tables.open(topic.name), topic.describe().incarnation
+    if table.properties.get(INCARNATION) != incarnation:
+        return starts
+    return {p: max(start, table.position(f"{incarnation}/{p}") or 0) for p, start in starts.items()}
 
 
 def run_stream(life: Life, *, folder: str, profile: str, roles: Sequence[str], name: str) -> None:

@@ -52,6 +52,10 @@ SELECT product_id AS item, count(*) AS clicks, count(DISTINCT person) AS persons
 FROM product_clicked WHERE NOT bot GROUP BY ALL ORDER BY clicks DESC, item LIMIT 5
 """
 _FUNNEL = ("page", "Product List Viewed", "Product Clicked", "Video Playback Completed")
+_CLICKED = """
+SELECT recommendation_id FROM decisions JOIN product_clicked USING (recommendation_id)
+WHERE arm = 'treatment' ORDER BY decisions.received_us LIMIT 1
+"""
 _FAILURES = """
 SELECT reason, count(*) AS events, any_value(message) AS example FROM failed GROUP BY reason ORDER BY events DESC
 """
@@ -188,6 +192,7 @@ class _Play:
         stage.now("everything comes to rest and is counted", 0.97)
         await asyncio.to_thread(wait_at_rest, project, _REST_SECONDS)
         self.found.proof = await asyncio.to_thread(prove, project, crowd.acknowledged)
+        self.found.recommendation_id = await asyncio.to_thread(_find_clicked, project)
         stage.now("done", 1.0)
 
     async def _fit(self, model: str) -> None:
@@ -283,6 +288,12 @@ def _note_titles(project: OpenProject, world: World) -> None:
     """Tells the console's pages what the items are called."""
     titles = {item.product_id: {"title": item.title, "genre": item.genre} for item in world.items}
     (project.profile.state / "titles.json").write_bytes(msgspec.json.encode(titles))
+
+
+def _find_clicked(project: OpenProject) -> str:
+    """Returns the id of a page of the treatment on which something was clicked."""
+    found = project.query(_CLICKED).table().to_pylist()
+    return str(found[0]["recommendation_id"]) if found else ""
 
 
 def _kill(project: OpenProject, role: str) -> str:

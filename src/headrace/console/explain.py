@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from headrace.base.errors import FormatError
 from headrace.collect.app import CLICKS
 from headrace.collect.settler import GROUP as SETTLER
+from headrace.console.explain_page import find_decision, show_decision, tell_decision
 from headrace.console.failed import as_row, tail_of
 from headrace.console.show import format_time, print_lines, print_rows, shown
 from headrace.console.sql import query
@@ -48,8 +49,10 @@ class _Found:
 
 
 def explain(given: argparse.Namespace) -> int:
-    """Follows an event, or lists those of a recommendation."""
+    """Follows an event, or says why a page was as it was and lists the events of it."""
     with open_project(given.project, profile=given.profile) as project:
+        decision = find_decision(project, given.id)
+        page = tell_decision(project, decision) if decision else None
         found = [*_find_settled(project, given.id)]
         if found:
             events = _by_event(found)
@@ -57,11 +60,18 @@ def explain(given: argparse.Namespace) -> int:
             stories = [_story(project, parts, whole=len(events) == 1) for parts in events]
         else:
             stories = [_waiting(message) for message in _find_waiting(project, given.id)]
-    if not stories:
+    if not stories and page is None:
         _say_unknown(given)
         return 1
     if given.json:
+        print_lines([{"kind": "decision", **page}] if page else [])
         print_lines(stories)
+        return 0
+    if page:
+        show_decision(page)
+        print()
+    if not stories:
+        print("no event of it has arrived yet")
     elif len(stories) > 1:
         _list(stories)
     else:

@@ -27,8 +27,8 @@ from headrace.events.settled import (
     is_row,
 )
 from headrace.project import OpenProject, open_project
-from headrace.tables.sink import INCARNATION
-from headrace.topics import Message, Record, Topic, partition_for
+from headrace.stream import tail_offsets
+from headrace.topics import Message, Record, partition_for
 
 _SHOWN_ROWS = 20
 _PORTION = 1_000
@@ -154,7 +154,7 @@ def tail_of(project: OpenProject, name: str) -> Iterator[Message]:
     if name not in project.topics.names():
         return
     topic = project.topic(name)
-    for message in topic.read_to_ends(_tail_offsets(project, topic)):
+    for message in topic.read_to_ends(tail_offsets(project, topic)):
         if is_row(message.value or b"", message.headers):
             yield message
 
@@ -163,17 +163,6 @@ def as_row(event: SettledEvent | FailedEvent, message: Message) -> Row:
     """Returns an event of a tail as a row of its table."""
     values = {name: getattr(event, name) for name in event.__struct_fields__ if name != "version"}
     return {**values, "log_partition": message.partition, "log_offset": message.offset}
-
-
-def _tail_offsets(project: OpenProject, topic: Topic) -> dict[int, int]:
-    """Returns where each partition goes on for whoever has read the topic's table."""
-    starts = {p: bound.start for p, bound in enumerate(topic.bounds())}
-    if topic.name not in project.tables.names():
-        return starts
-    table, incarnation = project.tables.open(topic.name), topic.describe().incarnation
-    if table.properties.get(INCARNATION) != incarnation:
-        return starts
-    return {p: max(start, table.position(f"{incarnation}/{p}") or 0) for p, start in starts.items()}
 
 
 def _standing(project: OpenProject, tails: _Tails, given: argparse.Namespace, *, order: str) -> Iterator[Row]:
