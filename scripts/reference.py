@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from headrace.base import fault
 from headrace.console.cli import COMMANDS, COMMON, Argument, Command
-from headrace.profile import CollectTable, LakeTable, ProfileTable, SinkTable, TopicTable
+from headrace.profile import CollectTable, ConsoleTable, EndpointTable, LakeTable, ProfileTable, SinkTable, TopicTable
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -31,7 +33,7 @@ Every command takes these two:
 | code | meaning | for example |
 |---|---|---|
 | 0 | done | |
-| 1 | the answer is no | a position that does not fit the topic, a lost event in `demo`, a file of a newer format |
+| 1 | the answer is no | a position that does not fit the topic, a verdict of `experiment stop` that is early or unhealthy, a check of `demo` that fails |
 | 2 | the call is wrong | no such topic, an option that does not exist, a mistake in `headrace.toml` or `project.py` |
 | 3 | something outside is unavailable; the same call may work later | the broker does not answer, the disk is full |
 | 130 | ended by Ctrl-C | |
@@ -53,6 +55,8 @@ _TABLES = (
         "One table per profile; `--profile NAME` or `HEADRACE_PROFILE` chooses, else `laptop`.",
     ),
     ("[collect]", CollectTable, "The collector's door, the same in all profiles."),
+    ("[endpoint]", EndpointTable, "The door that answers requests for pages."),
+    ("[console]", ConsoleTable, "The door of the web pages."),
     (
         "[topic.NAME]",
         TopicTable,
@@ -88,6 +92,7 @@ Local paths are resolved against the project's folder: three slashes are relativ
 | `kafka://BROKER:PORT,...` | `linger_ms`, `replication` | Topics on a Kafka cluster, see [Topic](../concepts/topic.md). |
 | `file:///FOLDER` | `deadline_seconds` | Tables in a folder of this machine. |
 | `hdfs://NAMENODE:PORT/FOLDER` | `deadline_seconds`, `cache`, `cache_bytes` | Tables on HDFS, with copies for SQL in the folder `cache`. |
+| `sqlite:///FILE.db` | none | Bundles and trials in that file, as `registry`. |
 | `duckdb://` | `memory`, `threads`, `spill`, `spill_limit`, `deadline_seconds` | SQL by DuckDB in the process that asks. |
 | `real://` | none | The machine's time. |
 | `world://` | `rate`: how many times faster than the machine, 1 if not given | A simulated world's time, see [Clock](../concepts/clock.md). |
@@ -122,12 +127,16 @@ def write_points() -> str:
 
 def sentences(kind: type) -> Iterator[tuple[str, str]]:
     """Yields the fields of a table with the sentence that stands under each."""
-    (definition,) = ast.parse(inspect.getsource(kind)).body
-    assert isinstance(definition, ast.ClassDef)
-    for field, text in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-            assert isinstance(text, ast.Expr), f"{kind.__name__}.{field.target.id} has no sentence under it"
-            yield field.target.id, ast.literal_eval(text.value)
+    found: dict[str, str] = {}
+    # A field of a class above may have another default and sentence in the one below.
+    for one in reversed(kind.__mro__[: kind.__mro__.index(msgspec.Struct)]):
+        (definition,) = ast.parse(inspect.getsource(one)).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, text in zip(definition.body, definition.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                assert isinstance(text, ast.Expr), f"{one.__name__}.{field.target.id} has no sentence under it"
+                found[field.target.id] = ast.literal_eval(text.value)
+    yield from found.items()
 
 
 def _default(kind: type, key: str) -> str:
