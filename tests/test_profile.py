@@ -35,6 +35,11 @@ def test_what_is_not_said_has_a_default(tmp_path):
     assert str(profile.url("clock")) == "real://"
     collect = profile.settings.collect
     assert (collect.host, collect.port, collect.workers, collect.trust_proxy) == ("127.0.0.1", 7070, 1, False)
+    assert str(profile.url("registry")) == "sqlite:///.headrace/registry.db"
+    assert (profile.settings.endpoint.port, profile.settings.console.port) == (7071, 7072)
+    assert {name: profile.topic(name).retention_days for name in ("events", "failed", "decisions")} == {
+        "events": 14.0, "failed": 14.0, "decisions": 14.0,
+    }  # fmt: skip
     assert (profile.topic("clicks").partitions, profile.topic("clicks").retention_days) == (4, 7.0)
 
 
@@ -50,18 +55,21 @@ def test_an_unknown_profile_names_the_nearest(tmp_path):
     [
         (
             "[profile.laptop]\ntopic = 'x'\n",
-            "[profile.laptop] no key 'topic'. Did you mean topics?  known: clock, engine, tables, topics",
+            "[profile.laptop] no key 'topic'. Did you mean topics?  known: clock, engine, registry, tables, topics",
         ),
         (
             "[colect]\nport = 1\n",
-            "no key 'colect'. Did you mean collect?  known: collect, keys, profile, sink, table, topic",
+            "no key 'colect'. Did you mean collect?  known: collect, console, endpoint, keys, profile",
         ),
-        ("port = 1\n", "no key 'port'.  known: collect, keys, profile, sink, table, topic"),
+        ("port = 1\n", "no key 'port'.  known: collect, console, endpoint, keys, profile, sink, table, topic"),
         (
             "[topic.clicks]\npartition = 1\n",
             "[topic.clicks] no key 'partition'. Did you mean partitions?  known: partitions, retention_days",
         ),
         ("[collect]\nworker = 1\n", "[collect] no key 'worker'. Did you mean workers?  known: "),
+        ("[endpoint]\nworkers = 2\n", "[endpoint] no key 'workers'.  known: host, port"),
+        ("[console]\nprot = 1\n", "[console] no key 'prot'. Did you mean port?  known: host, port"),
+        ("[endpoint]\nport = 70000\n", "Expected `int` <= 65535 - at `$.endpoint.port`"),
         ("[collect]\nport = 'x'\n", "Expected `int`, got `str` - at `$.collect.port`"),
         ("[collect]\nport = 70000\n", "Expected `int` <= 65535 - at `$.collect.port`"),
         ("[collect]\nport = -1\n", "Expected `int` >= 0 - at `$.collect.port`"),

@@ -120,6 +120,150 @@ def test_an_event_is_declared_once():
         Project("shop", events=(Event("Click"), Event("Click")))
 
 
+# The graph: pages, models, metrics, experiments.
+
+GRAPH = """from headrace import Carousel, Event, Experiment, Metric, Page, Project
+from headrace.models import popularity, taste
+
+views = Event("Product List Viewed", item="products[].product_id")
+clicks = Event("Product Clicked", item="product_id")
+ctr = Metric.ratio("ctr", clicks, views, within="30m")
+popular = popularity("popular", clicks, half_life="3d")
+tastes = taste("tastes", clicks, base=popular)
+home = Page("home", fallback=popular, carousels=(Carousel("For you", candidates=(popular,), rank=tastes),))
+trial = Experiment("taste-home", on=home, goal=ctr)
+project = Project("shop", pages=(home,), experiments=(trial,))
+"""
+
+
+def test_a_project_knows_the_events_and_models_of_its_graph(tmp_path):
+    project = load_project(write(tmp_path, GRAPH))
+    assert [event.name for event in project.events] == ["Product Clicked", "Product List Viewed"]
+    assert [model.name for model in project.models] == ["popular", "tastes"]
+
+
+def test_an_event_that_is_listed_and_used_is_one_event(tmp_path):
+    text = GRAPH.replace('Project("shop",', 'Project("shop", events=(views, Event("Seat Chosen")),')
+    names = [event.name for event in load_project(write(tmp_path, text)).events]
+    assert names == ["Product List Viewed", "Seat Chosen", "Product Clicked"]
+
+
+_IMPORTS = "from headrace import Carousel, Event, Experiment, Metric, Page, Project"
+_TRIAL = 'trial = Experiment("taste-home", on=home, goal=ctr)'
+_FALLBACK = 'half_life="3d")'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "experiments=(trial,))",
+            'experiments=(trial, Experiment("other", on=home, goal=ctr)))',
+            "project.py:11: ProjectError: Project('shop'): the experiments 'taste-home' and 'other' are both on the ",
+        ),
+        (
+            "experiments=(trial,))",
+            "experiments=(trial, trial))",
+            "project.py:11: ProjectError: Project('shop'): experiment 'taste-home' is declared twice",
+        ),
+        (
+            "pages=(home,), ",
+            "",
+            "project.py:11: ProjectError: Experiment('taste-home'): it is on the page 'home', which Project('shop') ",
+        ),
+        (
+            "pages=(home,)",
+            "pages=(home, home)",
+            "project.py:11: ProjectError: Project('shop'): page 'home' is declared twice",
+        ),
+        (
+            "pages=(home,)",
+            "pages=home",
+            "project.py:11: ProjectError: Project('shop'): pages=Page(",
+        ),
+        (
+            "fallback=popular",
+            'fallback=popularity("popular", clicks, half_life="1d")',
+            "project.py:11: ProjectError: Project('shop'): two models are called 'popular' and differ; use one, or ",
+        ),
+        (
+            'tastes = taste("tastes", clicks, base=popular)',
+            'tastes = taste("tastes", Event("Product Clicked", item="sku"), base=popular)',
+            "project.py:11: ProjectError: Project('shop'): two events are called 'Product Clicked' and differ; use ",
+        ),
+        (
+            "fallback=popular",
+            "fallback=populr",
+            "project.py:9: NameError: name 'populr' is not defined. Did you mean popular?",
+        ),
+        (
+            _IMPORTS,
+            _IMPORTS.replace("Metric", "Metrik"),
+            "project.py:1: ImportError: cannot import name 'Metrik' from 'headrace'",
+        ),
+        (
+            "import popularity, taste",
+            "import populrity, taste",
+            "project.py:2: ImportError: cannot import name 'populrity' from 'headrace.models'",
+        ),
+        (
+            _FALLBACK,
+            'half_life="3 days")',
+            "project.py:7: ProjectError: popularity('popular'): half_life is '3 days'; write a number and s, m, h or d",
+        ),
+        (
+            'within="30m"',
+            "within=30",
+            "project.py:6: ProjectError: Metric('ctr'): within is 30; write a number and s, m, h or d",
+        ),
+        (
+            'Metric.ratio("ctr", clicks, views',
+            'Metric.ratio("ctr", clicks, Event("page")',
+            "project.py:6: ProjectError: Metric('ctr'): Event(name='page'",
+        ),
+        (
+            _TRIAL,
+            'trial = Experiment("taste home", on=home, goal=ctr)',
+            "project.py:10: ProjectError: Experiment('taste home'): a name has letters, digits, '-' and '_'",
+        ),
+        (
+            _TRIAL,
+            'trial = Experiment("taste-home", on=home, goal=ctr, mde=0)',
+            "project.py:10: ProjectError: Experiment('taste-home'): mde=0 must be between 0 and 10",
+        ),
+        (
+            _TRIAL,
+            'trial = Experiment("taste-home", on=home, goal="ctr")',
+            "project.py:10: ProjectError: Experiment('taste-home'): goal='ctr' is no Metric",
+        ),
+        (
+            'Page("home",',
+            'Page("home", per_row=0,',
+            "project.py:9: ProjectError: Page('home'): per_row=0 must be 1 to 200",
+        ),
+        (
+            'Page("home",',
+            'Page("home", explore=2,',
+            "project.py:9: ProjectError: Page('home'): explore=2 must be 0 to 1",
+        ),
+        (
+            "candidates=(popular,)",
+            "candidates=()",
+            "project.py:9: ProjectError: Carousel('For you'): candidates=(); give it models, as a tuple",
+        ),
+        (
+            "fallback=popular",
+            "fallbak=popular",
+            "project.py:9: TypeError: Page.__init__() got an unexpected keyword argument 'fallbak'",
+        ),
+    ],
+)
+def test_an_error_in_the_graph_names_the_users_own_line(tmp_path, old, new, message):
+    assert GRAPH.count(old) == 1
+    found = error_of(tmp_path, GRAPH.replace(old, new))
+    assert found.startswith(message), found
+
+
 def test_open_gives_the_same_project_from_a_folder_below(tmp_path):
     write(tmp_path, "from headrace import Project\nproject = Project('shop')\n")
     below = tmp_path / "a" / "b"

@@ -10,8 +10,8 @@ import time
 import msgspec
 import pytest
 
-from headrace.base.clock import SCHEMES, Anchor, SteppedClock, WorldClock, machine_us
-from headrace.base.errors import CallError, FormatError, UnknownOptionError, UnknownSchemeError
+from headrace.base.clock import SCHEMES, Anchor, SteppedClock, WorldClock, machine_us, read_duration
+from headrace.base.errors import CallError, FormatError, ProjectError, UnknownOptionError, UnknownSchemeError
 from headrace.events.click import decode_door
 from running import project_toml, running
 
@@ -177,3 +177,21 @@ def test_a_stepped_clock_goes_forward_only(tmp_path):
     clock = SteppedClock(tmp_path / "clock")
     with pytest.raises(CallError, match="a stepped clock goes forward only, got -1 seconds"):
         clock.step(-1)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("1s", 1), ("30m", 1800), ("1h", 3600), ("3d", 259_200), ("0.5h", 1800), ("0.000001s", 1e-6)]
+)
+def test_a_duration_is_a_number_and_a_unit(text, seconds):
+    assert read_duration(text) == seconds * 1e6
+
+
+@pytest.mark.parametrize(
+    "text", ["", "30", "m", "30 m", "-1h", "0s", "0.0m", "1w", "1H", "1e3s", "٣m", "1h30m", "1.h", None, 30, 1.5, b"1s"]
+)
+def test_what_is_no_duration_is_told_with_its_place(text):
+    with pytest.raises(ProjectError) as caught:
+        read_duration(text, "Metric('ctr'): within")
+    assert str(caught.value) == (
+        f"Metric('ctr'): within is {text!r}; write a number and s, m, h or d, such as '30m' or '3d'"
+    )

@@ -25,7 +25,7 @@ from headrace.base.urls import Registry, Scheme, Url
 _STATE_FILE = Path(".headrace") / "clock.json"
 _STEPPED_FILE = Path(".headrace") / "clock.stepped"
 _MICROSECONDS = struct.Struct("<q")
-_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(s|m|h|d)")
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)(s|m|h|d)", re.ASCII)
 _UNITS_US = {"s": 1_000_000, "m": 60_000_000, "h": 3_600_000_000, "d": 86_400_000_000}
 
 # A supervisor notes the world's time every second, and the others read the note when theirs is older.
