@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import duckdb
@@ -61,6 +62,9 @@ class Lift:
 class Rehearsal:
     """One trial in one world, and what it should have found."""
 
+    trial: Trial
+    visitors: Visitors
+    """The exposures, from which `verdict` comes alone."""
     verdict: Verdict
     truth: Lift
     static: Lift
@@ -85,9 +89,12 @@ def rehearse(seed: int, models: Sequence[Model], *, pages: int = 5_000, visitors
         visits.append((at_us, visitor))
         if stage.num_pages >= pages:
             break
-    scope = Scope("", CLICKS, VIEWS, trial.within_us, began_us + 365 * DAY, positions={}, starts={})
-    verdict = judge(trial, stage.visitors(), made_us=began_us, scope=scope)
-    return Rehearsal(verdict, tell_lift(world, trial, scorers, visits), stage.static)
+    exposed = stage.visitors()
+    verdict = judge(trial, exposed, made_us=began_us, scope=make_scope(trial, began_us + 365 * DAY))
+    # With one bundle in both arms everybody is in that one already.
+    is_same = trial.control == trial.treatment
+    truth = Lift(stage.ratio, stage.ratio) if is_same else tell_lift(world, trial, scorers, visits)
+    return Rehearsal(trial, exposed, verdict, truth, stage.static)
 
 
 def tell_lift(
@@ -109,7 +116,7 @@ def tell_lift(
         stage = _Stage(world, trial, scorers, arm=arm, clicked={person: dict(mine) for person, mine in seen.items()})
         for at_us, visitor in visits:
             stage.visit(visitor, at_us)
-        ratios.append(stage.expected / max(stage.num_viewed, 1))
+        ratios.append(stage.ratio)
     return Lift(*ratios)
 
 
@@ -141,6 +148,11 @@ def make_trial(seed: int, bundles: Sequence[Bundle], began_us: int) -> Trial:
         planned=0,
         definition="",
     )
+
+
+def make_scope(trial: Trial, cutoff_us: int) -> Scope:
+    """Returns a scope that reads from nowhere: a rehearsal counts its visitors itself."""
+    return Scope("", CLICKS, VIEWS, trial.within_us, cutoff_us, positions={}, starts={})
 
 
 class _Past:
@@ -195,10 +207,20 @@ class _Stage:
     """Pages, views and clicks of each visitor."""
     static_sums: list[list[float]] = field(default_factory=lambda: [[0.0, 0.0] for _ in ARMS])
 
-    @property
+    @cached_property
     def rule(self) -> Rule:
         """How a row is made."""
         return Rule(self.trial.per_row, self.trial.explore)
+
+    @property
+    def bundles(self) -> tuple[str, str]:
+        """The hash of each arm's bundle."""
+        return self.trial.control, self.trial.treatment
+
+    @property
+    def ratio(self) -> float:
+        """The clicks to be expected per item shown."""
+        return self.expected / max(self.num_viewed, 1)
 
     @property
     def static(self) -> Lift:
@@ -232,11 +254,14 @@ class _Stage:
         visitor, person = wanted.visitor.number, wanted.user_id or wanted.visitor.anonymous_id
         seen = [item for item, us in self.clicked.get(person, {}).items() if us >= wanted.at_us - SEEN_US]
         seed = visitor << 40 ^ wanted.at_us
-        for number, scorer in enumerate(self.scorers):
+        made: dict[str, tuple[tuple[str, ...], float]] = {}
+        for number, (scorer, bundle) in enumerate(zip(self.scorers, self.bundles, strict=True)):
             if number != arm and self.arm is not None:
                 continue
-            items = choose(scorer, person, seen, rule=self.rule, seed=seed).items
-            expected = self.world.expected_clicks(visitor, wanted.at_us, items)
+            if bundle not in made:
+                items = choose(scorer, person, seen, rule=self.rule, seed=seed).items
+                made[bundle] = items, self.world.expected_clicks(visitor, wanted.at_us, items)
+            items, expected = made[bundle]
             self.static_sums[number][0] += expected
             self.static_sums[number][1] += len(items)
             if number == arm:
