@@ -204,7 +204,7 @@ _FALLBACK = 'half_life="3d")'
         (
             "import popularity, taste",
             "import populrity, taste",
-            "project.py:2: ImportError: cannot import name 'populrity' from 'headrace.models'",
+            "project.py:2: ImportError: cannot import name 'populrity' from 'headrace.models' (",
         ),
         (
             _FALLBACK,
@@ -262,6 +262,22 @@ def test_an_error_in_the_graph_names_the_users_own_line(tmp_path, old, new, mess
     assert GRAPH.count(old) == 1
     found = error_of(tmp_path, GRAPH.replace(old, new))
     assert found.startswith(message), found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "nearest"),
+    [
+        ("fallback=popular", "fallback=populr", "popular"),
+        ("fallback=popular", "fallbak=popular", "fallback"),
+        ("goal=ctr", "gaol=ctr", "goal"),
+        ('within="30m"', 'withn="30m"', "within"),
+        ("base=popular", "basis=popular", "base"),
+        ("import popularity, taste", "import populrity, taste", "popularity"),
+        (_IMPORTS, _IMPORTS.replace("Metric", "Metrik"), "Metric"),
+    ],
+)
+def test_a_wrong_name_in_the_graph_gets_the_nearest_one(tmp_path, old, new, nearest):
+    assert error_of(tmp_path, GRAPH.replace(old, new)).endswith(f". Did you mean {nearest}?")
 
 
 def test_open_gives_the_same_project_from_a_folder_below(tmp_path):

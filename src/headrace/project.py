@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import socket
 import sys
@@ -269,10 +270,22 @@ def _explain(error: BaseException, module: ModuleType) -> str:
     hint = ""
     if isinstance(error, NameError) and error.name:
         hint = did_you_mean(error.name, [*sys.modules["headrace"].__all__, *vars(module)])
-    missing = re.match(r"cannot import name '(\w+)' from 'headrace'", str(error))
+    missing = re.match(r"cannot import name '(\w+)' from '(headrace[\w.]*)'", str(error))
     if missing:
-        hint = did_you_mean(missing[1], sys.modules["headrace"].__all__)
+        place = sys.modules[missing[2]]
+        hint = did_you_mean(missing[1], getattr(place, "__all__", None) or vars(place))
+    unexpected = re.match(r"([\w.]+)\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if unexpected:
+        hint = did_you_mean(unexpected[2], _list_parameters(module, unexpected[1]))
     return f"{type(error).__name__}: {error}{'.' if hint else ''}{hint}"
+
+
+def _list_parameters(module: ModuleType, called: str) -> list[str]:
+    """Returns the parameters of what a project file calls by this name; none if it does not know the name."""
+    found: object = module
+    for part in called.split("."):
+        found = getattr(found, part, None)
+    return list(inspect.signature(found).parameters) if callable(found) else []
 
 
 def check_retention(name: str, days: float | None) -> None:
