@@ -42,17 +42,17 @@ def make_popular(num_items=12, *, marked=0, prefix="item", **more):
     return Bundle("popular", "popularity", {"half_life_us": 1}, {"at_us": BEGAN_US}, {**arrays, **more})
 
 
-def make_tastes(num_items=12, *, persons=("ann", "bob"), **more):
+def make_tastes(num_items=12, *, people=("ann", "bob"), **more):
     """Returns a bundle of tastes, in which each person likes one genre."""
-    keys = person_keys(list(persons))
+    keys = person_keys(list(people))
     order = np.argsort(keys)
-    clicks = np.array([[9 * (number % 3 == genre) for genre in range(3)] for number in range(len(persons))], np.float32)
+    clicks = np.array([[9 * (number % 3 == genre) for genre in range(3)] for number in range(len(people))], np.float32)
     arrays = {
         **make_popular(num_items).arrays,
         "genres": pack_texts(GENRES),
         "item_genres": (np.arange(num_items) % 3).astype(np.int32),
         "persons": keys[order],
-        "genre_clicks": clicks[order],
+        "genre_clicks": clicks.reshape(-1, 3)[order],
     }
     parameters = {"half_life_us": 1, "prior": 2.0}
     return Bundle("tastes", "taste", parameters, {"at_us": BEGAN_US}, {**arrays, **more})

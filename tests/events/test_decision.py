@@ -31,7 +31,7 @@ def _decide(folder):
     with open_door(make_project(folder, per_row=3, explore=0.25, partitions=1)) as door:
         numbers = itertools.count()
         door.endpoint._entropy = lambda count: bytes((next(numbers) * 37 + place) % 256 for place in range(count))
-        popular, tastes = make_popular(5), make_tastes(5, persons=("bob", "u-1"))
+        popular, tastes = make_popular(5), make_tastes(5, people=("bob", "u-1"))
         door.add(popular, tastes)
         seen = [clicked("ann", f"item-{number}", at_us=BEGAN_US - HOUR) for number in (0, 3)]
         seen += [clicked("zoë", f"item-{number}", at_us=BEGAN_US) for number in range(5)]
