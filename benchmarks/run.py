@@ -356,6 +356,35 @@ def bench_lake(*, is_full: bool, runs: int) -> None:
         )
 
 
+def pages(part: str, number: int) -> dict[str, float]:
+    """Returns what a part of pages.py measured in a process of its own."""
+    command = [sys.executable, str(HERE / "pages.py"), part, str(number)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def bench_pages(*, is_full: bool) -> None:
+    for items in (240, 100_000) if is_full else (240,):
+        found = pages("pages", items)
+        show(
+            f"pages of {items:,} items, one core",
+            f"median {found['pages_per_second']:,.0f}  best {found['best_per_second']:,.0f} pages/s  "
+            f"p50 {found['p50_ms']:.1f} ms  p99 {found['p99_ms']:.1f} ms  {found['cpu_us']:.0f} us of processor each",
+        )
+        show(
+            "  one caller alone",
+            f"p50 {found['alone_p50_ms']:.1f} ms  p99 {found['alone_p99_ms']:.1f} ms  "
+            f"{found['refused']:.0f} refused  {found['unlogged']:.0f} unlogged",
+        )
+    found = pages("assignment", 100_000)
+    show("assignment", f"{found['per_second']:,.0f}/s one by one  {found['bulk_per_second']:,.0f}/s in bulk")
+    found = pages("report", 1_000_000)
+    show("verdict over 1M visitors", f"{found['seconds']:.2f} s from their counts")
+    found = pages("lake_report", 1_000_000 if is_full else 100_000)
+    show(f"  {found['visitors']:,.0f} visitors from lake rows", f"{found['seconds']:.1f} s, ten items viewed each")
+    found = pages("worlds", 10 if is_full else 3)
+    show("a trial of 5,000 pages rehearsed", f"{found['seconds']:.2f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="longer runs, and ten minutes of load")
@@ -378,6 +407,7 @@ def main() -> None:
             "memory": lambda: bench_memory(folder / "m", seconds=600.0 if given.full else 20.0),
             "recipe": lambda: bench_recipe(folder, seconds=seconds, runs=runs),
             "lake": lambda: bench_lake(is_full=given.full, runs=runs),
+            "pages": lambda: bench_pages(is_full=given.full),
         }
         cpu = next(
             (
