@@ -310,6 +310,7 @@ class Door:
 DOORS: dict[str, str] = {
     "collector": "headrace.doors:open_collector",
     "endpoint": "headrace.doors:open_endpoint",
+    "console": "headrace.console.pages:open_console",
 }
 """The roles that listen, and what opens the application of each."""
 

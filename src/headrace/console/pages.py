@@ -1,0 +1,252 @@
+"""The role `console`: the home page as a visitor gets it, rendered from what the endpoint answers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import msgspec
+
+from headrace.base.errors import HeadraceError, RequestError, UnavailableError
+from headrace.base.http import App, Limits, Request, Response, nothing_answers
+from headrace.base.ids import make_id
+from headrace.base.telemetry import get_logger
+from headrace.collect.cookies import CookieOptions, read_visitor, visitor_cookie
+from headrace.collect.keys import DEV_KEY, Keys
+from headrace.console.markup import ICON, Frame, Named, write_empty, write_home, write_watch
+from headrace.console.posters import draw_poster, draw_wide
+from headrace.console.roles import read_state
+from headrace.doors import Behind
+from headrace.endpoints.endpoint import Ask, Context, Shown
+from headrace.events.settled import MAX_ID
+from headrace.profile import DoorTable
+from headrace.project import OpenProject
+
+LIMITS = Limits(max_body_bytes=1024)
+
+_TITLES = "titles.json"
+_PATIENCE_SECONDS = 2.0
+_AGAIN_SECONDS = 5
+_SVG = (b"content-type", b"image/svg+xml")
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+_ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - recognised, not listened at
+_HOST = re.compile(r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]")
+
+_read_shown = msgspec.json.Decoder(Shown).decode
+
+
+class _Title(msgspec.Struct):
+    title: str
+    genre: str = ""
+
+
+class _Refusal(msgspec.Struct):
+    message: str
+
+
+_read_titles = msgspec.json.Decoder(dict[str, _Title]).decode
+_read_refusal = msgspec.json.Decoder(_Refusal).decode
+
+
+async def open_console(behind: Behind) -> tuple[App, Limits]:
+    """Returns the console's pages."""
+    pages = Pages(behind.project)
+    routes = {
+        ("GET", "/"): pages.home,
+        ("GET", "/poster"): show_poster,
+        ("GET", "/favicon.ico"): show_icon,
+    }
+    return App(routes, fallback=pages.other, metrics_text=behind.metrics.text), LIMITS
+
+
+@dataclass
+class Pages:
+    """The pages of one project."""
+
+    project: OpenProject
+    entropy: Callable[[int], bytes] = os.urandom
+    _titles: Mapping[str, _Title] = field(default_factory=dict)
+    _stamp: tuple[int, int] = (0, 0)
+
+    async def home(self, request: Request) -> Response:
+        """Returns the first page of the project, always with 200: whatever is missing, the page says so."""
+        frame = self._frame(request)
+        try:
+            shown = await self._ask(frame, request.header(b"user-agent"))
+        except HeadraceError as error:
+            return _respond(request, frame, _explain(frame, error))
+        titles = self._read_titles()
+        names = [[_name(titles, item.id, item.category) for item in row.items] for row in shown.rows]
+        return _respond(request, frame, write_home(frame, shown, names))
+
+    async def other(self, request: Request) -> Response:
+        """Returns the page on which a title is played; of all other paths it says that nothing is there."""
+        _, _, item = request.path.partition("/watch/")
+        if request.method != "GET" or not item or request.path != f"/watch/{item}":
+            return await nothing_answers(request)
+        frame = self._frame(request)
+        named = _name(self._read_titles(), item, "")
+        recommendation = request.query.get("recommendation", "")
+        return _respond(
+            request, frame, write_watch(frame, named, recommendation=recommendation, session=self._make_id())
+        )
+
+    def _frame(self, request: Request) -> Frame:
+        """Returns what stands around a page, with a visitor who has an id before the first event."""
+        chosen = request.query.get("visitor")
+        known = read_visitor(request.header(b"cookie"))
+        visitor = (known if chosen is None else chosen.strip()) or self._make_id()
+        if len(visitor) > MAX_ID:
+            raise RequestError(400, f"the visitor has {len(visitor):,} characters, an id has at most {MAX_ID:,}")
+        return Frame(
+            project=self.project.declared.name,
+            visitor=visitor,
+            nonce=self.entropy(12).hex(),
+            collector=self._find_collector(request),
+            is_chosen=bool(chosen),
+        )
+
+    def _make_id(self) -> str:
+        return make_id(self.project.clock.now_us(), self.entropy(10))
+
+    def _find_collector(self, request: Request) -> str:
+        """Returns where a browser finds the collector, or nothing if none takes the key of these pages."""
+        settings = self.project.profile.settings
+        url = self._find("collector", settings.collect)
+        if not url or not Keys.read(settings.keys).name_of(DEV_KEY):
+            return ""
+        parts = urlsplit(url)
+        asked = _HOST.match(request.header(b"host"))
+        if parts.hostname in _ANYWHERE and asked:
+            return f"{parts.scheme}://{asked[0]}:{parts.port}"
+        return url
+
+    def _find(self, role: str, table: DoorTable) -> str:
+        """Returns where a role listens: as this machine's supervisor wrote down, else as headrace.toml says."""
+        try:
+            url: str = read_state(self.project, role)["url"] or ""
+        except (OSError, ValueError, KeyError):
+            host = f"[{table.host}]" if ":" in table.host else table.host
+            url = f"http://{host}:{table.port}" if table.port else ""
+        return url
+
+    async def _ask(self, frame: Frame, agent: str) -> Shown:
+        """Returns the endpoint's answer for the first page; raises what is in its way."""
+        pages = self.project.declared.pages
+        if not pages:
+            raise RequestError(404, "project.py declares no page. Give the project one: pages=(Page(...),)")
+        url = self._find("endpoint", self.project.profile.settings.endpoint)
+        ask = Ask(page=pages[0].name, anonymous_id=frame.visitor, context=Context(user_agent=agent))
+        status, body = await _post(url, "/v1/page", msgspec.json.encode(ask))
+        try:
+            if status == 200:
+                return _read_shown(body)
+            message = _read_refusal(body).message
+        except msgspec.MsgspecError as error:
+            raise UnavailableError(f"what answers at {url} is no endpoint: {error}") from error
+        raise RequestError(status, message)
+
+    def _read_titles(self) -> Mapping[str, _Title]:
+        """Returns what items are called, as far as somebody wrote it down."""
+        path = self.project.profile.state / _TITLES
+        try:
+            found = path.stat()
+            stamp = (found.st_mtime_ns, found.st_size)
+            if stamp != self._stamp:
+                self._titles, self._stamp = _read_titles(path.read_bytes()), stamp
+        except FileNotFoundError:
+            self._titles, self._stamp = {}, (0, 0)
+        except (OSError, msgspec.MsgspecError) as error:
+            get_logger("console").warning("%s tells no titles: %s", path, error)
+        return self._titles
+
+
+async def show_poster(request: Request) -> Response:
+    """Returns a poster, which follows from its address alone."""
+    query = request.query
+    item, title, genre = (query.get(name, "") for name in ("item", "title", "genre"))
+    text = draw_wide(item, genre) if "wide" in query else draw_poster(item, title or item, genre)
+    cached = (b"cache-control", b"public, max-age=3600")
+    # Opened by itself a drawing is a document, which could hold scripts.
+    policy = (b"content-security-policy", b"default-src 'none'")
+    return Response(200, text.encode(), (_SVG, cached, policy, _NOSNIFF))
+
+
+async def show_icon(request: Request) -> Response:  # noqa: ARG001 - a route is given the request
+    """Returns the icon of the pages."""
+    return Response(200, ICON.encode(), (_SVG, (b"cache-control", b"public, max-age=86400"), _NOSNIFF))
+
+
+async def _post(url: str, path: str, body: bytes) -> tuple[int, bytes]:
+    """Returns status and body of an answer; raises UnavailableError if there is none in time."""
+    address = urlsplit(url)
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    try:
+        if not url:
+            raise ConnectionError("nobody listens")
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            reader, writer = await asyncio.open_connection(address.hostname, address.port)
+            with closing(writer):
+                writer.write(head.encode() + body)
+                answer = await reader.read(-1)
+        front, _, content = answer.partition(b"\r\n\r\n")
+        return int(front.split(b" ", 2)[1]), content
+    except (OSError, ValueError, IndexError) as error:
+        where = f" at {url}" if url else ""
+        raise UnavailableError(f"nobody answers{where}. Start it with: headrace up endpoint") from error
+
+
+def _name(titles: Mapping[str, _Title], item: str, category: str) -> Named:
+    found = titles.get(item)
+    return Named(item, found.title or item, found.genre or category) if found else Named(item, item, category)
+
+
+def _explain(frame: Frame, error: HeadraceError) -> str:
+    """Returns the page for when there is nothing to show."""
+    if isinstance(error, UnavailableError):
+        poster = Named("away", "Please Stand By", "mystery").poster()
+        return write_empty(frame, "The endpoint is away", _sentence(error), poster=poster, seconds=_AGAIN_SECONDS)
+    poster = Named("empty", "Coming Soon", "drama").poster()
+    return write_empty(frame, "Nothing to show yet", _sentence(error), poster=poster, seconds=_AGAIN_SECONDS)
+
+
+def _sentence(error: HeadraceError) -> str:
+    text = str(error)
+    return text[:1].upper() + text[1:]
+
+
+def _respond(request: Request, frame: Frame, text: str) -> Response:
+    """Returns a page that only its visitor may keep, and which asks nobody but this door and the collector."""
+    nonce, collector = f"'nonce-{frame.nonce}'", frame.collector or "'none'"
+    policy = "; ".join(
+        (
+            "default-src 'self'",
+            f"script-src {nonce} {frame.collector}",
+            f"connect-src {collector}",
+            f"style-src {nonce}",
+            "object-src 'none'",
+            "base-uri 'none'",
+            "form-action 'self'",
+            "frame-ancestors 'none'",
+        )
+    )
+    headers = [
+        (b"content-type", b"text/html; charset=utf-8"),
+        (b"cache-control", b"private, no-store"),
+        (b"content-security-policy", policy.encode("latin-1")),
+        (b"referrer-policy", b"same-origin"),
+        _NOSNIFF,
+    ]
+    if read_visitor(request.header(b"cookie")) != frame.visitor:
+        is_secure = request.scope["scheme"] == "https"
+        cookie = visitor_cookie(frame.visitor, CookieOptions(), secure=is_secure)
+        headers += [(b"set-cookie", cookie)] if cookie else []
+    return Response(200, text.encode("utf-8", "replace"), headers)
