@@ -77,6 +77,8 @@ class Crowd:
     answered: int = 0
     acks: Latencies = field(default_factory=Latencies)
     pages: int = 0
+    recommended: list[str] = field(default_factory=list)
+    """The recommendation_id of each page that had one, in the order of the answers."""
     unlogged: int = 0
     page_times: Latencies = field(default_factory=Latencies)
     answered_at: float = 0.0
@@ -183,7 +185,10 @@ class Crowd:
         self.page_times.seconds.append(time.perf_counter() - started_at)
         page = _read_page(answer)
         self.pages += 1
-        self.unlogged += page.recommendation_id is None
+        if page.recommendation_id is None:
+            self.unlogged += 1
+        else:
+            self.recommended.append(page.recommendation_id)
         items = [item.id for row in page.rows for item in row.items]
         return PageShown(items, page.recommendation_id, max(self.clock.now_us() - wanted.at_us, 0))
 

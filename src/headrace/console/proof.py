@@ -1,10 +1,10 @@
-"""The count from outside: that what was acknowledged happened once, and stands in the lake once."""
+"""The count from outside: that what was acknowledged happened once and stands in the lake once, and each page too."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -12,6 +12,7 @@ import msgspec
 from headrace.collect.app import CLICKS
 from headrace.collect.settler import GROUP
 from headrace.console.failed import tail_of
+from headrace.events.decision import DECISIONS, is_decision
 from headrace.events.settled import EVENTS, FAILED, is_row
 from headrace.project import OpenProject
 from headrace.topics import Message
@@ -81,6 +82,55 @@ def prove(project: OpenProject, acknowledged: Collection[str]) -> Proof:
         rows=len(rows),
         lost=sum(message_id not in happened for message_id in acknowledged),
         doubled=len(rows) - len(set(rows)),
+    )
+
+
+class _Decision(msgspec.Struct):
+    recommendation_id: str
+
+
+_decisions = msgspec.json.Decoder(_Decision)
+
+
+@dataclass(frozen=True)
+class PageProof:
+    """What was counted of the pages that were answered, each number on its own way."""
+
+    recommended: int
+    """Pages that clients got with a recommendation_id."""
+    decided: int
+    """Decisions of `decisions`: a page whose answer got lost has one too."""
+    rows: int
+    """Rows of the table `decisions`."""
+    lost: int
+    """Pages whose recommendation_id no row has."""
+    doubled: int
+    """Pages and rows that share their recommendation_id with another one."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether every page is there once and everything adds up."""
+        return self.recommended > 0 and not self.lost and not self.doubled and self.rows == self.decided
+
+
+def prove_pages(project: OpenProject, recommended: Sequence[str]) -> PageProof:
+    """Returns the count of a lake that holds all decisions, for clients that got pages with these ids."""
+    decided = [
+        _decisions.decode(message.value or b"").recommendation_id
+        for message in project.topic(DECISIONS).read_to_ends()
+        if is_decision(message.value or b"")
+    ]
+    rows = [
+        row["recommendation_id"]
+        for row in project.query(f"SELECT recommendation_id FROM {DECISIONS}").table().to_pylist()  # noqa: S608 - ours
+    ]
+    known = set(rows)
+    return PageProof(
+        recommended=len(recommended),
+        decided=len(decided),
+        rows=len(rows),
+        lost=sum(one not in known for one in recommended),
+        doubled=len(rows) - len(known) + len(recommended) - len(set(recommended)),
     )
 
 
