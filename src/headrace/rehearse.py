@@ -5,18 +5,22 @@ The parts are the ones that serve: the same fit, the same row, the same analysis
 
 from __future__ import annotations
 
+import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from headrace.endpoints.carousel import Rule, choose
 from headrace.endpoints.follower import SEEN_US
+from headrace.engines import Source, open_engine
 from headrace.events.event import Event
 from headrace.events.visit import ClientEvent, PageShown, PageWanted
 from headrace.events.world import DAY, Habits, World
@@ -78,8 +82,11 @@ def rehearse(seed: int, models: Sequence[Model], *, pages: int = 5_000, visitors
     """
     world = World(seed, visitors=visitors, habits=_HABITS)
     began_us = world.born_us + DAY
-    past = _Past(world, began_us)
-    bundles = [model.fit(past) for model in models]
+    with (
+        tempfile.TemporaryDirectory(prefix="headrace-") as folder,
+        closing(_Past(world, began_us, Path(folder))) as past,
+    ):
+        bundles = [model.fit(past) for model in models]
     trial = make_trial(seed, bundles, began_us)
     scorers = [open_bundle(bundle) for bundle in bundles]
     stage = _Stage(world, trial, scorers)
@@ -158,28 +165,34 @@ def make_scope(trial: Trial, cutoff_us: int) -> Scope:
 class _Past:
     """The clicks of a world's first days, as a fit reads them."""
 
-    def __init__(self, world: World, at_us: int) -> None:
+    def __init__(self, world: World, at_us: int, folder: Path) -> None:
         self.at_us = at_us
         self.source: Mapping[str, Any] = {"world": world.seed}
         rows = [row for visit in world.traffic(world.born_us, at_us) for row in _clicks_of(visit.events, visit.at_us)]
         columns = dict(zip(("person", "item", "category", "event_us"), zip(*rows, strict=True), strict=True))
         times = pa.array(columns["event_us"], pa.int64())
-        falses = pa.array(np.zeros(len(rows), bool))
         texts = {name: pa.array(columns[name], pa.string()) for name in ("person", "item", "category")}
-        table = pa.table({**texts, "event_us": times, "received_us": times, "bot": falses})
-        self._connection = duckdb.connect(config={"threads": 1})
-        self._connection.register("clicks", table)
+        bots = pa.array(np.zeros(len(rows), bool))
+        table = pa.table({**texts, "event_us": times, "received_us": times, "bot": bots})
+        path = folder / "clicks.parquet"
+        pq.write_table(table, path)
+        self._clicks = Source("clicks", table.schema, [str(path)])
+        self._engine = open_engine("duckdb://?threads=1")
 
     def ask(self, sql: str, parameters: Mapping[str, Any]) -> Mapping[str, list[Any]]:
         """Returns the columns of the answer to one SELECT."""
-        used = {name: value for name, value in parameters.items() if f"${name}" in sql}
-        answer = self._connection.sql(sql, params=used).to_arrow_table()
-        columns: Mapping[str, list[Any]] = answer.to_pydict()
-        return columns
+        answer: Mapping[str, list[Any]] = (
+            self._engine.query(sql, sources=[self._clicks], parameters=parameters).table().to_pydict()
+        )
+        return answer
 
     def items_of(self, event: Event) -> str:  # noqa: ARG002 - all that is remembered are clicks
         """Returns a SELECT with a row for each click."""
         return "SELECT * FROM clicks"
+
+    def close(self) -> None:
+        """Lets go of the engine."""
+        self._engine.close()
 
 
 def _clicks_of(events: Iterable[ClientEvent], at_us: int) -> Iterator[tuple[str, str, str, int]]:
