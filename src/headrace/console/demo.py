@@ -26,7 +26,7 @@ from headrace.base.process import Companion, Life, Program
 from headrace.collect.app import CLICKS
 from headrace.console.crowd import HABITS, Crowd
 from headrace.console.panel import FRAME_SECONDS, Stage
-from headrace.console.proof import Proof, prove, wait_at_rest
+from headrace.console.proof import PageProof, Proof, prove, prove_pages, wait_at_rest
 from headrace.console.roles import read_state, supervise, write_project
 from headrace.console.show import print_lines, print_table
 from headrace.console.verdict import print_verdict
@@ -70,6 +70,7 @@ class _Found:
     seconds: float = 0.0
     """From the command to the verdict."""
     proof: Proof | None = None
+    pages: PageProof | None = None
     recommendation_id: str = ""
 
     @property
@@ -84,6 +85,8 @@ class _Found:
         }
         if proof is not None:
             checks["every acknowledged event is in the lake once"] = proof.holds
+        if self.pages is not None:
+            checks["every page with an id is in the lake once"] = self.pages.holds
         return checks
 
 
@@ -190,10 +193,17 @@ class _Play:
         self.found.truth = await asyncio.to_thread(tell_truth, project, crowd.world, verdict)
         self.found.seconds = time.monotonic() - stage.began_at
         stage.now("everything comes to rest and is counted", 0.97)
-        await asyncio.to_thread(wait_at_rest, project, _REST_SECONDS)
-        self.found.proof = await asyncio.to_thread(prove, project, crowd.acknowledged)
-        self.found.recommendation_id = await asyncio.to_thread(_find_clicked, project)
+        await asyncio.to_thread(self._prove)
         stage.now("done", 1.0)
+
+    def _prove(self) -> None:
+        """Counts what there is in the end."""
+        project, found = self.project, self.found
+        wait_at_rest(project, _REST_SECONDS)
+        loop.wait_for_lake(project, seconds=_REST_SECONDS)
+        found.recommendation_id = _find_clicked(project)
+        found.pages = prove_pages(project, self.crowd.recommended)
+        found.proof = prove(project, self.crowd.acknowledged)
 
     async def _fit(self, model: str) -> None:
         await asyncio.to_thread(loop.wait_for_lake, self.project)
@@ -322,7 +332,7 @@ def _summary(crowd: Crowd, found: _Found) -> dict[str, Any]:
     assert found.proof is not None
     return {
         **asdict(found.proof),
-        "exactly_once": found.proof.holds,
+        "exactly_once": found.proof.holds and found.pages is not None and found.pages.holds,
         "sent": crowd.sent,
         "requests": crowd.requests,
         "refused": crowd.refused,
@@ -330,6 +340,7 @@ def _summary(crowd: Crowd, found: _Found) -> dict[str, Any]:
         "ack_p99_ms": round(crowd.acks.quantile_ms(0.99), 2),
         "longest_pause_seconds": round(crowd.pause, 2),
         "pages": crowd.pages,
+        "decisions": asdict(found.pages) if found.pages else None,
         "unlogged": crowd.unlogged,
         "page_p50_ms": round(crowd.page_times.quantile_ms(0.5), 2),
         "page_p99_ms": round(crowd.page_times.quantile_ms(0.99), 2),
@@ -338,6 +349,7 @@ def _summary(crowd: Crowd, found: _Found) -> dict[str, Any]:
         if found.truth
         else None,
         "seconds_to_verdict": round(found.seconds, 1),
+        "recommendation_id": found.recommendation_id,
         "checks": found.checks,
     }
 
@@ -363,7 +375,7 @@ def _cell(value: Any) -> Any:
 
 
 def _print_next(given: argparse.Namespace, folder: Path, recommendation_id: str) -> None:
-    if given.dir is None:
+    if given.dir is None or not recommendation_id:
         print("\ntry           headrace demo --dir demo     and keep what it made")
         print("              headrace init shop && cd shop && headrace up")
         return
