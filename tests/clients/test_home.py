@@ -1,0 +1,104 @@
+"""The console's home page in Chromium: what is seen and clicked there arrives with the id of the logged decision."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+import pytest
+
+from clients.webdriver import forget, png_size
+from endpoints.door import make_popular
+from headrace.project import open_project
+from running import wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.service("chromium")]
+
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+DESKTOP = {"width": 1440, "height": 960, "deviceScaleFactor": 1, "mobile": False}
+
+
+def resize(browser, metrics):
+    """Gives the page another device."""
+    browser._ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics})
+
+
+@pytest.fixture
+def home(chromium, collector):
+    """A browser that has never been to the console; the test fails if a page asks anybody but the two doors."""
+    url = collector.urls["console"]
+    with open_project(collector.folder) as project:
+        project.registry.add(make_popular(10))
+    chromium.open(f"{url}/favicon.ico")
+    chromium.delete_cookie("headrace_visitor")
+    chromium._ask("POST", "/se/log", {"type": "browser"})
+    chromium.requested_urls()
+    resize(chromium, DESKTOP)
+    wait_until(lambda: chromium.open(url) or chromium.run("return document.querySelectorAll('.card').length"))
+    yield chromium
+    errors = [one["message"] for one in chromium._ask("POST", "/se/log", {"type": "browser"})]
+    asked = {urlsplit(one).netloc for one in chromium.requested_urls() if one.startswith("http")}
+    forget(chromium, "headrace_visitor")
+    chromium._ask("POST", "/goog/cdp/execute", {"cmd": "Emulation.clearDeviceMetricsOverride", "params": {}})
+    chromium.open("data:,")
+    assert errors == []
+    assert asked == {urlsplit(url).netloc, urlsplit(collector.url).netloc}
+
+
+def test_what_is_seen_and_clicked_bears_the_id_of_the_logged_decision(home, collector, clicks):
+    page = home.run(
+        """
+        const place = document.querySelector("[data-headrace-list]").dataset
+        const posters = [...document.images]
+        return {
+          recommendation: place.headraceRecommendation,
+          visitor: headrace.visitor,
+          items: [...document.querySelectorAll("[data-headrace-item]")].map((one) => one.dataset.headraceItem),
+          posters: posters.filter((one) => one.complete && one.naturalWidth > 0).length,
+          wide: document.documentElement.scrollWidth,
+        }
+        """
+    )
+    assert len(page["items"]) == 10
+    assert page["posters"] >= 5
+    assert page["wide"] <= 1440
+    decision = next(
+        one["value"]
+        for one in collector.read("decisions")
+        if one["value"].get("recommendation_id") == page["recommendation"]
+    )
+    assert (decision["visitor"], decision["items"]) == (page["visitor"], page["items"])
+    home.run("return new Promise((go) => setTimeout(go, 1200))")
+    home.run("document.querySelectorAll('.card img')[1].click()")
+    wait_until(lambda: home.run("return location.pathname") == f"/watch/{page['items'][2]}")
+
+    found = [
+        click.value
+        for click in clicks.until(lambda all_: "Video Playback Started" in [one.value.get("event") for one in all_])
+        if click.value.get("properties", {}).get("recommendation_id") == page["recommendation"]
+    ]
+    assert {one["anonymousId"] for one in found} == {page["visitor"]}
+    by_name = {one["event"]: one["properties"] for one in reversed(found)}
+    assert by_name.keys() == {"Product List Viewed", "Product Clicked", "Video Playback Started"}
+    viewed, clicked = by_name["Product List Viewed"], by_name["Product Clicked"]
+    assert viewed["list_id"] == clicked["list_id"] == decision["list_id"]
+    assert [one["product_id"] for one in viewed["products"]][:4] == page["items"][:4]
+    assert [one["position"] for one in viewed["products"]][:4] == [1, 2, 3, 4]
+    assert (clicked["product_id"], clicked["position"]) == (page["items"][2], 3)
+    assert clicked["category"] == decision["categories"][2]
+    assert by_name["Video Playback Started"]["content_asset_ids"] == [page["items"][2]]
+
+
+def test_the_page_fits_a_phone(home, tmp_path):
+    visitor = home.run("return headrace.visitor")
+    resize(home, PHONE)
+    home.reload()
+    assert home.run("return document.documentElement.scrollWidth") == 390
+    assert home.run("const row = document.querySelector('.cards'); return row.scrollWidth > row.clientWidth")
+    picture = home.screenshot(tmp_path / "home-phone.png")
+    assert png_size(picture.read_bytes()) == (780, 1688)
+    home.run("document.querySelector('.hero').click()")
+    wait_until(lambda: home.run("return location.pathname") == "/watch/item-0")
+    assert home.run("return document.documentElement.scrollWidth") == 390
+    home.run("document.querySelector('.stage .button').click()")
+    wait_until(lambda: home.run("return document.querySelectorAll('.card').length"))
+    assert home.run("return headrace.visitor") == visitor
