@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from headrace.project import open_project
+from headrace.project import DOORS, open_project
 from running import headrace, is_alive, lines, project_toml, running, wait_until
 
 pytestmark = pytest.mark.slow
@@ -33,8 +33,15 @@ def test_init_writes_the_smallest_project_and_says_what_comes_next(tmp_path):
     assert (code, error) == (0, "")
     assert out == "my shop/project.py\nmy shop/headrace.toml\n\nnext:\n  cd 'my shop'\n  headrace up\n"
     text = (tmp_path / "my shop" / "project.py").read_text()
-    assert 'project = Project("my-shop", events=(views, clicks))' in text
+    assert 'project = Project("my-shop", pages=(home,), experiments=(trial,))' in text
     assert headrace("status", cwd=tmp_path / "my shop")[0] == 0
+    with open_project(tmp_path / "my shop") as project:
+        declared = project.declared
+        assert [event.name for event in declared.events] == ["Product Clicked", "Product List Viewed"]
+        assert [model.name for model in declared.models] == ["popular", "tastes"]
+        assert [(one.name, one.on.name, one.goal.name) for one in declared.experiments] == [
+            ("taste-home", "home", "ctr"),
+        ]  # fmt: skip
 
 
 def test_init_empty_declares_nothing_and_loads(tmp_path):
@@ -78,13 +85,15 @@ def test_up_prints_a_line_for_people_that_works_as_it_stands(shop):
         [sys.executable, "-m", "headrace", "up"], cwd=shop, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
-        printed = [process.stdout.readline() for _ in range(4)]
-        assert printed[0].startswith("collector  http://127.0.0.1:")
-        assert printed[1] == "profile    laptop (sqlite:///.headrace/topics)\n"
-        command = printed[2].removeprefix("try        ").strip()
-        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
-        assert done.stdout == '{"success":true}'
-        assert printed[3] == "stop       Ctrl-C\n"
+        printed = [process.stdout.readline() for _ in range(7)]
+        for role, line in zip(DOORS, printed, strict=False):
+            assert line.startswith(f"{role:<10} http://127.0.0.1:")
+        assert printed[3] == "profile    laptop (sqlite:///.headrace/topics)\n"
+        commands = [line.removeprefix("try        ").strip() for line in printed[4:6]]
+        done = [subprocess.run(one, shell=True, capture_output=True, text=True, check=True).stdout for one in commands]
+        assert done[0] == '{"success":true}'
+        assert "headrace model fit popular" in done[1], "nothing was fitted yet"
+        assert printed[6] == "stop       Ctrl-C\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(5) == 0
     finally:
@@ -106,9 +115,9 @@ def test_up_twice_is_refused_and_the_first_goes_on(shop):
 
 def test_up_with_an_unknown_role_names_the_nearest(shop):
     code, _, error = headrace("up", "colector", cwd=shop)
-    assert (code, error) == (
-        2, "UnknownNameError: no role 'colector'. Did you mean collector?  known: collector, keeper, settler, sink\n",
-    )  # fmt: skip
+    assert code == 2
+    assert error.startswith("UnknownNameError: no role 'colector'. Did you mean collector?  known: ")
+    assert error.endswith("collector, console, endpoint, keeper, settler, sink\n")
 
 
 def test_up_of_one_role_needs_no_project_file(shop):
@@ -162,11 +171,18 @@ def test_an_unknown_crash_point_is_refused(shop):
 
 def test_a_port_stays_open_while_a_worker_is_started_anew(shop):
     with running(shop) as up:
-        first = up.pids["collector-1"]
+        first = up.pids["doors"]
         os.kill(first, signal.SIGKILL)
         # The door is the supervisor's: the request waits for the next worker, no connection is refused.
         assert up.post("/v1/t", {"n": 1}, timeout=10).status == 200
-        assert up.pids["collector-1"] != first
+        assert up.pids["doors"] != first
+
+
+def test_a_role_alone_has_a_process_of_its_own(shop):
+    with running(shop, "collector") as collector, running(shop, "endpoint") as endpoint:
+        assert (set(collector.urls), set(endpoint.urls)) == ({"collector"}, {"endpoint"})
+        assert set(collector.pids) == {"collector-1", "endpoint-1"}
+        assert collector.get("/ready").status == 200
 
 
 def test_all_is_gone_a_second_after_up_is_killed(shop):
@@ -191,9 +207,12 @@ def test_status_of_a_project_that_never_ran(shop):
     code, out, error = headrace("status", "--json", cwd=shop)
     assert (code, error) == (0, "")
     found = kinds(out)
-    assert [role["role"] for role in found["role"]] == ["collector", "settler", "sink", "keeper"]
+    assert [role["role"] for role in found["role"]] == [
+        "collector", "endpoint", "console", "settler", "sink", "keeper",
+    ]  # fmt: skip
     assert found["role"][0] == {
-        "role": "collector", "state": "stopped", "url": None, "pids": [], "events": 0, "ack_p99_seconds": None,
+        "role": "collector", "state": "stopped", "url": None, "pids": [], "reasons": [],
+        "events": 0, "ack_p99_seconds": None, "pages": 0, "page_p99_seconds": None,
     }  # fmt: skip
     assert found["stream"] == [{"unsettled": 0, "failed": 0}]
     assert found["disk"][0]["free_bytes"] > 0
@@ -209,29 +228,37 @@ def test_status_of_a_running_project_and_after(shop):
         for n in range(3):
             assert up.post("/v1/t", {"anonymousId": "ann", "event": "Seen", "messageId": f"{n}"}).status == 200
         assert up.post("/v1/t", {"event": "Seen"}).status == 200
-        wait_until(lambda: {t["table"]: t["rows"] for t in status_of(shop)["table"]} == {"events": 3, "failed": 1})
+        wait_until(lambda: {t["table"]: t["rows"] for t in status_of(shop)["table"]} == {
+            "events": 3, "failed": 1, "decisions": 0,
+        })  # fmt: skip
         found = status_of(shop)
-        role, *others = found["role"]
+        role, endpoint, console, *others = found["role"]
         assert (role["state"], role["url"], role["events"]) == ("ready", up.url, 4)
+        assert (endpoint["state"], endpoint["url"], endpoint["events"]) == ("not ready", up.urls["endpoint"], 0)
+        assert "headrace model fit popular" in endpoint["reasons"][0]
+        assert (console["url"], console["events"]) == (up.urls["console"], 0)
         assert [(one["state"], one["url"]) for one in others] == [("ready", None)] * 3
         assert {pid for one in found["role"] for pid in one["pids"]} == {up.process.pid, *up.pids.values()}
         assert role["ack_p99_seconds"] > 0
-        assert {one["topic"]: one["records"] for one in found["topic"]} == {"clicks": 4, "events": 3, "failed": 1}
+        assert {one["topic"]: one["records"] for one in found["topic"]} == {
+            "clicks": 4, "events": 3, "failed": 1, "decisions": 0,
+        }  # fmt: skip
         assert found["stream"] == [{"unsettled": 0, "failed": 1}]
-        assert [(one["lag"], one["age_seconds"] < 60) for one in found["table"]] == [(0, True), (0, True)]
+        assert [(one["lag"], one["age_seconds"] < 60) for one in found["table"]] == [(0, True)] * 3
         assert found["disk"][0]["used_bytes"] > 0
         code, out, _ = headrace("status", cwd=shop)
         assert code == 0
-        assert "4 events acknowledged, ack p99 ≤ " in out
+        assert "collector  4 events acknowledged, ack p99 ≤ " in out
+        assert "endpoint   is not ready: " in out
         assert "0 clicks to settle" in out
         assert "1 events, see: headrace table failed --group" in out
-        os.kill(up.pids["collector-1"], signal.SIGSTOP)
+        os.kill(up.pids["doors"], signal.SIGSTOP)
         assert status_of(shop)["role"][0]["state"] == "not ready"
-        os.kill(up.pids["collector-1"], signal.SIGCONT)
+        os.kill(up.pids["doors"], signal.SIGCONT)
         up.kill()
         role = status_of(shop)["role"][0]
         assert (role["state"], role["pids"]) == ("stopped", [])
-    assert status_of(shop)["table"][0]["rows"] == 3
+    assert {one["table"]: one["rows"] for one in status_of(shop)["table"]}["events"] == 3
 
 
 def status_of(folder):
@@ -243,7 +270,7 @@ def status_of(folder):
 def test_status_says_which_role_fails_and_why(shop):
     with running(shop, toml=project_toml(extra="[sink]\nflush_seconds = 0.2\n")) as up:
         assert up.post("/v1/t", {"anonymousId": "ann", "event": "Seen"}).status == 200
-        wait_until(lambda: [one["rows"] for one in status_of(shop).get("table", ())][:1] == [1])
+        wait_until(lambda: {one["table"]: one["rows"] for one in status_of(shop).get("table", ())}.get("events") == 1)
     with open_project(shop) as project:
         project.topics.drop("events")
     with running(shop) as up:

@@ -234,12 +234,13 @@ def _announce(project: OpenProject, doors: list[Door], *, as_json: bool) -> None
     for door in doors:
         print(f"{door.role:<10} {door.url}", flush=True)
     print(f"profile    {project.profile.name} ({project.profile.url('topics')})", flush=True)
-    for door in doors[:1]:
-        print(
-            f"try        curl -u dev: {door.url}/v1/track -d "
-            """'{"anonymousId":"ann","event":"Product Clicked","messageId":"1"}'""",
-            flush=True,
-        )
+    for door in doors:
+        if door.role == "collector":
+            event = '{"anonymousId":"ann","event":"Product Clicked","messageId":"1"}'
+            print(f"try        curl -u dev: {door.url}/v1/track -d '{event}'", flush=True)
+        if door.role == "endpoint" and project.declared.pages:
+            ask = f'{{"page":"{project.declared.pages[0].name}","anonymous_id":"ann"}}'
+            print(f"try        curl {door.url}/v1/page -d '{ask}'", flush=True)
     print("stop       Ctrl-C", flush=True)
 
 
@@ -356,9 +357,8 @@ def _show_status(found: _Status) -> None:
     for role, reason in reasons.items():
         print(f"{role:<10} is failing: {shown(reason)}")
     for role in found.roles:
-        if role["state"] != "stopped" and role["url"] is not None:
-            p99 = "-" if role["ack_p99_seconds"] is None else f"≤ {role['ack_p99_seconds'] * 1000:g} ms"
-            print(f"           {role['events']:,} events acknowledged, ack p99 {p99}")
+        for text in _role_texts(role):
+            print(f"{role['role']:<10} {shown(text)}")
     print()
     print_table(
         ("topic", "partitions", "records"),
@@ -376,6 +376,18 @@ def _show_status(found: _Status) -> None:
     print(
         f"\ndisk       {format_bytes(disk['used_bytes'])} used by the project, {format_bytes(disk['free_bytes'])} free"
     )
+
+
+def _role_texts(role: dict[str, Any]) -> Iterator[str]:
+    """Yields what a door has done, and why it is not ready."""
+    for count, p99, text in (
+        ("events", "ack_p99_seconds", "events acknowledged, ack"),
+        ("pages", "page_p99_seconds", "pages answered,"),
+    ):
+        if role[p99] is not None:
+            yield f"{role[count]:,} {text} p99 ≤ {role[p99] * 1000:g} ms"
+    for reason in role["reasons"]:
+        yield f"is not ready: {reason}"
 
 
 def _show_stream(found: _Status) -> None:
@@ -416,8 +428,11 @@ def _role_status(project: OpenProject, role: str) -> dict[str, Any]:
         "state": "stopped",
         "url": None,
         "pids": [],
+        "reasons": [],
         "events": 0,
         "ack_p99_seconds": None,
+        "pages": 0,
+        "page_p99_seconds": None,
     }
     if not is_running(project, role):
         return stopped
@@ -428,23 +443,41 @@ def _role_status(project: OpenProject, role: str) -> dict[str, Any]:
     pids = [state["supervisor"], *state["pids"].values()]
     if role not in DOORS:
         return {**stopped, "state": "failing" if _failures(project, role) else "ready", "pids": pids}
+    reasons = _find_reasons(state["url"])
+    door = {"state": "not ready" if reasons else "ready", "url": state["url"], "pids": pids, "reasons": reasons}
+    return {**stopped, **door, **_read_work(project, role)}
+
+
+def _read_work(project: OpenProject, role: str) -> dict[str, Any]:
+    """Returns what a door has done since the project stands."""
     values = read_values(project.profile.state / "metrics")
-    return {
-        "role": role,
-        "state": "ready" if _is_ready(state["url"]) else "not ready",
-        "url": state["url"],
-        "pids": pids,
-        "events": int(values.get("headrace_collect_events_total", 0)),
-        "ack_p99_seconds": quantile(values, "headrace_collect_ack_seconds", 0.99),
-    }
+    if role == "collector":
+        events, p99 = (
+            values.get("headrace_collect_events_total", 0),
+            quantile(values, "headrace_collect_ack_seconds", 0.99),
+        )
+        return {"events": int(events), "ack_p99_seconds": p99}
+    if role == "endpoint":
+        pages, p99 = (
+            values.get('headrace_endpoint_requests_total{status="200"}', 0),
+            quantile(values, "headrace_endpoint_page_seconds", 0.99),
+        )
+        return {"pages": int(pages), "page_p99_seconds": p99}
+    return {}
 
 
-def _is_ready(url: str) -> bool:
+def _find_reasons(url: str) -> list[str]:
+    """Returns why a door is not ready, nothing if it is."""
     try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=1) as answer:  # noqa: S310 - our own loopback door
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+        with urllib.request.urlopen(f"{url}/ready", timeout=1):  # noqa: S310 - our own loopback door
+            return []
+    except urllib.error.HTTPError as error:
+        with error, contextlib.suppress(OSError, ValueError):
+            reasons: list[str] = json.loads(error.read())["reasons"]
+            return reasons
+        return [f"it answers {error.code}"]
+    except OSError as error:
+        return [f"nobody answers at {url}: {error}"]
 
 
 def _disk(project: OpenProject) -> dict[str, int]:
