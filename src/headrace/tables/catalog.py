@@ -99,16 +99,16 @@ def _property_kinds(event: Event) -> dict[str, Any]:
 def item_sql(event: Event) -> str:
     """Returns a SELECT with a row for each item that an event names: all columns of `events`, `item` and `category`.
 
-    What is no id is NULL. The category is the property beside the item's id.
+    What is no id is NULL, as for `read_items`. The category is the property beside the item's id.
 
-    >>> print(item_sql(Event("Product Clicked", item="product_id")).splitlines()[0])
-    SELECT * EXCLUDE (one), one.product_id AS item, one.category AS category FROM (
+    >>> print(item_sql(Event("Product Clicked", item="product_id")).splitlines()[1].strip()[:60])
+    SELECT *, json_transform(properties, '{"product_id":"JSON","
     """
     outer, listed, inner = (event.item or "").rpartition("[]")
     parts = [part for part in inner.split(".") if part]
     if not event.item or "[]" in outer:
         raise CallError(f"Event({event.name!r}): item={event.item!r} names no item that a table can be made of")
-    kind: Any = {parts[-1]: "VARCHAR", "category": "VARCHAR"} if parts else "VARCHAR"
+    kind: Any = {parts[-1]: "JSON", "category": "VARCHAR"} if parts else "JSON"
     for part in reversed(parts[:-1]):
         kind = {part: kind}
     place = "".join(f".{quote_name(part)}" if not part.isidentifier() else f".{part}" for part in parts)
@@ -120,7 +120,15 @@ def item_sql(event: Event) -> str:
     one = f"unnest(json_transform({json}, {shape}))" if listed else f"json_transform({json}, {shape})"
     category = f"one{beside}" if parts else "NULL::VARCHAR"
     rows = f"SELECT *, {one} AS one FROM {EVENTS} WHERE type = 'track' AND event = {quote_text(event.name)}"  # noqa: S608 - quoted
-    return f"SELECT * EXCLUDE (one), one{place} AS item, {category} AS category FROM (\n  {rows}\n)"  # noqa: S608 - quoted
+    item = _ITEM.format(json=f"one{place}")
+    return f"SELECT * EXCLUDE (one), {item} AS item, {category} AS category FROM (\n  {rows}\n)"  # noqa: S608 - quoted
+
+
+# Text and whole numbers, as `read_items` takes them; objects, fractions and true name nothing.
+_ITEM = (
+    "CASE WHEN json_type({json}) = 'VARCHAR' THEN {json} ->> '$' "
+    "WHEN regexp_full_match({json}::VARCHAR, '[0-9]+') THEN {json}::VARCHAR END"
+)
 
 
 def snake_case(name: str) -> str:
