@@ -182,6 +182,7 @@ def open_door(folder):
         stack.callback(thread.join)
         stack.callback(stop.set)
         wait_until(lambda: started or not thread.is_alive(), what="the door is open")
+        wait_until(lambda: not started[0].follower.is_behind, what="events are followed")
         yield started[0]
 
 

@@ -144,9 +144,7 @@ class Follower:
             for start in range(0, len(messages), _PORTION):
                 self._apply(messages[start : start + _PORTION])
                 await asyncio.sleep(0)
-            # A read may be cut short by its bytes or a partition's share: fresh is who has all there was a second ago.
-            if not messages or all(map(operator.ge, self.applied, self._ends)):
-                self._fresh_at = self._checked_at
+            self._note_fresh(came=len(messages))
 
     def _read(self) -> Sequence[Message]:
         now = time.monotonic()
@@ -156,9 +154,16 @@ class Follower:
                 raise PositionError(f"the topic {EVENTS!r} was made anew")
             self._ends = tuple(bound.end for bound in self._topics.bounds(EVENTS))
             self._checked_at = now
+            self._note_fresh()
         return self._topics.read(
             EVENTS, dict(enumerate(self.applied)), max_records=_MAX_RECORDS, wait_seconds=_POLL_SECONDS
         )
+
+    def _note_fresh(self, *, came: int = 1) -> None:
+        # A read may be cut short by its bytes or by one partition's share: fresh is who has all that was there at the
+        # last check, or whom nothing more reached.
+        if not came or all(map(operator.ge, self.applied, self._ends)):
+            self._fresh_at = self._checked_at
 
     def _apply(self, messages: Sequence[Message]) -> None:
         applied = list(self.applied)
