@@ -88,6 +88,30 @@ def test_what_is_seen_and_clicked_bears_the_id_of_the_logged_decision(home, coll
     assert by_name["Video Playback Started"]["content_asset_ids"] == [page["items"][2]]
 
 
+def test_a_title_that_plays_sends_a_heartbeat_every_ten_seconds(home, clicks):
+    hurry = "const slow = setInterval; setInterval = (act, wait) => slow(act, wait / 50)"
+    added = {"cmd": "Page.addScriptToEvaluateOnNewDocument", "params": {"source": hurry}}
+    number = home._ask("POST", "/goog/cdp/execute", added)["identifier"]
+    recommendation = home.run("return document.querySelector('[data-headrace-list]').dataset.headraceRecommendation")
+    home.run("document.querySelector('.hero').click()")
+    wait_until(lambda: home.run("return (document.querySelector('time') || {}).textContent") > "0:21")
+    home.run("document.querySelector('.player button').click()")
+    removed = {"cmd": "Page.removeScriptToEvaluateOnNewDocument", "params": {"identifier": number}}
+    home._ask("POST", "/goog/cdp/execute", removed)
+    assert "Paused" in home.run("return document.getElementById('player').innerText")
+
+    def played(found):
+        once = {one.value["messageId"]: one.value for one in found if "Video" in one.value.get("event", "")}
+        return sorted(once.values(), key=lambda one: one["timestamp"])
+
+    found = played(clicks.until(lambda found: "Paused" in str([one["event"] for one in played(found)])))
+    told = [(one["event"], one["properties"]["position"]) for one in found]
+    assert told[:3] == [("Video Playback Started", 0), ("Video Content Playing", 10), ("Video Content Playing", 20)]
+    assert told[-1][0] == "Video Playback Paused"
+    assert {one["properties"]["recommendation_id"] for one in found} == {recommendation}
+    assert len({one["properties"]["session_id"] for one in found}) == 1
+
+
 def test_the_page_fits_a_phone(home, tmp_path):
     visitor = home.run("return headrace.visitor")
     resize(home, PHONE)

@@ -185,7 +185,7 @@ def test_a_dropped_topic_is_503_which_sdks_send_again_and_ready_says_why(tmp_pat
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert answer.json() == {
             "error": "UnavailableError",
-            "message": "the topic 'clicks' takes no events: no topic 'clicks'.  known: events, failed",
+            "message": "the topic 'clicks' takes no events: no topic 'clicks'.  known: decisions, events, failed",
         }
         ready = up.get("/ready")
         assert (ready.status, ready.json()["reasons"]) == (503, [answer.json()["message"]])
