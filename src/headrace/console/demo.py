@@ -77,17 +77,19 @@ class _Found:
     def checks(self) -> dict[str, bool]:
         """The checks of the loop, by what they promise."""
         verdict, truth, proof = self.verdict, self.truth, self.proof
-        checks = {
+        return {
             "the A/A gate passes": verdict is not None and verdict.gate is not None and verdict.gate.is_passed,
             "the trial is healthy": verdict is not None and verdict.outcome not in ("unhealthy", "empty"),
             "every logged decision is made again": truth is not None and truth.replayed > 0 and not truth.different,
             "the true lift is within four standard errors": _is_near(verdict, truth),
+            "every acknowledged event is in the lake once": proof is not None and proof.holds,
+            "every page with an id is in the lake once": self.pages is not None and self.pages.holds,
         }
-        if proof is not None:
-            checks["every acknowledged event is in the lake once"] = proof.holds
-        if self.pages is not None:
-            checks["every page with an id is in the lake once"] = self.pages.holds
-        return checks
+
+    @property
+    def code(self) -> int:
+        """The exit code: 0 if every check holds, else 1."""
+        return int(not all(self.checks.values()))
 
 
 def _is_near(verdict: Verdict | None, truth: Truth | None) -> bool:
@@ -164,7 +166,7 @@ class _Play:
             if not self.given.once:
                 await self._stay()
         except asyncio.CancelledError:
-            return 130 if self.found.proof is None else int(not all(self.found.checks.values()))
+            return 130 if self.found.proof is None else self.found.code
         return code
 
     async def _play(self) -> None:
@@ -270,10 +272,9 @@ class _Play:
     def _report(self) -> int:
         """Says what came of it, and returns the exit code."""
         found = self.found
-        code = int(not all(found.checks.values()))
         if self.given.json:
             print_lines([_summary(self.crowd, found)])
-            return code
+            return found.code
         assert found.verdict is not None
         print()
         print_verdict(found.verdict, truth=found.truth)
@@ -284,7 +285,7 @@ class _Play:
             print(f"              {_sign(holds)} {check}")
         _ask(self.project)
         _print_next(self.given, self.project.folder, found.recommendation_id)
-        return code
+        return found.code
 
 
 def _make_crowd(project: OpenProject, seed: int) -> Crowd:
