@@ -8,7 +8,7 @@ import msgspec
 
 from endpoints.door import make_trial, write_trial
 from headrace.experiments.assign import assign
-from headrace.experiments.experiment import ARMS
+from headrace.experiments.experiment import ARMS, decode_trial
 from headrace.topics import Record
 from streamline import BEGAN_US, HOUR, MINUTE, decided, tracked, viewed
 from streamline import clicked as clicked_at
@@ -19,7 +19,8 @@ ITEMS = tuple(f"item-{number}" for number in range(10))
 def start_trial(project, **more):
     """Returns a trial that has begun at `BEGAN_US`, with all that was written before left out."""
     project.make_topics()
-    more.setdefault("number", len(project.registry.entries("trial", "taste-home")) + 1)
+    before = {decode_trial(row.value).id for row in project.registry.entries("trial", "taste-home")}
+    more.setdefault("number", len(before) + 1)
     topics = ("decisions", "events")
     more.setdefault("positions", {name: tuple(b.end for b in project.topics.bounds(name)) for name in topics})
     more.setdefault("incarnations", {name: project.topics.describe(name).incarnation for name in topics})
