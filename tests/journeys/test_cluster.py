@@ -140,7 +140,7 @@ def check_listing(cluster) -> None:
         assert standing <= data <= added
         versions = [path for path in listed if path.startswith(f"{name}/_delta_log/") and path.endswith(".json")]
         assert versions == [f"{name}/_delta_log/{n:020}.json" for n in range(table.version() + 1)]
-    assert all(path.split("/")[0] in ("events", "failed") for path in listed)
+    assert all(path.split("/")[0] in ("events", "failed", "decisions") for path in listed)
 
 
 def _log_lines(cluster, name, listed):

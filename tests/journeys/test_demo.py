@@ -1,110 +1,250 @@
-"""The demo: what it shows is true, and it says so when it is not."""
+"""The demo: what it shows is true, it says so when it is not, and it leaves nothing behind."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import subprocess
 import sys
+import urllib.request
+from collections.abc import Iterator
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from headrace.console import demo
-from headrace.console.crowd import Crowd
-from headrace.console.proof import Proof
+from headrace.console.proof import PageProof, Proof
 from headrace.console.roles import write_project
+from headrace.experiments.experiment import Gate
+from headrace.experiments.verdict import Arm, Verdict
 from headrace.project import open_project
+from headrace.rehearse import Lift
+from headrace.verify import Truth
+from journeys.plays import Play
+from running import headrace, lines, wait_until
+
+CHECKS = [
+    "the A/A gate passes",
+    "the trial is healthy",
+    "every logged decision is made again",
+    "the true lift is within four standard errors",
+    "every acknowledged event is in the lake once",
+    "every page with an id is in the lake once",
+]
+PLAY_SECONDS = 120.0
+MOST_BYTES = 900 << 20
 
 
-def run_demo(*options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "headrace", "demo", "--seconds", "2", *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+@pytest.fixture(scope="module")
+def plays(tmp_path_factory) -> Iterator[tuple[Play, Play]]:
+    """Two demos side by side: one that has ended at its verdict, and one that stays up."""
+    folder = tmp_path_factory.mktemp("plays")
+    # The second one's collector has two workers.
+    write_project(folder / "stays", ports=(0, 0, 0), clock="world://?rate=3600", flush_seconds=1)
+    toml = folder / "stays" / "headrace.toml"
+    toml.write_text(toml.read_text().replace("workers = 1", "workers = 2"))
+    with (
+        Play(folder / "once", ("--once", "--json", "--seconds", "8")) as once,
+        Play(folder / "stays", ("--seconds", "8", "--seed", "3")) as stays,
+    ):
+        wait_until(lambda: once.urls.keys() == stays.urls.keys() == {"collector", "endpoint", "console"}, seconds=30)
+        assert not set(once.urls.values()) & set(stays.urls.values())
+        once.wait(PLAY_SECONDS)
+        wait_until(
+            lambda: "The audience goes on" in stays.out or stays.process.poll() is not None, seconds=PLAY_SECONDS
+        )
+        yield once, stays
 
 
 @pytest.mark.slow
-def test_demo_proves_that_what_it_counts_is_in_the_topic(tmp_path):
-    done = run_demo("--json", "--dir", str(tmp_path / "kept"))
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
+def test_demo_ends_at_its_verdict_when_every_check_holds(plays):
+    summary = plays[0].summary
+    assert summary["checks"] == dict.fromkeys(CHECKS, True), summary
+    assert plays[0].process.returncode == 0
+    print(f"{summary['seconds_to_verdict']} s to the verdict, beside a second demo")
     assert summary["exactly_once"] is True
     assert summary["lost"] == summary["doubled"] == 0
-    assert summary["acknowledged"] > 500
+    assert summary["acknowledged"] > 10_000
+    assert summary["decisions"]["recommended"] > 1_000
     assert summary["failed"] > 0, "nobody was faulty"
-    assert summary["longest_pause_seconds"] > 0, "the collector was not killed"
-    with open_project(tmp_path / "kept") as project:
-        stored = sum(bound.end for bound in project.topic("clicks").bounds())
-        rows = project.query("select count(*) as rows from events").table().to_pylist()[0]["rows"]
-    assert stored == summary["clicks"] == summary["settled"] + summary["failed"] + summary["repeats"]
-    assert rows == summary["rows"] == summary["settled"]
+    assert summary["longest_pause_seconds"] > 0, "no door was killed"
+    assert summary["verdict"]["outcome"] in ("better", "worse", "undecided", "early")
+    assert summary["truth"]["replayed"] > 100
 
 
 @pytest.mark.slow
-def test_demo_ends_with_the_next_commands():
-    done = run_demo()
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    firsts = [line.split()[0] for line in lines if line[:1].isalpha()]
-    assert firsts[:8] == ["world", "collector", "acknowledged", "refused", "settled", "lake", "fault", "proof"]
-    assert any(line.endswith("rows in the lake ✓ exactly once") for line in lines)
-    assert "the most clicked" in lines
-    assert lines[-2].startswith("try           headrace demo --dir")
+def test_demo_has_four_processes_and_900_mb(plays):
+    once = plays[0]
+    print(f"{once.most_processes} processes, {once.most_bytes >> 20} MB at most")
+    assert once.most_processes == 4
+    assert len(once.seen) == 6, "doors and stream were not killed once each"
+    assert 100 << 20 < once.most_bytes <= MOST_BYTES
+    once.wait_gone()
+
+
+@pytest.mark.slow
+def test_what_the_demo_kept_answers_afterwards(plays):
+    once = plays[0]
+    found, folder = once.summary, once.folder
+    code, out, error = headrace("experiment", "analyse", "taste-home", "--json", cwd=folder)
+    assert code == 0, error
+    assert lines(out)[0]["trial"] == found["verdict"]["trial"]
+    assert lines(out)[0]["difference"] == found["verdict"]["difference"]
+    code, out, error = headrace("explain", found["recommendation_id"], cwd=folder)
+    assert code == 0, error
+    assert found["recommendation_id"] in out
+    count = "SELECT count(*) AS rows, count(DISTINCT recommendation_id) AS pages FROM decisions"
+    code, out, error = headrace("table", "sql", count, "--json", cwd=folder)
+    assert code == 0, error
+    assert lines(out) == [{"rows": found["decisions"]["rows"], "pages": found["decisions"]["rows"]}]
+    with open_project(folder) as project:
+        stored = sum(bound.end for bound in project.topic("clicks").bounds())
+    assert stored == found["clicks"] == found["settled"] + found["failed"] + found["repeats"]
+
+
+@pytest.mark.slow
+def test_demo_stays_up_until_ctrl_c(plays):
+    stays = plays[1]
+    assert stays.process.poll() is None, stays.out
+    with urllib.request.urlopen(stays.urls["console"], timeout=10) as answer:
+        assert answer.status == 200
+    firsts = [line.split()[0] for line in stays.out.splitlines() if line[:1].isalpha()]
+    rooms = ["world", "collect", "topics", "tables", "models", "endpoints", "experiments", "fault"]
+    assert [first for first in firsts if first in rooms][:8] == rooms
+    told = stays.out.partition("\nchecks ")[2].splitlines()
+    assert [line.split(maxsplit=1)[1] for line in told if line.split()[:1] == ["✓"]] == CHECKS
+    assert any(line.endswith("rows in the lake ✓ exactly once") for line in stays.out.splitlines())
+    assert "the most clicked" in stays.out
+    assert f"--project {stays.folder}" in stays.out
+    assert stays.interrupt(10) == 0
+    stays.wait_gone()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", ["SIGINT", "SIGKILL"])
+def test_demo_that_is_ended_before_its_verdict_leaves_no_process(tmp_path, number):
+    with Play(tmp_path / "demo", ("--json",)) as play:
+        wait_until(lambda: "console" in play.urls and play.most_processes == 4, seconds=30)
+        if number == "SIGINT":
+            assert play.interrupt(5) == 130
+        else:
+            play.process.kill()
+            play.process.wait()
+        play.wait_gone()
+        assert play.out == ""
+
+
+WHOLE = demo._Found(
+    verdict=Verdict(
+        version=1,
+        trial="taste-home-1",
+        experiment="taste-home",
+        page="home",
+        goal="ctr",
+        made_us=9,
+        started_us=1,
+        cutoff_us=8,
+        positions={},
+        incarnations={},
+        control_bundle="aa",
+        treatment_bundle="bb",
+        alpha=0.05,
+        planned=100,
+        outcome="better",
+        reasons=(),
+        gate=Gate(splits=1000, visitors=100, significant=50, band=(29, 74), alpha=0.05, smallest_srm_p=0.1),
+        srm_p=0.5,
+        multiple=0,
+        bots=0,
+        degraded={},
+        control=Arm(visitors=100, pages=100, views=1000, clicks=40, ratio=0.04),
+        treatment=Arm(visitors=100, pages=100, views=1000, clicks=60, ratio=0.06),
+        difference=0.02,
+        difference_interval=(0.01, 0.03),
+        lift=0.5,
+        lift_interval=(0.2, 0.8),
+        p=0.001,
+        df=190.0,
+    ),
+    truth=Truth(0.04, 0.059, pages=200, static=Lift(0.04, 0.06), replayed=200, different=0),
+    proof=Proof(acknowledged=9, clicks=12, settled=8, failed=1, repeats=3, rows=8, lost=0, doubled=0),
+    pages=PageProof(recommended=200, decided=210, rows=210, lost=0, doubled=0),
+)
+
+
+def test_a_demo_whose_checks_hold_is_done():
+    assert WHOLE.checks == dict.fromkeys(CHECKS, True)
+    assert WHOLE.code == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "part", "change"),
+    [
+        (0, "verdict", {"gate": Gate(1000, 100, 75, (29, 74), 0.05, 0.1)}),
+        (0, "verdict", {"gate": None}),
+        (1, "verdict", {"outcome": "unhealthy"}),
+        (1, "verdict", {"outcome": "empty"}),
+        (2, "truth", {"different": 1}),
+        (2, "truth", {"replayed": 0}),
+        # The standard error is about 0.005.
+        (3, "truth", {"treatment": 0.0811}),
+        (3, "truth", {"treatment": 0.0389}),
+        (3, "verdict", {"difference_interval": None}),
+        (4, "proof", {"lost": 1}),
+        (4, "proof", {"rows": 7}),
+        (4, "proof", {"doubled": 1, "rows": 9}),
+        (4, "proof", {"repeats": 2}),
+        (4, "proof", {"acknowledged": 0}),
+        (5, "pages", {"recommended": 0}),
+        (5, "pages", {"lost": 1}),
+        (5, "pages", {"doubled": 1}),
+        (5, "pages", {"rows": 209}),
+    ],
+)
+def test_a_demo_with_a_check_that_fails_is_not(number, part, change):
+    whole = getattr(WHOLE, part)
+    broken = msgspec.structs.replace(whole, **change) if part == "verdict" else replace(whole, **change)
+    found = replace(WHOLE, **{part: broken})
+    assert [check for check, holds in found.checks.items() if not holds] == [CHECKS[number]]
+    assert found.code == 1
+
+
+@pytest.mark.parametrize("part", ["verdict", "truth", "proof", "pages"])
+def test_a_demo_without_one_of_its_parts_is_not_done(part):
+    assert replace(WHOLE, **{part: None}).code == 1
+
+
+FAULTY = """
+import sys
+from dataclasses import replace
+from headrace.console import cli, demo
+
+prove_pages = demo.prove_pages
+demo.prove_pages = lambda *given: replace(prove_pages(*given), lost=1)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.soak
+def test_a_demo_that_lost_a_page_says_so(tmp_path):
+    command = [sys.executable, "-c", FAULTY, "demo", "--once", "--no-browser", "--seconds", "8", "--dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PLAY_SECONDS, check=False)
+    assert done.returncode == 1, done.stderr
+    told = done.stdout.partition("\nchecks ")[2].splitlines()
+    assert [line.strip() for line in told if line.split()[:1] == ["✗"]] == [f"✗ {CHECKS[5]}"]
+
+
+@pytest.mark.soak
+def test_a_demo_plays_again_where_it_played_before(tmp_path):
+    for number in range(1, 6):
+        with Play(tmp_path / "demo", ("--once", "--json", "--seed", str(number % 2))) as play:
+            assert play.wait(PLAY_SECONDS) == 0, play.summary["checks"]
+            assert play.summary["verdict"]["trial"] == f"taste-home-{number}"
+            assert play.most_bytes <= MOST_BYTES
 
 
 def test_demo_refuses_a_project_that_it_did_not_make(tmp_path):
     write_project(tmp_path, ports=(0, 0, 0))
-    done = run_demo("--dir", str(tmp_path))
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"CallError: {str(tmp_path)!r} holds a project that the demo did not make: its clock")
+    code, _, error = headrace("demo", "--dir", str(tmp_path), cwd=tmp_path)
+    assert code == 2
+    assert error.startswith(f"CallError: {str(tmp_path)!r} holds a project that the demo did not make: its clock")
     assert not (tmp_path / ".headrace").exists()
-
-
-@pytest.mark.slow
-def test_demo_goes_through_with_two_workers(tmp_path):
-    write_project(tmp_path, ports=(0, 0, 0), clock="world://?rate=3600")
-    toml = tmp_path / "headrace.toml"
-    toml.write_text(toml.read_text().replace("workers = 1", "workers = 2"))
-    done = run_demo("--json", "--dir", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["exactly_once"] is True
-
-
-WHOLE = Proof(acknowledged=9, clicks=12, settled=8, failed=1, repeats=3, rows=8, lost=0, doubled=0)
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"lost": 1}, "9 acknowledged ≠ settled or failed, 1 lost"),
-        ({"rows": 7}, "7 rows in the lake ✗ NOT exactly once"),
-        ({"doubled": 1, "rows": 9}, "✗ NOT exactly once"),
-        ({"repeats": 2}, "✗ NOT exactly once"),
-        ({"acknowledged": 0}, "✗ NOT exactly once"),
-    ],
-)
-def test_demo_fails_when_the_count_does_not_hold(capsys, change, told):
-    given = argparse.Namespace(json=False)
-    assert demo._conclude(Crowd(), WHOLE, given) == 0
-    assert "✓ exactly once" in capsys.readouterr().out
-    assert demo._conclude(Crowd(), replace(WHOLE, **change), given) == 1
-    assert told in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_demo_leaves_no_process_when_it_is_killed(tmp_path):
-    command = [sys.executable, "-m", "headrace", "demo", "--seconds", "30", "--json", "--dir", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    from running import is_alive, wait_until
-
-    def pids() -> list[int]:
-        path = tmp_path / ".headrace/run/collector.json"
-        if not path.exists():
-            return []
-        state = json.loads(path.read_text())
-        return [state["supervisor"], *state["pids"].values()] if state["pids"] else []
-
-    found = wait_until(pids, seconds=20)
-    os.kill(process.pid, 9)
-    process.wait()
-    wait_until(lambda: not any(is_alive(pid) for pid in found), seconds=1.0)

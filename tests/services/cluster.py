@@ -19,7 +19,7 @@ from services.kafka import Broker
 
 _COUNT = itertools.count()
 _LEAVE_SECONDS = 10.0
-_TOPICS = frozenset(("clicks", "events", "failed"))
+_TOPICS = frozenset(("clicks", "events", "failed", "decisions"))
 
 
 @dataclass(frozen=True)

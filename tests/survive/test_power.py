@@ -102,14 +102,14 @@ def test_a_project_whose_whole_disk_is_full_goes_on_once_there_is_room(disk):
         with contextlib.suppress(OSError), (disk / "crumbs").open("wb", buffering=0) as crumbs:
             while crumbs.write(bytes(512)):
                 pass
-        first = up.pids["collector-1"]
+        first = up.pids["doors"]
         os.kill(first, signal.SIGKILL)
         # Two world's times are due to be noted, and the new worker is.
         time.sleep(2.5)
         assert up.process.poll() is None, up.log.read_text()
         for name in ("ballast", "crumbs"):
             (disk / name).unlink()
-        wait_until(lambda: up.pids.get("collector-1", first) != first, seconds=20)
+        wait_until(lambda: up.pids.get("doors", first) != first, seconds=20)
         wait_until(lambda: up.post("/v1/track", {"anonymousId": "ann", "messageId": "after"}).status == 200)
         assert acknowledged | {"after"} <= {one["value"]["messageId"] for one in up.read()}
         assert up.stop() == 0

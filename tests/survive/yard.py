@@ -12,6 +12,7 @@ from headrace.base.telemetry import Metrics
 from headrace.collect.app import CLICKS
 from headrace.collect.settler import Settler
 from headrace.events.click import Door, encode_door
+from headrace.events.settled import EVENTS, FAILED
 from headrace.project import open_project
 from headrace.stream import CODECS, METRICS, make_table
 from headrace.tables.sink import Flush, Sink
@@ -92,7 +93,7 @@ def replay_anew(folder: Path, fresh: Path) -> None:
         copy_clicks(project, anew.project)
         anew.settle("anew")
         anew.fill("anew")
-        for name in CODECS:
+        for name in (EVENTS, FAILED):
             assert _bytes(anew.project, name) == _bytes(project, name)
             assert _rows(anew.project, name) == _rows(project, name)
 

@@ -1,0 +1,75 @@
+"""Trials in worlds whose truth is known: the interval holds it as often as it says, and an A/A finds nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from verify.worlds import Play, check_centre, check_coverage, check_false_positives, play_all
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def twenty() -> list[Play]:
+    """Twenty worlds of 5,000 pages."""
+    return play_all(20)
+
+
+@pytest.fixture(scope="module")
+def two_hundred() -> list[Play]:
+    """Two hundred worlds of 5,000 pages."""
+    return play_all(200)
+
+
+def check(plays: list[Play]) -> None:
+    """Asserts that the verdicts tell the truth."""
+    assert all(5_000 <= one.pages < 5_100 for one in plays)
+    lifts = [one.lift for one in plays]
+    _tell(plays)
+    check_coverage(lifts)
+    check_centre(lifts)
+    same = [one.same for one in plays]
+    assert all(one.truth.difference == 0 for one in same)
+    check_false_positives(same)
+    check_centre(same)
+
+
+def _tell(plays: list[Play]) -> None:
+    """Prints what was found, for the figures in the documentation."""
+    count = len(plays)
+    missed = sum(not one.lift.truth.is_inside(one.lift.verdict) for one in plays)
+    means = {
+        name: sum(getattr(one, name).z for one in plays) / count for name in ("lift", "static", "same", "lift_doubled")
+    }
+    significant = sum((one.same.verdict.p or 0) < 0.05 for one in plays)
+    print(f"{count} worlds: {missed} intervals miss, {significant} A/A trials differ; mean z {means}")
+
+
+def check_doubled_clicks_are_caught(plays: list[Play]) -> None:
+    with pytest.raises(AssertionError, match="A/A trials differ"):
+        check_false_positives([one.same_doubled for one in plays])
+    with pytest.raises(AssertionError, match="miss the truth"):
+        check_coverage([one.lift_doubled for one in plays])
+    with pytest.raises(AssertionError, match="err by"):
+        check_centre([one.lift_doubled for one in plays])
+
+
+def test_intervals_hold_the_truth_in_twenty_worlds(twenty):
+    check(twenty)
+
+
+def test_clicks_counted_twice_in_one_arm_are_caught(twenty):
+    check_doubled_clicks_are_caught(twenty)
+
+
+@pytest.mark.soak
+def test_intervals_hold_the_truth_in_two_hundred_worlds(two_hundred):
+    check(two_hundred)
+
+
+@pytest.mark.soak
+def test_faults_are_caught_in_two_hundred_worlds(two_hundred):
+    check_doubled_clicks_are_caught(two_hundred)
+    # Both arms' pages at one instant leave out what a page does to those that follow it.
+    with pytest.raises(AssertionError, match="err by"):
+        check_centre([one.static for one in two_hundred])

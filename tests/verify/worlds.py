@@ -1,0 +1,114 @@
+"""Many rehearsed trials, a world each, over two processes: what each found, and what it should have found."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import special
+
+from headrace.experiments.analyse import judge
+from headrace.experiments.verdict import Verdict
+from headrace.models import popularity, taste
+from headrace.rehearse import CLICKS, Lift, Rehearsal, make_scope, rehearse
+from headrace.stats.intervals import binomial_band
+
+PROCESSES = 2
+ALPHA = 0.05
+# Each of the three checks cries wolf at most once in a million runs.
+FALSE_ALARM = 1e-6
+MOST_ERRORS = 5.0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A verdict beside the truth."""
+
+    verdict: Verdict
+    truth: Lift
+
+    @property
+    def z(self) -> float:
+        """The verdict's error in standard errors."""
+        found = self.verdict
+        assert found.difference is not None
+        assert found.difference_interval is not None
+        assert found.df is not None
+        low, high = found.difference_interval
+        error = (high - low) / 2 / -float(special.stdtrit(found.df, ALPHA / 2))
+        return (found.difference - self.truth.difference) / error
+
+
+@dataclass(frozen=True)
+class Play:
+    """What one world's trials found."""
+
+    lift: Trial
+    """Taste against popularity."""
+    static: Trial
+    """The same verdict beside the truth at each page's own instant, which is not what a trial finds."""
+    lift_doubled: Trial
+    """The same trial, had each click of the treatment been counted twice."""
+    same: Trial
+    """Popularity against itself."""
+    same_doubled: Trial
+    """The same, had each click of the treatment been counted twice."""
+    pages: int
+
+
+def play(seed: int) -> Play:
+    """Returns what the trials of one world found."""
+    popular = popularity("popular", CLICKS, half_life="3d")
+    tastes = taste("tastes", CLICKS, base=popular)
+    lift, same = rehearse(seed, [popular, tastes]), rehearse(seed, [popular, popular])
+    return Play(
+        lift=Trial(lift.verdict, lift.truth),
+        static=Trial(lift.verdict, lift.static),
+        lift_doubled=Trial(_judge_doubled(lift), lift.truth),
+        same=Trial(same.verdict, same.truth),
+        same_doubled=Trial(_judge_doubled(same), same.truth),
+        pages=lift.verdict.control.pages + lift.verdict.treatment.pages,
+    )
+
+
+def _judge_doubled(found: Rehearsal) -> Verdict:
+    exposed = found.visitors
+    doubled = replace(exposed, clicks=np.where(exposed.arms == 1, 2 * exposed.clicks, exposed.clicks))
+    scope = make_scope(found.trial, found.verdict.cutoff_us)
+    return judge(found.trial, doubled, made_us=found.verdict.made_us, scope=scope)
+
+
+def play_all(worlds: int) -> list[Play]:
+    """Returns what the trials of so many worlds found, whose seeds are 0, 1, 2 ..."""
+    # Forked, a process with threads of Arrow may hang.
+    with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(play, range(worlds)))
+
+
+def check_coverage(trials: Sequence[Trial]) -> None:
+    """Asserts that the 95 % intervals hold the truth at least as often as they say.
+
+    More often is no fault: what one visitor would do in the other arm is no chance, so the error is smaller than told.
+    """
+    missed = sum(not one.truth.is_inside(one.verdict) for one in trials)
+    # Half of a two-sided band's false alarms lie on one side.
+    most = binomial_band(len(trials), ALPHA, false_alarm=2 * FALSE_ALARM)[1]
+    assert missed <= most, f"{missed} of {len(trials)} intervals miss the truth, at most {most} may"
+
+
+def check_centre(trials: Sequence[Trial]) -> None:
+    """Asserts that the verdicts err to both sides alike."""
+    mean = sum(one.z for one in trials) / len(trials)
+    most = MOST_ERRORS / math.sqrt(len(trials))
+    assert abs(mean) <= most, f"the verdicts of {len(trials)} worlds err by {mean:.3f} standard errors on average"
+
+
+def check_false_positives(trials: Sequence[Trial]) -> None:
+    """Asserts that a difference is found where none is as often as alpha says."""
+    significant = sum(one.verdict.p is not None and one.verdict.p < ALPHA for one in trials)
+    low, high = binomial_band(len(trials), ALPHA, false_alarm=FALSE_ALARM)
+    assert low <= significant <= high, f"{significant} of {len(trials)} A/A trials differ, {low} to {high} may"
