@@ -93,7 +93,8 @@ def test_without_a_project_the_error_says_how_to_make_one(tmp_path):
 def test_list_tells_size_version_and_lag(own):
     own.click(clicked("m3"))
     own.settle()
-    events, failed = lines(own.call("table", "list", "--json")[1])
+    rows = {row["table"]: row for row in lines(own.call("table", "list", "--json")[1])}
+    events, failed = rows["events"], rows["failed"]
     assert {name: events[name] for name in ("table", "rows", "files", "version", "topic", "lag", "pins")} == {
         "table": "events", "rows": 2, "files": 1, "version": 1, "topic": "events", "lag": 1, "pins": 0,
     }  # fmt: skip
@@ -101,7 +102,9 @@ def test_list_tells_size_version_and_lag(own):
     assert (failed["table"], failed["rows"], failed["lag"]) == ("failed", 1, 0)
     code, out, _ = own.call("table", "list")
     assert code == 0
-    assert [line.split()[:2] for line in out.splitlines()] == [["table", "rows"], ["events", "2"], ["failed", "1"]]
+    assert [line.split()[:2] for line in out.splitlines()] == [
+        ["table", "rows"], ["decisions", "0"], ["events", "2"], ["failed", "1"],
+    ]  # fmt: skip
 
 
 def test_list_shows_no_age_where_the_commits_are_gone(own):
@@ -110,7 +113,7 @@ def test_list_shows_no_age_where_the_commits_are_gone(own):
         commit.unlink()
     code, out, error = own.call("table", "list")
     assert (code, error) == (0, "")
-    events, failed = out.splitlines()[1:]
+    events, failed = out.splitlines()[2:]
     assert ("ago" in events, re.search(r" - +0 +0$", events) is not None) == (False, True)
     assert "ago" in failed
 
@@ -138,11 +141,17 @@ def test_describe_of_a_view_tells_its_types(full):
     assert full.call("table", "describe", "sessions")[1].startswith("sessions: a view over the table events\n")
 
 
+@pytest.mark.parametrize("name", ["events", "failed", "decisions"])
+def test_describe_has_a_sentence_for_every_column(full, name):
+    (found,) = lines(full.call("table", "describe", name, "--json")[1])
+    assert [column["name"] for column in found["columns"] if not column["text"]] == []
+
+
 def test_an_unknown_table_names_the_nearest(full):
     for words, known in (
-        (("describe", "evens"), "events, failed, product_clicked, sessions"),
-        (("history", "evens"), "events, failed"),
-        (("pin", "evens"), "events, failed"),
+        (("describe", "evens"), "decisions, events, failed, product_clicked, sessions"),
+        (("history", "evens"), "decisions, events, failed"),
+        (("pin", "evens"), "decisions, events, failed"),
     ):
         code, _, error = full.call("table", *words)
         assert (code, error) == (2, f"UnknownNameError: no table 'evens'. Did you mean events?  known: {known}\n")
@@ -319,8 +328,8 @@ def test_bad_sql_gets_a_caret(full):
     code, out, error = full.call("table", "sql", "SELECT *\nFROM evnts")
     assert (code, out) == (2, "")
     assert error == (
-        "SqlError: no table 'evnts'. Did you mean events?  known: events, failed, product_clicked, sessions\n"
-        "LINE 2: FROM evnts\n             ^^^^^\n"
+        "SqlError: no table 'evnts'. Did you mean events?  known: decisions, events, failed, product_clicked, "
+        "sessions\nLINE 2: FROM evnts\n             ^^^^^\n"
     )
     code, out, error = full.call("table", "sql", "SELECT prize FROM product_clicked", "--json")
     assert (code, out, json.loads(error)["error"]) == (2, "", "SqlError")
@@ -414,7 +423,7 @@ def test_a_pin_is_set_listed_and_taken_away(own):
         own.call("table", "pin", "events", "--owner", "ann", "--reason", "trial 7", "--version", "0", "--json")[1]
     )
     assert (one["table"], one["version"], one["owner"], one["reason"]) == ("events", 0, "ann", "trial 7")
-    assert lines(own.call("table", "list", "--json")[1])[0]["pins"] == 1
+    assert {row["table"]: row["pins"] for row in lines(own.call("table", "list", "--json")[1])}["events"] == 1
     assert one["pin"] in own.call("table", "pin", "events")[1]
     code, _, error = own.call("table", "pin", "events", "--remove", "nope")
     assert (code, error.startswith("UnknownNameError: no pin of table 'events' 'nope'.  known: ")) == (2, True)

@@ -16,6 +16,7 @@ from headrace.base.errors import CallError, FencedError, HeadraceError, OutsideE
 from headrace.console.roles import is_running
 from headrace.console.show import format_bytes, format_seconds, format_time, print_lines, print_table
 from headrace.console.sql import list_views, missing_table, query
+from headrace.events.decision import DECISIONS, Decision
 from headrace.events.settled import EVENTS, FAILED, FailedEvent, SettledEvent
 from headrace.project import OpenProject, open_project
 from headrace.stream import CODECS
@@ -23,7 +24,7 @@ from headrace.tables import Commit, Pin, Table
 from headrace.tables.catalog import column_sentences
 from headrace.tables.sink import INCARNATION, TOPIC
 
-_CONTRACTS = {EVENTS: SettledEvent, FAILED: FailedEvent}
+_CONTRACTS = {EVENTS: SettledEvent, FAILED: FailedEvent, DECISIONS: Decision}
 _TRIES = 5
 # Between two commits of a sink stand a few of the keeper at most.
 _LATEST_COMMITS = 20
