@@ -282,6 +282,7 @@ def start(project: OpenProject, name: str, *, gate: bool = True) -> Trial:
     page = experiment.on
     if not isinstance(page, Page):
         raise CallError(f"experiment {name!r} is on {page.name!r}, which is no page")
+    before = _newest_id(project, TRIAL, name)
     running = find_trials(project.registry).get(page.name)
     if running is not None:
         raise CallError(
@@ -325,7 +326,7 @@ def start(project: OpenProject, name: str, *, gate: bool = True) -> Trial:
         gate=found,
         definition=page.definition,
     )
-    _write(project, TRIAL, name, encode_trial(trial))
+    _write(project, TRIAL, name, encode_trial(trial), over=before)
     return trial
 
 
@@ -342,10 +343,14 @@ def _newest_bundle(project: OpenProject, model: Model) -> str:
     return found[0].hash
 
 
-def _write(project: OpenProject, kind: str, name: str, value: bytes) -> None:
+def _newest_id(project: OpenProject, kind: str, name: str) -> int:
     newest = project.registry.newest(kind).get(name)
-    entry = Entry(newest.id if newest else 0, kind, name, value, project.clock.now_us(), getpass.getuser())
-    project.registry.write(entry)
+    return newest.id if newest else 0
+
+
+def _write(project: OpenProject, kind: str, name: str, value: bytes, *, over: int) -> None:
+    """Writes a row over the one that stood there when its writer began: of two at once, one is refused."""
+    project.registry.write(Entry(over, kind, name, value, project.clock.now_us(), getpass.getuser()))
 
 
 def find_trial(project: OpenProject, name: str) -> Trial:
@@ -386,14 +391,15 @@ def judge_again(project: OpenProject, verdict: Verdict) -> Verdict:
 
 def stop(project: OpenProject, name: str) -> Verdict:
     """Returns the verdict on an experiment's trial, which ends with it; another call returns the same one."""
+    before = {kind: _newest_id(project, kind, name) for kind in (TRIAL, VERDICT)}
     trial = find_trial(project, name)
     given = find_verdict(project, name)
     if given is None or given.trial != trial.id:
         if trial.status == "running":
             stopped = msgspec.structs.replace(trial, status="stopped", stopped_us=project.clock.now_us())
-            _write(project, TRIAL, name, encode_trial(stopped))
+            _write(project, TRIAL, name, encode_trial(stopped), over=before[TRIAL])
         given = _judge(project, trial, wait_for_lake(project), project.clock.now_us())
-        _write(project, VERDICT, name, encode_verdict(given))
+        _write(project, VERDICT, name, encode_verdict(given), over=before[VERDICT])
     _save(project, given)
     return given
 
