@@ -380,13 +380,13 @@ def look(project: OpenProject, name: str) -> Verdict:
     given = find_verdict(project, name)
     if given is not None and given.trial == trial.id:
         return given
-    return _judge(project, trial, wait_for_lake(project), project.clock.now_us())
+    return judge_trial(project, trial, wait_for_lake(project), project.clock.now_us())
 
 
 def judge_again(project: OpenProject, verdict: Verdict) -> Verdict:
     """Returns the verdict anew, from the trial's row and what the lake holds below the recorded positions."""
     trial = find_trial_of(project, verdict)
-    return _judge(project, trial, verdict.positions, verdict.made_us, cutoff_us=verdict.cutoff_us)
+    return judge_trial(project, trial, verdict.positions, verdict.made_us, cutoff_us=verdict.cutoff_us)
 
 
 def stop(project: OpenProject, name: str) -> Verdict:
@@ -398,13 +398,13 @@ def stop(project: OpenProject, name: str) -> Verdict:
         if trial.status == "running":
             stopped = msgspec.structs.replace(trial, status="stopped", stopped_us=project.clock.now_us())
             _write(project, TRIAL, name, encode_trial(stopped), over=before[TRIAL])
-        given = _judge(project, trial, wait_for_lake(project), project.clock.now_us())
+        given = judge_trial(project, trial, wait_for_lake(project), project.clock.now_us())
         _write(project, VERDICT, name, encode_verdict(given), over=before[VERDICT])
     _save(project, given)
     return given
 
 
-def _judge(
+def judge_trial(
     project: OpenProject,
     trial: Trial,
     positions: Mapping[str, Sequence[int]],
@@ -412,6 +412,7 @@ def _judge(
     *,
     cutoff_us: int | None = None,
 ) -> Verdict:
+    """Returns what a trial's row and the lake below some positions say; exposures from the cut-off on are left out."""
     for topic, incarnation in trial.incarnations.items():
         if project.topics.describe(topic).incarnation != incarnation:
             raise StopError(f"the topic {topic!r} was made anew since trial {trial.id!r} began: it has no verdict")
