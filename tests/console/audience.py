@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 import struct
 
 from headrace.base.http import Request
@@ -57,10 +58,17 @@ def click_before(shop, *, people=12):
 
 
 def fill(shop):
-    """Lets people click, and fits both models from that."""
+    """Makes the shop a project with past clicks and both models fitted."""
+    declare(shop)
     click_before(shop)
     for name in ("popular", "tastes"):
         assert shop.call("model", "fit", name)[0] == 0
+
+
+def copy(shop, folder):
+    """Returns a shop in another folder that holds all that this one does."""
+    shutil.copytree(shop.folder, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.sock"))
+    return type(shop)(folder, is_new=False)
 
 
 def ask(shop, visitors, *, agent="Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from console.audience import copy, fill
 from headrace.base.telemetry import Metrics
 from headrace.collect.settler import Settler
 from headrace.events.click import Door, encode_door
@@ -24,8 +25,10 @@ project = Project("shop", events=(clicked,))
 class Shop:
     """A project with one partition, and what its roles do."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *, is_new=True):
         self.folder = folder
+        if not is_new:
+            return
         (folder / "project.py").write_text(PROJECT)
         (folder / "headrace.toml").write_text(project_toml(extra="[topic.clicks]\npartitions = 2\n"))
 
@@ -97,6 +100,25 @@ class Shop:
 @pytest.fixture
 def shop(tmp_path):
     return Shop(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def _fitted(tmp_path_factory):
+    shop = Shop(tmp_path_factory.mktemp("fitted"))
+    fill(shop)
+    return shop
+
+
+@pytest.fixture
+def fitted(_fitted, tmp_path):
+    """A shop with past clicks and both models fitted, whose time a test steps."""
+    return copy(_fitted, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_fitted(_fitted, tmp_path_factory):
+    """The same for all tests of a file that change nothing in it that others see."""
+    return copy(_fitted, tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from console.audience import HOUR, ask, declare, expose, fill, now_us, respond
+from console.audience import HOUR, ask, copy, declare, expose, now_us, respond
 from running import lines
 
 NAME = "taste-home"
@@ -38,13 +38,11 @@ def start(shop, *options):
 
 
 @pytest.fixture(scope="module")
-def visited(shared):
+def visited(shared_fitted):
     """A shop that 150 visitors have visited two hours ago, without a trial."""
-    declare(shared)
-    fill(shared)
-    enroll(shared, 150)
-    now_us(shared, later=2 * HOUR)
-    return shared
+    enroll(shared_fitted, 150)
+    now_us(shared_fitted, later=2 * HOUR)
+    return shared_fitted
 
 
 def test_list_of_a_project_that_never_ran(shop):
@@ -124,41 +122,37 @@ def test_before_anything_ran_it_says_what_to_do(shop, verb):
 
 
 @pytest.mark.slow
-def test_too_few_visitors_start_nothing_but_without_the_gate_they_do(shop):
-    declare(shop)
-    fill(shop)
-    enroll(shop, 20)
-    now_us(shop, later=HOUR)
+def test_too_few_visitors_start_nothing_but_without_the_gate_they_do(fitted):
+    enroll(fitted, 20)
+    now_us(fitted, later=HOUR)
     for verb in ("plan", "aa", "start"):
-        code, out, error = shop.call("experiment", verb, NAME)
+        code, out, error = fitted.call("experiment", verb, NAME)
         assert (code, out) == (1, "")
         assert error.startswith("StopError: 20 visitors were logged on the page 'home' outside of a trial, 30m ago")
-    start(shop, "--without-aa")
-    (row,) = lines(shop.call("experiment", "list", "--json")[1])
+    start(fitted, "--without-aa")
+    (row,) = lines(fitted.call("experiment", "list", "--json")[1])
     assert (row["state"], row["trial"]) == ("running", f"{NAME}-1")
 
 
 @pytest.mark.slow
-def test_aa_refuses_where_the_test_finds_what_is_not_there(shop):
-    declare(shop)
-    fill(shop)
+def test_aa_refuses_where_the_test_finds_what_is_not_there(fitted):
     # Four of 120 view anything: what they say of how visitors vary is far too little.
-    pages = ask(shop, [f"ann-{number}" for number in range(120)])
+    pages = ask(fitted, [f"ann-{number}" for number in range(120)])
     viewers = {page["anonymous_id"]: chance for page, chance in zip(pages, (0.1, 0.9, 0.5, 0.2), strict=False)}
     respond(
-        shop,
+        fitted,
         pages,
         view=lambda page: page["anonymous_id"] in viewers,
         click=lambda page: viewers[page["anonymous_id"]],
     )
-    now_us(shop, later=HOUR)
-    code, out, error = shop.call("experiment", "aa", NAME)
+    now_us(fitted, later=HOUR)
+    code, out, error = fitted.call("experiment", "aa", NAME)
     assert (code, error) == (1, "")
     assert out.startswith("A/A         ✗ refuses: ")
-    code, out, error = shop.call("experiment", "start", NAME)
+    code, out, error = fitted.call("experiment", "start", NAME)
     assert (code, out) == (1, "")
     assert error.startswith("StopError: the A/A gate refuses: ")
-    assert lines(shop.call("experiment", "list", "--json")[1])[0]["state"] == "not started"
+    assert lines(fitted.call("experiment", "list", "--json")[1])[0]["state"] == "not started"
 
 
 # A trial.
@@ -167,11 +161,7 @@ def test_aa_refuses_where_the_test_finds_what_is_not_there(shop):
 @pytest.fixture(scope="module")
 def tried(visited, tmp_path_factory):
     """A shop whose trial 300 visitors and a robot were in, two hours ago; it runs on."""
-    shop = type(visited)(tmp_path_factory.mktemp("tried"))
-    declare(shop)
-    fill(shop)
-    enroll(shop, 120, name="early")
-    now_us(shop, later=HOUR)
+    shop = copy(visited, tmp_path_factory.mktemp("tried"))
     start(shop)
     pages = ask(shop, [f"ann-{number}" for number in range(300)])
     robot = ask(shop, ["robot"], agent="Mozilla/5.0 (compatible; Googlebot/2.1)")
@@ -197,7 +187,7 @@ def test_start_freezes_both_bundles_and_says_so(tried):
 def test_analyse_shows_the_trial_so_far(tried):
     code, found = verdict_of(tried, "analyse")
     assert (code, found["final"], found["outcome"]) == (0, False, "better")
-    assert (found["bots"], found["multiple"], found["gate"]["visitors"]) == (1, 0, 120)
+    assert (found["bots"], found["multiple"], found["gate"]["visitors"]) == (1, 0, 150)
     assert found["control"]["visitors"] + found["treatment"]["visitors"] == 300
     assert found["control"]["views"] == 10 * found["control"]["visitors"]
     assert found["lift_interval"][0] < 1.0 < found["lift_interval"][1], "the treatment is clicked twice as often"
@@ -233,68 +223,60 @@ def test_exposures_for_people_are_the_first_ones(tried):
 
 
 @pytest.mark.slow
-def test_stop_gives_a_verdict_that_nothing_changes_any_more(shop):
-    declare(shop)
-    fill(shop)
-    start(shop, "--without-aa")
-    enroll(shop, 120, click=better)
-    now_us(shop, later=2 * HOUR)
-    code, out, error = shop.call("experiment", "stop", NAME)
+def test_stop_gives_a_verdict_that_nothing_changes_any_more(fitted):
+    start(fitted, "--without-aa")
+    enroll(fitted, 120, click=better)
+    now_us(fitted, later=2 * HOUR)
+    code, out, error = fitted.call("experiment", "stop", NAME)
     assert (code, error) == (0, "")
     assert "outcome       BETTER: " in out
     assert "A/A           not run before this trial" in out
-    _, found = verdict_of(shop, "stop")
+    _, found = verdict_of(fitted, "stop")
     assert found["final"] is True
     # Whoever comes later, and what was clicked late, is in no verdict.
-    enroll(shop, 10, name="late")
-    pages = ask(shop, ["ann-1"])
+    enroll(fitted, 10, name="late")
+    pages = ask(fitted, ["ann-1"])
     assert pages[0]["arm"] is None, "a stopped trial enrolls nobody"
-    now_us(shop, later=HOUR)
-    assert verdict_of(shop, "stop") == (0, found)
-    assert verdict_of(shop, "analyse") == (0, found)
-    assert "Not final" not in shop.call("experiment", "analyse", NAME)[1]
-    (row,) = lines(shop.call("experiment", "list", "--json")[1])
+    now_us(fitted, later=HOUR)
+    assert verdict_of(fitted, "stop") == (0, found)
+    assert verdict_of(fitted, "analyse") == (0, found)
+    assert "Not final" not in fitted.call("experiment", "analyse", NAME)[1]
+    (row,) = lines(fitted.call("experiment", "list", "--json")[1])
     assert (row["state"], row["outcome"], row["lift"]) == ("decided", "better", found["lift"])
-    (row,) = lines(shop.call("table", "sql", "SELECT trial, outcome, lift, srm_p FROM verdicts", "--json")[1])
+    (row,) = lines(fitted.call("table", "sql", "SELECT trial, outcome, lift, srm_p FROM verdicts", "--json")[1])
     assert row == {"trial": f"{NAME}-1", "outcome": "better", "lift": found["lift"], "srm_p": found["srm_p"]}
 
 
 @pytest.mark.slow
-def test_a_second_trial_follows_a_verdict(shop):
-    declare(shop)
-    fill(shop)
-    start(shop, "--without-aa")
-    assert shop.call("experiment", "stop", NAME)[0] == 1
-    now_us(shop, later=1.0)
-    start(shop, "--without-aa")
-    (row,) = lines(shop.call("experiment", "list", "--json")[1])
+def test_a_second_trial_follows_a_verdict(fitted):
+    start(fitted, "--without-aa")
+    assert fitted.call("experiment", "stop", NAME)[0] == 1
+    now_us(fitted, later=1.0)
+    start(fitted, "--without-aa")
+    (row,) = lines(fitted.call("experiment", "list", "--json")[1])
     assert (row["state"], row["trial"], row["outcome"]) == ("running", f"{NAME}-2", None)
 
 
 @pytest.mark.slow
-def test_a_verdict_on_nobody_says_why_it_is_empty(shop):
-    declare(shop)
-    fill(shop)
-    start(shop, "--without-aa")
-    enroll(shop, 20)
-    code, out, error = shop.call("experiment", "stop", NAME)
+def test_a_verdict_on_nobody_says_why_it_is_empty(fitted):
+    start(fitted, "--without-aa")
+    enroll(fitted, 20)
+    code, out, error = fitted.call("experiment", "stop", NAME)
     assert (code, error) == (1, "")
     assert "EMPTY: there is nothing to compare" in out
     # Too fresh: their clicks may still be on their way.
     assert "no visitor was exposed before the cut-off" in out
-    assert shop.call("experiment", "exposures", NAME) == (
+    assert fitted.call("experiment", "exposures", NAME) == (
         0, "nobody was exposed before the cut-off; see: headrace experiment analyse\n", "",
     )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_page_that_tells_no_impressions_is_an_empty_verdict(shop):
-    declare(shop)
-    fill(shop)
-    start(shop, "--without-aa")
-    enroll(shop, 20, view=lambda _: False)
-    now_us(shop, later=2 * HOUR)
-    code, found = verdict_of(shop, "stop")
+def test_a_page_that_tells_no_impressions_is_an_empty_verdict(fitted):
+    start(fitted, "--without-aa")
+    enroll(fitted, 20, view=lambda _: False)
+    now_us(fitted, later=2 * HOUR)
+    code, found = verdict_of(fitted, "stop")
     assert (code, found["outcome"], found["lift"], found["p"]) == (1, "empty", None, None)
     assert found["reasons"][0].startswith("20 visitors were exposed, and no 'Product List Viewed' with the")
 
@@ -308,15 +290,13 @@ def test_a_page_that_tells_no_impressions_is_an_empty_verdict(shop):
     ],
     ids=["an arm has too many", "visitors are in both"],
 )
-def test_an_unhealthy_trial_has_no_answer(shop, told, reason):
-    declare(shop)
-    fill(shop)
-    start(shop, "--without-aa")
-    pages = enroll(shop, 80, click=better)
-    expose(shop, told(pages), "treatment")
-    now_us(shop, later=2 * HOUR)
-    code, found = verdict_of(shop, "stop")
+def test_an_unhealthy_trial_has_no_answer(fitted, told, reason):
+    start(fitted, "--without-aa")
+    pages = enroll(fitted, 80, click=better)
+    expose(fitted, told(pages), "treatment")
+    now_us(fitted, later=2 * HOUR)
+    code, found = verdict_of(fitted, "stop")
     assert (code, found["outcome"]) == (1, "unhealthy")
     assert found["reasons"][0].startswith(reason)
-    health = shop.call("experiment", "analyse", NAME)[1].split("\n\n")[1]
+    health = fitted.call("experiment", "analyse", NAME)[1].split("\n\n")[1]
     assert health.count("✗") == 1

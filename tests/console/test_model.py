@@ -7,17 +7,9 @@ import sqlite3
 
 import pytest
 
-from console.audience import declare, fill, now_us
+from console.audience import declare, now_us
 from headrace.project import open_project
 from running import lines
-
-
-@pytest.fixture(scope="module")
-def fitted(shared):
-    """A shop with a bundle of each model."""
-    declare(shared)
-    fill(shared)
-    return shared
 
 
 def newest(shop):
@@ -37,8 +29,8 @@ def fit_again(shop, name):
 # fit.
 
 
-def test_fit_says_what_was_learned_whence_and_where_it_serves(fitted):
-    code, out, error = fitted.call("model", "fit", "popular")
+def test_fit_says_what_was_learned_whence_and_where_it_serves(shared_fitted):
+    code, out, error = shared_fitted.call("model", "fit", "popular")
     assert (code, error) == (0, "")
     facts = dict(line.split(maxsplit=1) for line in out.splitlines())
     assert facts["model"] == "popular, popularity"
@@ -48,12 +40,12 @@ def test_fit_says_what_was_learned_whence_and_where_it_serves(fitted):
     assert len(facts["bundle"]) == 32
 
 
-def test_fit_as_json_has_hash_rows_items_and_version(fitted):
-    code, out, _ = fitted.call("model", "fit", "tastes", "--json")
+def test_fit_as_json_has_hash_rows_items_and_version(shared_fitted):
+    code, out, _ = shared_fitted.call("model", "fit", "tastes", "--json")
     (found,) = lines(out)
     assert code == 0
     assert found.pop("seconds") > 0
-    with open_project(fitted.folder) as project:
+    with open_project(shared_fitted.folder) as project:
         assert project.tables.open("events").version == found["version"]
         assert project.registry.bundles("tastes")[0].hash == found.pop("hash")
     del found["version"], found["fitted_us"]
@@ -62,15 +54,15 @@ def test_fit_as_json_has_hash_rows_items_and_version(fitted):
     }  # fmt: skip
 
 
-def test_fit_pins_the_version_that_it_read_once_per_bundle(fitted):
-    found = [lines(fitted.call("model", "fit", "popular", "--json")[1])[0] for _ in range(2)]
+def test_fit_pins_the_version_that_it_read_once_per_bundle(shared_fitted):
+    found = [lines(shared_fitted.call("model", "fit", "popular", "--json")[1])[0] for _ in range(2)]
     assert found[0]["hash"] == found[1]["hash"], "the same rows and instant give the same bundle"
-    pins = lines(fitted.call("table", "pin", "events", "--json")[1])
+    pins = lines(shared_fitted.call("table", "pin", "events", "--json")[1])
     assert [pin["version"] for pin in pins if found[0]["hash"] in pin["reason"]] == [found[0]["version"]]
 
 
-def test_fit_of_an_unknown_model_names_the_nearest(fitted):
-    assert fitted.call("model", "fit", "populr") == (
+def test_fit_of_an_unknown_model_names_the_nearest(shared_fitted):
+    assert shared_fitted.call("model", "fit", "populr") == (
         2, "", "UnknownNameError: no model 'populr'. Did you mean popular?  known: popular, tastes\n",
     )  # fmt: skip
 
@@ -107,61 +99,59 @@ def test_list_before_a_fit_says_how_to_fit(shop):
     ]
 
 
-def test_list_has_the_newest_first_and_what_serves(fitted):
-    hashes = [fit_again(fitted, name) for name in ("popular", "tastes")]
-    rows = lines(fitted.call("model", "list", "--json")[1])
+def test_list_has_the_newest_first_and_what_serves(shared_fitted):
+    hashes = [fit_again(shared_fitted, name) for name in ("popular", "tastes")]
+    rows = lines(shared_fitted.call("model", "list", "--json")[1])
     assert [row["hash"] for row in rows[:2]] == hashes[::-1]
     assert rows[1]["serves"] == [{"page": "home", "trial": None, "arm": None}]
     assert [row["serves"] for row in (rows[0], *rows[2:])] == [[]] * (len(rows) - 1)
-    code, out, _ = fitted.call("model", "list")
+    code, out, _ = shared_fitted.call("model", "list")
     assert code == 0
     assert f"home  fallback   popular  {hashes[0][:12]}" in out
     assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.slow
-def test_list_in_a_trial_says_which_arm_each_bundle_is(shop):
-    declare(shop)
-    fill(shop)
-    assert shop.call("experiment", "start", "taste-home", "--without-aa")[0] == 0
-    rows = newest(shop)
+def test_list_in_a_trial_says_which_arm_each_bundle_is(fitted):
+    assert fitted.call("experiment", "start", "taste-home", "--without-aa")[0] == 0
+    rows = newest(fitted)
     assert [(place["trial"], place["arm"]) for place in rows["popular"]["serves"]] == [
         (None, None), ("taste-home-1", "control"),
     ]  # fmt: skip
     assert [(place["trial"], place["arm"]) for place in rows["tastes"]["serves"]] == [("taste-home-1", "treatment")]
-    assert "treatment of taste-home-1  tastes" in shop.call("model", "list")[1]
+    assert "treatment of taste-home-1  tastes" in fitted.call("model", "list")[1]
 
 
 # describe.
 
 
-def test_describe_takes_a_name_a_hash_or_its_beginning(fitted):
-    older = newest(fitted)["popular"]["hash"]
-    hashes = {"popular": fit_again(fitted, "popular"), older: older, older[:12]: older}
+def test_describe_takes_a_name_a_hash_or_its_beginning(shared_fitted):
+    older = newest(shared_fitted)["popular"]["hash"]
+    hashes = {"popular": fit_again(shared_fitted, "popular"), older: older, older[:12]: older}
     assert hashes["popular"] != older
     for name, whole in hashes.items():
-        code, out, _ = fitted.call("model", "describe", name, "--json")
+        code, out, _ = shared_fitted.call("model", "describe", name, "--json")
         assert (code, lines(out)[0]["hash"]) == (0, whole)
 
 
-def test_describe_shows_manifest_positions_and_the_best_items(fitted):
-    found = lines(fitted.call("model", "describe", "tastes", "--json")[1])[0]
+def test_describe_shows_manifest_positions_and_the_best_items(shared_fitted):
+    found = lines(shared_fitted.call("model", "describe", "tastes", "--json")[1])[0]
     source = found["manifest"]["source"]
-    with open_project(fitted.folder) as project:
+    with open_project(shared_fitted.folder) as project:
         assert sum(source["positions"]) == sum(bound.end for bound in project.topics.bounds("events"))
     assert set(found["manifest"]["arrays"]) >= {"items", "categories", "counts", "persons", "genre_clicks"}
     scores = [one["score"] for one in found["top"]]
     assert (len(scores), scores) == (10, sorted(scores, reverse=True))
     assert {one["category"] for one in found["top"]} == {"comedy", "drama", "crime"}
-    code, out, _ = fitted.call("model", "describe", "tastes")
+    code, out, _ = shared_fitted.call("model", "describe", "tastes")
     assert code == 0
     assert "parameters  half_life 3 days, prior 2.0" in out
     assert found["top"][0]["item"] in out
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_describe_of_an_unknown_bundle_names_what_stands(fitted):
-    code, _, error = fitted.call("model", "describe", "taste")
+def test_describe_of_an_unknown_bundle_names_what_stands(shared_fitted):
+    code, _, error = shared_fitted.call("model", "describe", "taste")
     assert code == 2
     assert error.startswith("UnknownNameError: no bundle or model 'taste'. Did you mean tastes?")
 
@@ -174,18 +164,16 @@ def test_describe_of_a_model_without_a_bundle_says_how_to_fit(shop):
 
 
 @pytest.mark.slow
-def test_a_damaged_bundle_is_named_and_the_one_before_serves_on(shop):
-    declare(shop)
-    fill(shop)
-    before, damaged = newest(shop)["popular"]["hash"], fit_again(shop, "popular")
-    path = shop.folder / ".headrace" / "registry.db"
+def test_a_damaged_bundle_is_named_and_the_one_before_serves_on(fitted):
+    before, damaged = newest(fitted)["popular"]["hash"], fit_again(fitted, "popular")
+    path = fitted.folder / ".headrace" / "registry.db"
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute(
             "update bundles set packed = cast(substr(packed, 1, length(packed) - 1) || x'ff' as blob) where hash = ?",
             (damaged,),
         )
-    code, out, error = shop.call("model", "describe", damaged)
+    code, out, error = fitted.call("model", "describe", damaged)
     assert (code, out) == (1, "")
     assert error.startswith("FormatError: array ")
-    rows = {row["hash"]: row for row in lines(shop.call("model", "list", "--json")[1])}
+    rows = {row["hash"]: row for row in lines(fitted.call("model", "list", "--json")[1])}
     assert (rows[damaged]["serves"], len(rows[before]["serves"])) == ([], 1)
