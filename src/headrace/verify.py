@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from headrace.base.errors import StopError, unknown_name
 from headrace.endpoints.carousel import Chosen, Rule, choose
 from headrace.endpoints.follower import SEEN_US
 from headrace.engines.engine import quote_text
@@ -21,6 +22,7 @@ from headrace.models import Scorer, open_bundle
 from headrace.project import OpenProject
 from headrace.rehearse import Lift, tell_lift
 from headrace.tables.catalog import item_sql
+from headrace.tables.sink import INCARNATION
 
 
 @dataclass(frozen=True)
@@ -93,20 +95,32 @@ def replay(project: OpenProject, recommendation_id: str) -> tuple[Chosen, Mappin
     if not found.num_rows:
         return None
     row: dict[str, Any] = found.to_pylist()[0]
-    page = next(page for page in project.declared.pages if page.name == row["page"])
+    row["seen"] = _read_seen(project, row) if row["events"] else []
+    scorer = open_bundle(project.registry.load(row["bundle"]))
+    return _make(scorer, row), row
+
+
+def _read_seen(project: OpenProject, row: Mapping[str, Any]) -> list[str]:
+    """Returns what a decision's person had clicked in the day before it, of the events that it knew."""
+    pages = {page.name: page for page in project.declared.pages}
+    if row["page"] not in pages:
+        raise unknown_name("page", row["page"], pages)
+    if EVENTS not in project.tables.names():
+        return []
+    if project.tables.open(EVENTS).properties.get(INCARNATION) != row["events"]:
+        raise StopError(
+            f"the decision {row['recommendation_id']!r} knew the events of another topic {EVENTS!r}, {row['events']}, "
+            "than the lake holds: what its person had seen cannot be told"
+        )
     known = ", ".join(map(str, row["applied"]))
     parts = [
         f"SELECT item FROM ({item_sql(event)}) WHERE person = $person AND event_us >= $since AND event_us < $at "  # noqa: S608
         f"AND log_offset < ([{known}])[log_partition + 1]"
-        for event in page.events
+        for event in pages[row["page"]].events
     ]
     times = {"person": row["person"], "since": row["at_us"] - SEEN_US, "at": row["at_us"]}
-    items = (
-        project.query(" UNION ALL ".join(parts), parameters=times).table() if EVENTS in project.tables.names() else None
-    )
-    row["seen"] = sorted({item for item in items.column("item").to_pylist() if item}) if items else []
-    scorer = open_bundle(project.registry.load(row["bundle"]))
-    return _make(scorer, row), row
+    items = project.query(" UNION ALL ".join(parts), parameters=times).table().column("item").to_pylist()
+    return sorted({item for item in items if item})
 
 
 def _read_decisions(project: OpenProject, verdict: Verdict) -> list[dict[str, Any]]:

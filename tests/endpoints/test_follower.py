@@ -10,6 +10,7 @@ from msgspec import Raw
 
 from endpoints.door import make_popular, make_tastes, open_door
 from headrace import Event
+from headrace.base.errors import StopError, UnknownNameError
 from headrace.endpoints import follower
 from headrace.endpoints.follower import SEEN_US, Seen
 from headrace.events.decision import decode_decision
@@ -19,7 +20,7 @@ from headrace.tables.catalog import item_sql
 from headrace.topics import Record
 from headrace.verify import is_same, replay
 from running import wait_until
-from streamline import BEGAN_US, DAY, HOUR, MINUTE, append, clicked, make_project, sink, tracked, write
+from streamline import BEGAN_US, DAY, HOUR, MINUTE, append, clicked, decided, make_project, sink, tracked, write
 
 CLICKS = Event("Product Clicked", item="product_id")
 
@@ -204,6 +205,34 @@ def test_logged_decision_is_made_again_from_its_positions(door):
         assert is_same(again, logged)
         assert again.items == decision.items
     assert replay(project, "no such page") is None
+
+
+def test_decision_that_cannot_be_made_again_says_why(tmp_path):
+    with open_project(make_project(tmp_path)) as project:
+        bundle = project.registry.add(make_popular())
+        project.make_topics()
+        append(project, events=[clicked("ann", "item-0", at_us=BEGAN_US - HOUR)])
+        events = project.topics.describe("events").incarnation
+        rows = {
+            "known": {"events": events, "applied": (1, 1)},
+            "unknown page": {"events": events, "page": "hoem"},
+            "other topic": {"events": "before"},
+            "nothing known": {},
+            "no bundle": {"bundle": "ffff"},
+        }
+        known = {"bundle": bundle, "per_row": 3, "at_us": BEGAN_US}
+        write(
+            project,
+            decisions=[decided("ann", ["a"], recommendation_id=name, **(known | row)) for name, row in rows.items()],
+        )
+        assert replay(project, "known")[1]["seen"] == ["item-0"]
+        assert replay(project, "nothing known")[1]["seen"] == []
+        with pytest.raises(UnknownNameError, match=r"no page 'hoem'. Did you mean home"):
+            replay(project, "unknown page")
+        with pytest.raises(StopError, match="knew the events of another topic 'events', before, than the lake holds"):
+            replay(project, "other topic")
+        with pytest.raises(UnknownNameError, match="no bundle 'ffff'"):
+            replay(project, "no bundle")
 
 
 IDS = ["item-1", 7, 7.0, -7, 1.5, True, "", None, ["item-1"], {"a": 1}, "日本", "7 ", 'a"b', 10**20, "true", "\u0000"]
