@@ -154,6 +154,13 @@ class WorldClock:
         return self.anchor.world_us + int((machine_us - self.anchor.machine_us) * self.rate)
 
 
+def begin_world(folder: Path, world_us: int) -> None:
+    """Lets the world of a project that has not run yet begin at an instant, rather than at the present."""
+    path = folder / _STATE_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(Anchor(machine_us(), world_us)))
+
+
 class SteppedClock:
     """Time that stands still until somebody steps it; all processes of a project see the same."""
 

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.live import Live
 
 from headrace import loop
+from headrace.base.clock import begin_world
 from headrace.base.errors import CallError, HeadraceError
 from headrace.base.process import Companion, Life, Program
 from headrace.collect.app import CLICKS
@@ -30,7 +31,7 @@ from headrace.console.proof import PageProof, Proof, prove, prove_pages, wait_at
 from headrace.console.roles import read_state, supervise, write_project
 from headrace.console.show import print_lines, print_table
 from headrace.console.verdict import print_verdict
-from headrace.events.world import DAY, World
+from headrace.events.world import BORN_US, DAY, HOUR, World
 from headrace.experiments.verdict import Verdict
 from headrace.profile import FILE as PROFILE_FILE
 from headrace.project import ROLES, OpenProject, open_project
@@ -38,6 +39,7 @@ from headrace.tables.catalog import funnel_sql
 from headrace.verify import Truth, tell_truth
 
 _CLOCK = "world://?rate=3600"
+_BEGIN_US = BORN_US + 3 * DAY + 6 * HOUR
 _VISITORS = 900
 _HISTORY_DAYS = 2.0
 _SERVE_SECONDS = 6.0
@@ -108,6 +110,8 @@ def demo(given: argparse.Namespace) -> int:
     with _folder(given.dir) as folder:
         if not (folder / PROFILE_FILE).exists():
             write_project(folder, ports=(0, 0, 0), clock=_CLOCK, flush_seconds=1)
+            # Whenever it is played, the trial has a whole evening.
+            begin_world(folder, _BEGIN_US)
         _refuse_foreign(folder)
         program = Program("up", "headrace.console.demo:run_up", {"folder": str(folder)}, log=str(folder / "up.log"))
         with Companion(program) as up, open_project(folder) as project:
