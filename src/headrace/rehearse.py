@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -71,14 +71,21 @@ class Rehearsal:
     """The exposures, from which `verdict` comes alone."""
     verdict: Verdict
     truth: Lift
-    static: Lift
-    """The lift at each page's own instant and seen set."""
+    stage: Stage
+
+    @cached_property
+    def static(self) -> Lift:
+        """The lift at each page's own instant and seen set, which costs as much again as the trial."""
+        return self.stage.tell_static()
 
 
-def rehearse(seed: int, models: Sequence[Model], *, pages: int = 5_000, visitors: int = 600) -> Rehearsal:
+def rehearse(
+    seed: int, models: Sequence[Model], *, pages: int = 5_000, visitors: int = 600, split: int = 0
+) -> Rehearsal:
     """Returns a trial of `pages` pages between the bundles of two models, control first, after a day of past visits.
 
-    Both may be the same model: then nothing is there to be found.
+    Both may be the same model: then nothing is there to be found. Another `split` puts the same visitors into other
+    arms.
     """
     world = World(seed, visitors=visitors, habits=_HABITS)
     began_us = world.born_us + DAY
@@ -87,9 +94,9 @@ def rehearse(seed: int, models: Sequence[Model], *, pages: int = 5_000, visitors
         closing(_Past(world, began_us, Path(folder))) as past,
     ):
         bundles = [model.fit(past) for model in models]
-    trial = make_trial(seed, bundles, began_us)
+    trial = make_trial(seed, bundles, began_us, split=split)
     scorers = [open_bundle(bundle) for bundle in bundles]
-    stage = _Stage(world, trial, scorers)
+    stage = Stage(world, trial, scorers)
     visits = []
     for at_us, visitor in world.schedule(began_us, began_us + 365 * DAY):
         stage.visit(visitor, at_us)
@@ -101,7 +108,7 @@ def rehearse(seed: int, models: Sequence[Model], *, pages: int = 5_000, visitors
     # With one bundle in both arms everybody is in that one already.
     is_same = trial.control == trial.treatment
     truth = Lift(stage.ratio, stage.ratio) if is_same else tell_lift(world, trial, scorers, visits)
-    return Rehearsal(trial, exposed, verdict, truth, stage.static)
+    return Rehearsal(trial, exposed, verdict, truth, stage)
 
 
 def tell_lift(
@@ -120,21 +127,21 @@ def tell_lift(
     """
     ratios = []
     for arm in range(len(ARMS)):
-        stage = _Stage(world, trial, scorers, arm=arm, clicked={person: dict(mine) for person, mine in seen.items()})
+        stage = Stage(world, trial, scorers, arm=arm, clicked={person: dict(mine) for person, mine in seen.items()})
         for at_us, visitor in visits:
             stage.visit(visitor, at_us)
         ratios.append(stage.ratio)
     return Lift(*ratios)
 
 
-def make_trial(seed: int, bundles: Sequence[Bundle], began_us: int) -> Trial:
+def make_trial(seed: int, bundles: Sequence[Bundle], began_us: int, *, split: int = 0) -> Trial:
     """Returns the row of a trial between two bundles."""
     return Trial(
         version=VERSION,
         id=f"rehearsal-{seed}",
         experiment="rehearsal",
         page="home",
-        seed=f"rehearsal-{seed}",
+        seed=f"rehearsal-{seed}-{split}",
         control=bundles[0].hash,
         treatment=bundles[1].hash,
         per_row=_RULE.per_row,
@@ -202,8 +209,17 @@ def _clicks_of(events: Iterable[ClientEvent], at_us: int) -> Iterator[tuple[str,
             yield event.user_id or event.anonymous_id, properties["product_id"], properties["category"], at_us
 
 
+class _Asked(NamedTuple):
+    """A page as it was wanted."""
+
+    visitor: int
+    at_us: int
+    person: str
+    seen: list[str]
+
+
 @dataclass
-class _Stage:
+class Stage:
     """A trial while its visitors come; with `arm` everybody is in that one."""
 
     world: World
@@ -212,13 +228,12 @@ class _Stage:
     arm: int | None = None
     clicked: dict[str, dict[str, int]] = field(default_factory=dict)
     """What each person has clicked, and when."""
-    num_pages: int = 0
+    asked: list[_Asked] = field(default_factory=list)
     num_viewed: int = 0
     expected: float = 0.0
     """The clicks to be expected on all pages shown."""
     counts: dict[int, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0]))
     """Pages, views and clicks of each visitor."""
-    static_sums: list[list[float]] = field(default_factory=lambda: [[0.0, 0.0] for _ in ARMS])
 
     @cached_property
     def rule(self) -> Rule:
@@ -226,19 +241,23 @@ class _Stage:
         return Rule(self.trial.per_row, self.trial.explore)
 
     @property
-    def bundles(self) -> tuple[str, str]:
-        """The hash of each arm's bundle."""
-        return self.trial.control, self.trial.treatment
+    def num_pages(self) -> int:
+        """How many pages were shown."""
+        return len(self.asked)
 
     @property
     def ratio(self) -> float:
         """The clicks to be expected per item shown."""
         return self.expected / max(self.num_viewed, 1)
 
-    @property
-    def static(self) -> Lift:
-        """The lift at each page's own instant and seen set."""
-        return Lift(*(clicks / max(views, 1.0) for clicks, views in self.static_sums))
+    def tell_static(self) -> Lift:
+        """Returns the lift at each page's own instant and seen set: each page made again by both arms."""
+        ratios = []
+        for arm in range(len(ARMS)):
+            pages = [(one, self._make(one, arm)) for one in self.asked]
+            expected = sum(self.world.expected_clicks(one.visitor, one.at_us, items) for one, items in pages)
+            ratios.append(expected / max(sum(len(items) for _, items in pages), 1))
+        return Lift(*ratios)
 
     def visit(self, visitor: int, at_us: int) -> None:
         """Lets one visitor come, and counts what was viewed and clicked."""
@@ -263,26 +282,17 @@ class _Stage:
             self.clicked.setdefault(person, {})[item] = us
 
     def _show(self, wanted: PageWanted, arm: int) -> tuple[str, ...]:
-        """Returns the page of an arm; in a trial the other one is made too, to be compared."""
         visitor, person = wanted.visitor.number, wanted.user_id or wanted.visitor.anonymous_id
         seen = [item for item, us in self.clicked.get(person, {}).items() if us >= wanted.at_us - SEEN_US]
-        seed = visitor << 40 ^ wanted.at_us
-        made: dict[str, tuple[tuple[str, ...], float]] = {}
-        for number, (scorer, bundle) in enumerate(zip(self.scorers, self.bundles, strict=True)):
-            if number != arm and self.arm is not None:
-                continue
-            if bundle not in made:
-                items = choose(scorer, person, seen, rule=self.rule, seed=seed).items
-                made[bundle] = items, self.world.expected_clicks(visitor, wanted.at_us, items)
-            items, expected = made[bundle]
-            self.static_sums[number][0] += expected
-            self.static_sums[number][1] += len(items)
-            if number == arm:
-                shown = items
-                self.expected += expected
-        self.num_pages += 1
+        self.asked.append(_Asked(visitor, wanted.at_us, person, seen))
+        shown = self._make(self.asked[-1], arm)
+        self.expected += self.world.expected_clicks(visitor, wanted.at_us, shown)
         self.num_viewed += len(shown)
         return shown
+
+    def _make(self, asked: _Asked, arm: int) -> tuple[str, ...]:
+        seed = asked.visitor << 40 ^ asked.at_us
+        return choose(self.scorers[arm], asked.person, asked.seen, rule=self.rule, seed=seed).items
 
     def visitors(self) -> Visitors:
         """Returns the exposures, sorted by visitor."""

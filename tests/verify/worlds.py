@@ -7,6 +7,7 @@ import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from scipy import special
@@ -49,7 +50,7 @@ class Play:
 
     lift: Trial
     """Taste against popularity."""
-    static: Trial
+    static: Trial | None
     """The same verdict beside the truth at each page's own instant, which is not what a trial finds."""
     lift_doubled: Trial
     """The same trial, had each click of the treatment been counted twice."""
@@ -60,14 +61,14 @@ class Play:
     pages: int
 
 
-def play(seed: int) -> Play:
+def play(seed: int, *, with_static: bool) -> Play:
     """Returns what the trials of one world found."""
     popular = popularity("popular", CLICKS, half_life="3d")
     tastes = taste("tastes", CLICKS, base=popular)
     lift, same = rehearse(seed, [popular, tastes]), rehearse(seed, [popular, popular])
     return Play(
         lift=Trial(lift.verdict, lift.truth),
-        static=Trial(lift.verdict, lift.static),
+        static=Trial(lift.verdict, lift.static) if with_static else None,
         lift_doubled=Trial(_judge_doubled(lift), lift.truth),
         same=Trial(same.verdict, same.truth),
         same_doubled=Trial(_judge_doubled(same), same.truth),
@@ -82,11 +83,11 @@ def _judge_doubled(found: Rehearsal) -> Verdict:
     return judge(found.trial, doubled, made_us=found.verdict.made_us, scope=scope)
 
 
-def play_all(worlds: int) -> list[Play]:
+def play_all(worlds: int, *, with_static: bool = False) -> list[Play]:
     """Returns what the trials of so many worlds found, whose seeds are 0, 1, 2 ..."""
     # Forked, a process with threads of Arrow may hang.
     with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(play, range(worlds)))
+        return list(pool.map(partial(play, with_static=with_static), range(worlds)))
 
 
 def check_coverage(trials: Sequence[Trial]) -> None:
