@@ -4,8 +4,8 @@ One folder per page. A line that begins with `$ ` is run by bash, `> ` continues
 which `...` stands for any text, or on a line of its own for any lines. A command without a line below may print
 anything. A command must end with code 0. `headrace up` and a `headrace topic tail` without --max stay in a terminal of
 their own, until a line `^C` interrupts the newest of them; lines at the top of its block are what that one printed.
-```console kafka is run only where a broker is. Port 7070
-becomes a free one, and Kafka's port 9092 the broker's.
+```console kafka is run only where a broker is. The ports of
+the three doors become free ones, and Kafka's port 9092 the broker's.
 """
 
 import os
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from running import wait_until
 
-PAGE_PORT, BROKER = "7070", "127.0.0.1:9092"
+PAGE_PORTS, BROKER = ("7070", "7071", "7072"), "127.0.0.1:9092"
 _BLOCK = re.compile(r"^```console(?P<kafka> kafka)?\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 _PATIENCE_SECONDS = 20.0
 
@@ -78,10 +78,10 @@ def _loose(text):
 class Terminal:
     """The folder and the processes of one page."""
 
-    def __init__(self, folder, *, port, broker=None):
+    def __init__(self, folder, *, ports, broker=None):
         self._folder = folder
         self._where = folder
-        self._port = str(port)
+        self._ports = dict(zip(PAGE_PORTS, map(str, ports), strict=True))
         self._broker = broker
         self._variables = folder / ".variables"
         self._variables.write_text("")
@@ -113,7 +113,7 @@ class Terminal:
                 process.wait(10)
 
     def _here(self, text):
-        text = re.sub(rf"\b{PAGE_PORT}\b", self._port, text)
+        text = re.sub(rf"\b({'|'.join(PAGE_PORTS)})\b", lambda found: self._ports[found[1]], text)
         return text.replace(BROKER, self._broker) if self._broker else text
 
     def _prelude(self):

@@ -1,9 +1,11 @@
 """The pages are true: their commands run, their examples give what they show, their links lead somewhere."""
 
+import contextlib
 import doctest
 import importlib.util
 import os
 import re
+import socket
 import tomllib
 from pathlib import Path
 
@@ -11,11 +13,14 @@ import msgspec
 import pytest
 
 import services
-from docs.console import Terminal, matches, read_steps
+from docs.console import PAGE_PORTS, Terminal, matches, read_steps
 from headrace.base import fault
 from headrace.collect.app import METRICS as COLLECT_METRICS
 from headrace.console.cli import COMMANDS, COMMON
+from headrace.endpoints.app import METRICS as PAGE_METRICS
+from headrace.events.decision import DEGRADED
 from headrace.events.settled import FLAGS, REASONS
+from headrace.experiments.verdict import OUTCOMES
 from headrace.profile import Settings, list_keys
 from headrace.project import ROLES, load_project
 from headrace.stream import METRICS as STREAM_METRICS
@@ -25,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 TOP = [ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES = sorted([*TOP, *DOCS.rglob("*.md")])
-NOUNS = ("event", "topic", "table", "profile", "project", "collector", "clock", "role")
+NOUNS = ("event", "topic", "table", "profile", "project", "collector", "clock", "role", "page", "model", "experiment")
 
 _LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
@@ -51,8 +56,18 @@ def _reference():
     return module
 
 
-def _walk(page, tmp_path, port, *, kafka=False, broker=None):
-    terminal = Terminal(tmp_path, port=port, broker=broker)
+@pytest.fixture
+def ports():
+    """Ports of the loopback address at which nobody listens, one for each door."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.socket()) for _ in PAGE_PORTS]
+        for one in found:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in found]
+
+
+def _walk(page, tmp_path, ports, *, kafka=False, broker=None):
+    terminal = Terminal(tmp_path, ports=ports, broker=broker)
     try:
         for step in read_steps(_text(page), kafka=kafka):
             terminal.run(step)
@@ -68,15 +83,15 @@ WITHOUT_KAFKA = [page for page in WALKED if page not in ON_KAFKA or os.environ.g
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", WITHOUT_KAFKA, ids=_name)
-def test_commands_of_a_page_run_and_print_what_it_shows(page, tmp_path, unused_port):
-    _walk(page, tmp_path, unused_port)
+def test_commands_of_a_page_run_and_print_what_it_shows(page, tmp_path, ports):
+    _walk(page, tmp_path, ports)
 
 
 @pytest.mark.service("kafka")
 @pytest.mark.parametrize("page", ON_KAFKA, ids=_name)
-def test_commands_of_a_page_run_on_kafka(page, tmp_path, unused_port, kafka):
+def test_commands_of_a_page_run_on_kafka(page, tmp_path, ports, kafka):
     try:
-        _walk(page, tmp_path, unused_port, kafka=True, broker=kafka.address)
+        _walk(page, tmp_path, ports, kafka=True, broker=kafka.address)
     finally:
         # The broker is everybody's; the next test finds it as this one did.
         clear(kafka)
@@ -175,7 +190,7 @@ def test_every_key_has_its_sentence():
 
 def test_every_metric_has_its_sentence():
     page = _text(DOCS / "how-to" / "metrics-and-logs.md")
-    for metric in (*COLLECT_METRICS, *STREAM_METRICS):
+    for metric in (*COLLECT_METRICS, *PAGE_METRICS, *STREAM_METRICS):
         labels = f"{{{','.join(metric.labels)}}}" if metric.labels else ""
         assert f"| `{metric.name}{labels}` | {metric.kind} | {metric.help}" in page
 
@@ -188,6 +203,16 @@ def test_every_reason_of_a_failure_has_its_sentence():
 def test_every_flag_of_an_event_has_its_sentence():
     page = _text(DOCS / "concepts" / "event.md")
     assert [flag for flag, text in FLAGS.items() if f"| `{flag}` | {text} |" not in page] == []
+
+
+def test_everything_that_degrades_a_page_has_its_sentence():
+    page = _text(DOCS / "concepts" / "page.md")
+    assert [name for name, text in DEGRADED.items() if f"| `{name}` | {text}" not in page] == []
+
+
+def test_every_outcome_of_a_verdict_has_its_sentence():
+    page = _text(DOCS / "concepts" / "experiment.md")
+    assert [name for name, text in OUTCOMES.items() if f"| `{name}` | {text} |" not in page] == []
 
 
 def test_every_role_has_its_sentence():
@@ -240,7 +265,7 @@ def test_dots_stand_for_anything(shown, printed, agree):
         "```console\n$ cd nowhere\n$ true\n```",
     ],
 )
-def test_page_that_lies_is_found_out(page, tmp_path, unused_port):
+def test_page_that_lies_is_found_out(page, tmp_path, ports):
     (tmp_path / "page.md").write_text(f"{page}\n")
     with pytest.raises(AssertionError):
-        _walk(tmp_path / "page.md", tmp_path, unused_port)
+        _walk(tmp_path / "page.md", tmp_path, ports)
