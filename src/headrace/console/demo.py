@@ -39,7 +39,7 @@ from headrace.tables.catalog import funnel_sql
 from headrace.verify import Truth, tell_truth
 
 _CLOCK = "world://?rate=3600"
-_BEGIN_US = BORN_US + 3 * DAY + 6 * HOUR
+_BEGIN_US = BORN_US + 3 * DAY + 12 * HOUR
 _VISITORS = 900
 _HISTORY_DAYS = 2.0
 _SERVE_SECONDS = 6.0
@@ -110,7 +110,7 @@ def demo(given: argparse.Namespace) -> int:
     with _folder(given.dir) as folder:
         if not (folder / PROFILE_FILE).exists():
             write_project(folder, ports=(0, 0, 0), clock=_CLOCK, flush_seconds=1)
-            # Whenever it is played, the trial has a whole evening.
+            # Whenever it is played, popularity has an evening and the trial the day after it.
             begin_world(folder, _BEGIN_US)
         _refuse_foreign(folder)
         program = Program("up", "headrace.console.demo:run_up", {"folder": str(folder)}, log=str(folder / "up.log"))
