@@ -12,10 +12,10 @@ from functools import partial
 import numpy as np
 from scipy import special
 
-from headrace.experiments.analyse import judge
+from headrace.experiments.analyse import Visitors
 from headrace.experiments.verdict import Verdict
 from headrace.models import popularity, taste
-from headrace.rehearse import CLICKS, Lift, Rehearsal, make_scope, rehearse
+from headrace.rehearse import CLICKS, Lift, judge_exposed, rehearse
 from headrace.stats.intervals import binomial_band
 
 PROCESSES = 2
@@ -64,23 +64,22 @@ class Play:
 def play(seed: int, *, with_static: bool) -> Play:
     """Returns what the trials of one world found."""
     popular = popularity("popular", CLICKS, half_life="3d")
-    tastes = taste("tastes", CLICKS, base=popular)
-    lift, same = rehearse(seed, [popular, tastes]), rehearse(seed, [popular, popular])
+    found = rehearse(seed, [popular, taste("tastes", CLICKS, base=popular)])
+    alike, verdict = found.same
+    nothing = Lift(found.truth.control, found.truth.control)
     return Play(
-        lift=Trial(lift.verdict, lift.truth),
-        static=Trial(lift.verdict, lift.static) if with_static else None,
-        lift_doubled=Trial(_judge_doubled(lift), lift.truth),
-        same=Trial(same.verdict, same.truth),
-        same_doubled=Trial(_judge_doubled(same), same.truth),
-        pages=lift.verdict.control.pages + lift.verdict.treatment.pages,
+        lift=Trial(found.verdict, found.truth),
+        static=Trial(found.verdict, found.static) if with_static else None,
+        lift_doubled=Trial(judge_exposed(found.trial, _double(found.visitors)), found.truth),
+        same=Trial(verdict, nothing),
+        same_doubled=Trial(judge_exposed(found.trial, _double(alike)), nothing),
+        pages=found.verdict.control.pages + found.verdict.treatment.pages,
     )
 
 
-def _judge_doubled(found: Rehearsal) -> Verdict:
-    exposed = found.visitors
-    doubled = replace(exposed, clicks=np.where(exposed.arms == 1, 2 * exposed.clicks, exposed.clicks))
-    scope = make_scope(found.trial, found.verdict.cutoff_us)
-    return judge(found.trial, doubled, made_us=found.verdict.made_us, scope=scope)
+def _double(exposed: Visitors) -> Visitors:
+    """Returns the exposures as if each click of the treatment had been counted twice."""
+    return replace(exposed, clicks=np.where(exposed.arms == 1, 2 * exposed.clicks, exposed.clicks))
 
 
 def play_all(worlds: int, *, with_static: bool = False) -> list[Play]:
