@@ -72,6 +72,24 @@ def test_demo_ends_at_its_verdict_when_every_check_holds(plays):
 
 
 @pytest.mark.slow
+def test_demo_stays_up_until_ctrl_c(plays):
+    stays = plays[1]
+    assert stays.process.poll() is None, stays.out
+    with urllib.request.urlopen(stays.urls["console"], timeout=10) as answer:
+        assert answer.status == 200
+    firsts = [line.split()[0] for line in stays.out.splitlines() if line[:1].isalpha()]
+    rooms = ["world", "collect", "topics", "tables", "models", "endpoints", "experiments", "fault"]
+    assert [first for first in firsts if first in rooms][:8] == rooms
+    told = stays.out.partition("\nchecks ")[2].splitlines()
+    assert [line.split(maxsplit=1)[1] for line in told if line.split()[:1] == ["✓"]] == CHECKS
+    assert any(line.endswith("rows in the lake ✓ exactly once") for line in stays.out.splitlines())
+    assert "the most clicked" in stays.out
+    assert f"--project {stays.folder}" in stays.out
+    assert stays.interrupt(10) == 0
+    stays.wait_gone()
+
+
+@pytest.mark.slow
 def test_demo_has_four_processes_and_900_mb(plays):
     once = plays[0]
     print(f"{once.most_processes} processes, {once.most_bytes >> 20} MB at most")
@@ -99,24 +117,6 @@ def test_what_the_demo_kept_answers_afterwards(plays):
     with open_project(folder) as project:
         stored = sum(bound.end for bound in project.topic("clicks").bounds())
     assert stored == found["clicks"] == found["settled"] + found["failed"] + found["repeats"]
-
-
-@pytest.mark.slow
-def test_demo_stays_up_until_ctrl_c(plays):
-    stays = plays[1]
-    assert stays.process.poll() is None, stays.out
-    with urllib.request.urlopen(stays.urls["console"], timeout=10) as answer:
-        assert answer.status == 200
-    firsts = [line.split()[0] for line in stays.out.splitlines() if line[:1].isalpha()]
-    rooms = ["world", "collect", "topics", "tables", "models", "endpoints", "experiments", "fault"]
-    assert [first for first in firsts if first in rooms][:8] == rooms
-    told = stays.out.partition("\nchecks ")[2].splitlines()
-    assert [line.split(maxsplit=1)[1] for line in told if line.split()[:1] == ["✓"]] == CHECKS
-    assert any(line.endswith("rows in the lake ✓ exactly once") for line in stays.out.splitlines())
-    assert "the most clicked" in stays.out
-    assert f"--project {stays.folder}" in stays.out
-    assert stays.interrupt(10) == 0
-    stays.wait_gone()
 
 
 @pytest.mark.slow
