@@ -215,6 +215,18 @@ def test_registry_that_breaks_leaves_what_serves(door):
     assert door.ask(anonymous_id="ann").json()["experiment"] == "taste-home"
 
 
+def test_registry_that_is_removed_and_made_anew_is_followed(door):
+    door.add(make_popular(prefix="old"))
+    for file in door.project.profile.state.glob("registry.db*"):
+        file.unlink()
+    wait_until(lambda: "was opened and is gone" in door.shelf.trouble)
+    assert door.ask(anonymous_id="ann").json()["degraded"] == []
+    bundle = make_popular(prefix="new")
+    with open_project(door.project.folder) as other:
+        other.registry.add(bundle)
+    wait_until(lambda: door.ask(anonymous_id="ann").json()["bundle"] == bundle.hash)
+
+
 def test_registry_that_somebody_locks_changes_nothing(door):
     popular = make_popular()
     door.add(popular)

@@ -193,6 +193,28 @@ def test_registry_that_somebody_locks_is_read_and_told_as_unavailable_to_writers
     assert registry.write(_entry(0)).id == 1
 
 
+def test_file_that_is_put_in_the_registrys_place_is_followed(path, open_one, tmp_path):
+    registry = open_one()
+    registry.add(make_popular())
+    stamps = [registry.stamp()]
+    for file in (path, *path.parent.glob(f"{path.name}-*")):
+        file.rename(tmp_path / file.name.replace(path.name, "old.db"))
+    for act in (registry.stamp, registry.bundles, lambda: registry.add(make_tastes())):
+        with pytest.raises(UnavailableError, match=r"was opened and is gone: No such file or directory\. Put it back"):
+            act()
+    assert not path.exists(), "nothing stands in the way of the file that is put back"
+    path.write_bytes(b"this is no database, whatever it is called" * 100)
+    with pytest.raises(FormatError, match="cannot be read: file is not a database"):
+        registry.stamp()
+    path.unlink()
+    open_one().add(make_tastes())
+    stamps.append(registry.stamp())
+    assert [found.name for found in registry.bundles()] == ["tastes"]
+    assert len(set(stamps)) == 2, "of as many rows, and yet another one"
+    registry.write(_entry(0))
+    assert open_one().newest("trial")["home"] == _entry(1)
+
+
 def test_bundle_that_is_too_large_is_refused_before_anything_is_written(open_one, monkeypatch):
     monkeypatch.setattr(registry_sqlite, "_MAX_BYTES", 100)
     registry = open_one()

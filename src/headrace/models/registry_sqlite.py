@@ -49,11 +49,10 @@ class SqliteRegistry:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UnavailableError(f"cannot make the folder of the registry {str(path)!r}: {error.strerror}") from error
+        self._reopened = 0
+        self._file: tuple[int, int] | None = None
         with self._told():
-            self._connection = connect(path)
-            self._connection.execute(f"pragma busy_timeout = {int(_PATIENCE_SECONDS * 1000)}")
-            with self._told():
-                migrate(self._connection, _STEPS, what=f"registry {path}")
+            self._open()
 
     @classmethod
     def from_url(cls, url: Url) -> Self:
@@ -66,7 +65,8 @@ class SqliteRegistry:
     def stamp(self) -> int:
         """Returns a number that changes whenever a bundle or a row is added."""
         (found,) = self._ask("select (select count(*) from bundles) + (select ifnull(max(id), 0) from entries)")
-        return int(found[0])
+        # Another file may have as many rows as the one before.
+        return (self._reopened << 32) + int(found[0])
 
     def add(self, bundle: Bundle) -> str:
         """Returns the hash of a bundle, which stands in the registry from then on."""
@@ -135,15 +135,43 @@ class SqliteRegistry:
         """Lets go of the file."""
         self._connection.close()
 
+    def _open(self) -> None:
+        self._connection = connect(self._path)
+        self._connection.execute(f"pragma busy_timeout = {int(_PATIENCE_SECONDS * 1000)}")
+        migrate(self._connection, _STEPS, what=f"registry {self._path}")
+        self._file = self._find_file()
+
+    def _find_file(self) -> tuple[int, int]:
+        try:
+            found = self._path.stat()
+        except OSError as error:
+            # Not made anew: whoever took it away may be about to put another one there.
+            raise UnavailableError(
+                f"the registry {str(self._path)!r} was opened and is gone: {error.strerror}. Put it back, or fit anew"
+            ) from error
+        return found.st_dev, found.st_ino
+
+    def _follow(self) -> None:
+        """Opens the file anew if another one stands in its place: SQLite would go on with the old one for ever."""
+        if self._find_file() != self._file:
+            # Until it is open whole, every call tries again.
+            self._file = None
+            self._connection.close()
+            self._reopened += 1
+            self._open()
+
     def _ask(self, sql: str, *values: Any) -> Sequence[tuple[Any, ...]]:
         with self._lock, self._told():
+            self._follow()
             rows: list[tuple[Any, ...]] = self._connection.execute(sql, values).fetchall()
             return rows
 
     @contextlib.contextmanager
     def _written(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._told(), transaction(self._connection):
-            yield self._connection
+        with self._lock, self._told():
+            self._follow()
+            with transaction(self._connection):
+                yield self._connection
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
