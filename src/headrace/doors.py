@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 
-from headrace.base.http import App, Limits, Service, run, serve
+from headrace.base.errors import CallError, UnavailableError
+from headrace.base.http import App, Limits, Request, Response, Service, run, serve
 from headrace.base.process import Life
-from headrace.base.telemetry import Metrics
+from headrace.base.telemetry import Metrics, get_logger
 from headrace.collect.app import ACK_SECONDS, CLICKS, MAX_PENDING_BYTES, Collector, CollectorOptions
 from headrace.collect.app import LIMITS as COLLECT_LIMITS
 from headrace.collect.app import METRICS as COLLECT_METRICS
@@ -25,6 +26,7 @@ from headrace.endpoints.app import Endpoint, EndpointOptions
 from headrace.endpoints.app import build_app as build_endpoint
 from headrace.endpoints.follower import Follower
 from headrace.endpoints.serving import Shelf
+from headrace.events.agent import read_agent
 from headrace.project import DOORS, OpenProject, open_project
 from headrace.topics import Sender
 
@@ -57,7 +59,7 @@ async def _serve(life: Life, project: OpenProject, listeners: Mapping[str, int],
     behind = Behind(project, sender, metrics)
     doors = []
     for role, descriptor in listeners.items():
-        app, limits = await _find_opener(role)(behind)
+        app, limits = await _open(role, behind)
         doors.append(Service(app, socket.socket(fileno=descriptor), limits))
     try:
         await serve(doors, drain_seconds=_DRAIN_SECONDS, ready=life.tell_ready)
@@ -67,10 +69,25 @@ async def _serve(life: Life, project: OpenProject, listeners: Mapping[str, int],
             door.listener.close()
 
 
-def _find_opener(role: str) -> Opener:
+async def _open(role: str, behind: Behind) -> tuple[App, Limits]:
+    """Returns the application of a role; one that cannot be opened says why to everybody who asks.
+
+    A mistake in project.py must not close the collector, which needs none and stands in the same process.
+    """
     module, _, function = DOORS[role].partition(":")
     opener: Opener = getattr(import_module(module), function)
-    return opener
+    try:
+        return await opener(behind)
+    except CallError as error:
+        if role == "collector":
+            raise
+        message = f"the {role} cannot be opened: {error}. Mend it and start headrace up again"
+        get_logger("doors").error("%s", message)
+
+        async def refuse(_: Request) -> Response:
+            raise UnavailableError(message)
+
+        return App({}, fallback=refuse, readiness=(lambda: message,), metrics_text=behind.metrics.text), Limits()
 
 
 async def open_collector(behind: Behind) -> tuple[App, Limits]:
@@ -92,6 +109,8 @@ async def open_endpoint(behind: Behind) -> tuple[App, Limits]:
     """Returns the endpoint, which follows `events` and the registry from then on."""
     project = behind.project
     pages = project.declared.pages
+    # The first user agent costs 0.2 s, in which the collector in the same process would stand still.
+    read_agent("Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0")
     follower = Follower(project.topics, [event for page in pages for event in page.events])
     shelf = Shelf(lambda: project.registry, pages)
     options = EndpointOptions(_cookie(project))

@@ -52,6 +52,10 @@ SPLITS = 1_000
 LEAST_VISITORS = 100
 """With fewer logged visitors the A/A gate could not tell anything."""
 
+KEPT_BUNDLES = 5
+"""Of so many bundles of a model the rows that they were fitted from are kept, and of those in trials."""
+
+_OWNER = "headrace model"
 _LAKE_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _DAY_US = 86_400_000_000
@@ -119,9 +123,22 @@ def fit(project: OpenProject, name: str, *, version: int | None = None, at_us: i
             f"with {model.clicks.item!r} of a person. Send some clicks first"
         )
     if bundle.hash not in {one.hash for one in project.registry.bundles(name)}:
-        table.pin(owner="headrace model", reason=f"bundle {bundle.hash} of {name}", version=view.version)
+        table.pin(owner=_OWNER, reason=f"bundle {bundle.hash} of {name}", version=view.version)
     project.registry.add(bundle)
+    _unpin_old(project, table, name)
     return bundle
+
+
+def _unpin_old(project: OpenProject, table: Table, name: str) -> None:
+    """Lets go of the rows of all bundles of a model but the newest few and those of trials."""
+    kept = {one.hash for one in project.registry.bundles(name)[:KEPT_BUNDLES]}
+    for experiment in project.registry.newest(TRIAL):
+        trials = [decode_trial(entry.value) for entry in project.registry.entries(TRIAL, experiment)]
+        kept.update(name_hash for trial in trials for name_hash in (trial.control, trial.treatment))
+    for pin in table.pins():
+        words = pin.reason.split()
+        if pin.owner == _OWNER and words[2:] == ["of", name] and words[1] not in kept:
+            table.unpin(pin.id)
 
 
 def wait_for_lake(project: OpenProject, *, seconds: float = _LAKE_SECONDS) -> dict[str, tuple[int, ...]]:
@@ -198,11 +215,13 @@ def _logged(project: OpenProject, experiment: Experiment, *, newest_us: int | No
     """Returns the visitors that a page was logged for outside of any trial; of late only, if a time is given."""
     if CLICKS not in project.topics.names() or DECISIONS not in project.topics.names():
         raise StopError("nothing was logged yet. Run the project with: headrace up")
+    # Taken before the wait: what is older than it was on its way to the lake then, if it came in time at all.
+    now_us = project.clock.now_us()
     ends = wait_for_lake(project)
     if DECISIONS not in project.tables.names() or EVENTS not in project.tables.names():
         raise StopError(f"no page was logged yet. Ask for one: POST /v1/page with {experiment.on.name!r}")
     goal = experiment.goal
-    cutoff_us = project.clock.now_us() - goal.within_us
+    cutoff_us = now_us - goal.within_us
     scope = Scope(
         where=f"trial IS NULL AND page = {quote_text(experiment.on.name)}",
         above=goal.above,
@@ -289,6 +308,12 @@ def start(project: OpenProject, name: str, *, gate: bool = True) -> Trial:
             f"trial {running.id!r} runs on the page {page.name!r} already. "
             f"End it first: headrace experiment stop {running.experiment}"
         )
+    last = project.registry.newest(TRIAL).get(name)
+    if last is not None and not _is_judged(project, name, decode_trial(last.value).id):
+        raise CallError(
+            f"trial {decode_trial(last.value).id!r} has ended and has no verdict yet. "
+            f"Ask for it first: headrace experiment stop {name}"
+        )
     control = _newest_bundle(project, page.fallback)
     treatment = _newest_bundle(project, page.carousels[0].ranker)
     found, planned = read_gate(project, name) if gate else (None, 0)
@@ -353,11 +378,16 @@ def _write(project: OpenProject, kind: str, name: str, value: bytes, *, over: in
     project.registry.write(Entry(over, kind, name, value, project.clock.now_us(), getpass.getuser()))
 
 
+def _is_judged(project: OpenProject, name: str, trial: str) -> bool:
+    verdict = find_verdict(project, name)
+    return verdict is not None and verdict.trial == trial
+
+
 def find_trial(project: OpenProject, name: str) -> Trial:
-    """Returns the newest trial of an experiment."""
-    find_experiment(project, name)
+    """Returns the newest trial of an experiment, also of one that the project no longer declares."""
     entry = project.registry.newest(TRIAL).get(name)
     if entry is None:
+        find_experiment(project, name)
         raise CallError(f"experiment {name!r} was not started yet. Start it with: headrace experiment start {name}")
     return decode_trial(entry.value)
 
@@ -380,7 +410,8 @@ def look(project: OpenProject, name: str) -> Verdict:
     given = find_verdict(project, name)
     if given is not None and given.trial == trial.id:
         return given
-    return judge_trial(project, trial, wait_for_lake(project), project.clock.now_us())
+    made_us = project.clock.now_us()
+    return judge_trial(project, trial, wait_for_lake(project), made_us)
 
 
 def judge_again(project: OpenProject, verdict: Verdict) -> Verdict:
@@ -398,7 +429,15 @@ def stop(project: OpenProject, name: str) -> Verdict:
         if trial.status == "running":
             stopped = msgspec.structs.replace(trial, status="stopped", stopped_us=project.clock.now_us())
             _write(project, TRIAL, name, encode_trial(stopped), over=before[TRIAL])
-        given = judge_trial(project, trial, wait_for_lake(project), project.clock.now_us())
+        made_us = project.clock.now_us()
+        try:
+            ends = wait_for_lake(project)
+        except UnavailableError as error:
+            raise UnavailableError(
+                f"trial {trial.id!r} has ended and is not judged yet: {error}. "
+                f"Then ask again: headrace experiment stop {name}"
+            ) from error
+        given = judge_trial(project, trial, ends, made_us)
         _write(project, VERDICT, name, encode_verdict(given), over=before[VERDICT])
     _save(project, given)
     return given
@@ -420,7 +459,7 @@ def judge_trial(
     scope = trial_scope(trial, cutoff_us=cutoff, positions=positions)
     missing = [name for name in (DECISIONS, EVENTS) if name not in project.tables.names()]
     if missing:
-        raise StopError(f"the table {missing[0]!r} does not stand yet: nothing was {missing[0]} since the trial began")
+        raise StopError(f"the table {missing[0]!r} does not stand yet: its sink has seen nothing since the trial began")
     visitors = read_visitors(project.query(exposures_sql(scope)).table())
     degraded = project.query(degraded_sql(scope)).table().to_pylist()
     counts: dict[str, int] = {row["what"]: row["pages"] for row in degraded}
@@ -443,7 +482,8 @@ def _save(project: OpenProject, verdict: Verdict) -> None:
         partition_by=(),
         description="What trials found: one row for each verdict.",
     )
-    app = f"verdict/{verdict.trial}"
+    # A registry that was lost counts its trials anew.
+    app = f"verdict/{verdict.trial}/{verdict.started_us}"
     if table.position(app) is None:
         table.append(pa.Table.from_pylist([_row(verdict)], schema=_SCHEMA), positions={app: 1})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import inspect
 import re
@@ -21,7 +22,7 @@ import msgspec
 
 from headrace.base.clock import SCHEMES as CLOCKS
 from headrace.base.clock import Clock, WorldClock, machine_us
-from headrace.base.errors import CallError, ProjectError, did_you_mean
+from headrace.base.errors import CallError, FencedError, OutsideError, ProjectError, did_you_mean
 from headrace.base.http import is_loopback, listen
 from headrace.base.process import Program
 from headrace.collect.app import CLICKS
@@ -33,7 +34,7 @@ from headrace.events.settle import TOLERANCE_US, WINDOW_US, Rules
 from headrace.events.settled import EVENTS, FAILED
 from headrace.experiments.experiment import Experiment
 from headrace.models import Model
-from headrace.models.registry import Registry, open_registry
+from headrace.models.registry import Entry, Registry, open_registry
 from headrace.profile import DoorTable, Profile, find_folder, read_profile
 from headrace.topics import Topic, Topics, open_topics
 
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from headrace.tables import Table, Tables
 
 FILE = "project.py"
+
+OWNER = "project"
+"""The kind of the registry's row, without a name, that says whose it is."""
 
 Named = TypeVar("Named", Event, Model)
 
@@ -169,8 +173,33 @@ class OpenProject:
 
     @cached_property
     def registry(self) -> Registry:
-        """The registry of the profile."""
-        return open_registry(self.profile.url("registry"))
+        """The registry of the profile; raises CallError if it is another project's."""
+        registry = open_registry(self.profile.url("registry"))
+        try:
+            self._claim(registry)
+        except BaseException:
+            registry.close()
+            raise
+        return registry
+
+    def _claim(self, registry: Registry) -> None:
+        """Makes a registry this project's, unless it is somebody's; without a project file there is no name to give."""
+        if not (self.folder / FILE).is_file():
+            return
+        name = self.declared.name
+        owner = registry.newest(OWNER).get("")
+        if owner is None:
+            claim = Entry(0, OWNER, "", msgspec.json.encode(name), self.clock.now_us(), self.member)
+            # Who comes first wins; one that takes no rows now is claimed when it is opened next.
+            with contextlib.suppress(FencedError, OutsideError):
+                registry.write(claim)
+            owner = registry.newest(OWNER).get("", claim)
+        if msgspec.json.decode(owner.value) != name:
+            raise CallError(
+                f"the registry {self.profile.urls.registry!r} is that of project {msgspec.json.decode(owner.value)!r} "
+                f"(since it was opened by {owner.by}), and this is project {name!r}: what both call by one name would "
+                f"mix. Give this project a registry of its own under [profile.{self.profile.name}] registry"
+            )
 
     def make_topic(self, name: str, *, partitions: int | None = None) -> Topic:
         """Returns a topic, made as headrace.toml says if it does not stand."""

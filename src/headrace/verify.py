@@ -9,7 +9,7 @@ from typing import Any
 
 from headrace.base.errors import StopError, unknown_name
 from headrace.endpoints.carousel import Chosen, Rule, choose
-from headrace.endpoints.follower import SEEN_US
+from headrace.endpoints.follower import MOST_SEEN, SEEN_US
 from headrace.engines.engine import quote_text
 from headrace.events.decision import DECISIONS
 from headrace.events.event import Event
@@ -114,13 +114,16 @@ def _read_seen(project: OpenProject, row: Mapping[str, Any]) -> list[str]:
         )
     known = ", ".join(map(str, row["applied"]))
     parts = [
-        f"SELECT item FROM ({item_sql(event)}) WHERE person = $person AND event_us >= $since AND event_us < $at "  # noqa: S608
-        f"AND log_offset < ([{known}])[log_partition + 1]"
+        f"SELECT item, event_us FROM ({item_sql(event)}) WHERE person = $person AND NOT bot "  # noqa: S608
+        f"AND event_us >= $since AND event_us < $at AND log_offset < ([{known}])[log_partition + 1]"
         for event in pages[row["page"]].events
     ]
     times = {"person": row["person"], "since": row["at_us"] - SEEN_US, "at": row["at_us"]}
-    items = project.query(" UNION ALL ".join(parts), parameters=times).table().column("item").to_pylist()
-    return sorted({item for item in items if item})
+    newest = (
+        f"SELECT item, max(event_us) AS at_us FROM ({' UNION ALL '.join(parts)}) WHERE item IS NOT NULL AND item != '' "  # noqa: S608
+        f"GROUP BY item ORDER BY at_us DESC, item DESC LIMIT {MOST_SEEN}"
+    )
+    return sorted(project.query(newest, parameters=times).table().column("item").to_pylist())
 
 
 def _read_decisions(project: OpenProject, verdict: Verdict) -> list[dict[str, Any]]:
@@ -129,6 +132,8 @@ def _read_decisions(project: OpenProject, verdict: Verdict) -> list[dict[str, An
         project.query(
             f"SELECT * FROM {DECISIONS} WHERE trial = {quote_text(verdict.trial)} AND visitor IS NOT NULL AND NOT bot "  # noqa: S608
             f"AND received_us < {verdict.cutoff_us} AND log_offset < ([{ends}])[log_partition + 1] "
+            f"AND recommendation_id NOT IN (SELECT recommendation_id FROM {DECISIONS} "
+            "WHERE list_contains(degraded, 'unlogged')) "
             "ORDER BY log_partition, log_offset"
         )
         .table()

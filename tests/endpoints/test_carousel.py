@@ -102,11 +102,14 @@ MUTANTS = {
     "the share of exploration is that of all items": ("rule.explore / left", "rule.explore / len(items)"),
     "the share of exploration does not shrink with the slots": ("left -= 1", "pass"),
     "the best one has no share of exploration": ("+ rule.explore / left", "+ (chosen != top) * rule.explore / left"),
-    "explored items come from all that were not seen": ("while chosen in used:", "while chosen in excluded:"),
-    "explored items may have been seen": ("while chosen in used:", "while chosen in taken:"),
-    "explored items are never the best one": ("while chosen in used:", "while chosen in {*used, top}:"),
+    "explored items come from all that were not seen": (
+        "_draw_left(len(items), used,",
+        "_draw_left(len(items), excluded,",
+    ),
+    "explored items may have been seen": ("_draw_left(len(items), used,", "_draw_left(len(items), taken,"),
+    "explored items are never the best one": ("_draw_left(len(items), used,", "_draw_left(len(items), {*used, top},"),
     "the best one stays the best one of the first slot": ("if top in used or top < 0:", "if top < 0:"),
-    "exploration is rarer than it says": ("if draw() < rule.explore:", "if draw() < rule.explore * 0.9:"),
+    "exploration is rarer than it says": ("if draw() < rule.explore else", "if draw() < rule.explore * 0.9 else"),
 }
 
 

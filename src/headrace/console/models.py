@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from headrace.base.errors import CallError, unknown_name
+from headrace.collect.app import CLICKS
 from headrace.console.show import (
     format_bytes,
     format_seconds,
@@ -21,6 +22,7 @@ from headrace.console.show import (
 )
 from headrace.endpoints.carousel import find_best
 from headrace.endpoints.serving import Shelf
+from headrace.loop import find_model, wait_for_lake
 from headrace.loop import fit as fit_model
 from headrace.models import Bundle, open_bundle
 from headrace.models.registry import Fitted
@@ -49,6 +51,10 @@ def fit(given: argparse.Namespace) -> None:
     with _opened(given) as project:
         began_at = time.monotonic()
         with working(f"fitting {given.name} from the lake"):
+            find_model(project, given.name)
+            if CLICKS in project.topics.names():
+                # What was clicked before the command is learned from.
+                wait_for_lake(project)
             bundle = fit_model(project, given.name)
         seconds = time.monotonic() - began_at
         found = {**_summary(bundle), "seconds": round(seconds, 3), "serves": _find_places(project).get(bundle.hash, [])}

@@ -101,6 +101,7 @@ class Endpoint:
         self._clock = clock
         self._options = options
         self._entropy = options.entropy
+        self._withdrawals: set[asyncio.Task[None]] = set()
         self._answers = {status: metrics.count("headrace_endpoint_requests_total", status) for status in _ANSWERS}
         self._degraded = {
             (what, arm): metrics.count("headrace_endpoint_degraded_total", what, arm)
@@ -184,7 +185,8 @@ class Endpoint:
         agent = ask.context.user_agent
         bot = read_agent(agent if agent is not None else request.header(b"user-agent")).bot
         ends_at = asyncio.get_running_loop().time() + ask.deadline_ms / 1000
-        return _Asked(visitor, ask.user_id or None, bot, self._clock.now_us(), ends_at)
+        user_id = ask.user_id or self._follower.seen.user_of(visitor)
+        return _Asked(visitor, user_id, bot, self._clock.now_us(), ends_at)
 
     def _decide(self, serving: Serving, asked: _Asked, picked: _Picked) -> Decision:
         follower, person = self._follower, asked.person
@@ -252,8 +254,25 @@ class Endpoint:
             async with asyncio.timeout(left):
                 await self._sender.append(DECISIONS, [Record(key, encode(decision))])
         except (HeadraceError, TimeoutError):
+            self._withdraw(key, decision)
             return False
         return True
+
+    def _withdraw(self, key: bytes, decision: Decision) -> None:
+        """Takes a decision back that may have become durable after all: nobody has its id, so nothing may count it.
+
+        Whether this is written in time doesn't matter to the page; where the topic takes nothing there is nothing to
+        take back either.
+        """
+        withdrawn = msgspec.structs.replace(decision, degraded=(*decision.degraded, "unlogged"))
+
+        async def append() -> None:
+            with contextlib.suppress(HeadraceError):
+                await self._sender.append(DECISIONS, [Record(key, encode(withdrawn))])
+
+        task = asyncio.get_running_loop().create_task(append())
+        self._withdrawals.add(task)
+        task.add_done_callback(self._withdrawals.discard)
 
     def _headers(self, request: Request, shown: Shown) -> Sequence[tuple[bytes, bytes]]:
         headers = [JSON, (b"cache-control", b"private, no-store"), *cors(request)]

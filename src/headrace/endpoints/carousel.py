@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from random import Random
 
@@ -57,12 +57,7 @@ def choose(scorer: Scorer, person: str, seen: Collection[str], *, rule: Rule, se
     for _ in range(size):
         if top in used or top < 0:
             top = next(number for number in best if number not in used)
-        if draw() < rule.explore:
-            chosen = int(draw() * len(items))
-            while chosen in used:
-                chosen = int(draw() * len(items))
-        else:
-            chosen = top
+        chosen = _draw_left(len(items), used, draw) if draw() < rule.explore else top
         propensities.append((1 - rule.explore) * (chosen == top) + rule.explore / left)
         taken.append(chosen)
         used.add(chosen)
@@ -75,6 +70,18 @@ def choose(scorer: Scorer, person: str, seen: Collection[str], *, rule: Rule, se
         num_candidates=len(items) - len(excluded),
         all_seen=all_seen,
     )
+
+
+def _draw_left(size: int, used: Collection[int], draw: Callable[[], float]) -> int:
+    """Returns one of the numbers below `size` that are not used, each with the same chance."""
+    if len(used) * 2 > size:
+        # Where little is left, trying until one fits would take long.
+        left = [number for number in range(size) if number not in used]
+        return left[int(draw() * len(left))]
+    chosen = int(draw() * size)
+    while chosen in used:
+        chosen = int(draw() * size)
+    return chosen
 
 
 def find_best(scores: NDArray[np.float64], count: int) -> NDArray[np.int64]:

@@ -27,6 +27,9 @@ _BEHIND_SECONDS = 5.0
 _RETRY_SECONDS = 0.5
 _CHECK_SECONDS = 1.0
 _POLL_SECONDS = 0.2
+MOST_SEEN = 1_000
+"""So many of what a person clicked count as seen, the newest ones: nobody may make his pages too long to be logged."""
+
 # So many events are applied before requests get their turn.
 _PORTION = 500
 _MAX_RECORDS = 5_000
@@ -39,6 +42,9 @@ class _Click(msgspec.Struct):
     type: str
     person: str
     event_us: int
+    visitor: str | None = None
+    user_id: str | None = None
+    bot: bool = False
     properties: Raw | UnsetType = UNSET
 
 
@@ -51,28 +57,38 @@ class Seen:
     def __init__(self, events: Iterable[Event]) -> None:
         self._paths = {event.name: event.item or "" for event in events}
         self._clicks: dict[str, dict[str, int]] = {}
+        self._users: dict[str, str] = {}
         self._order: deque[tuple[int, str]] = deque()
         self._newest_us = 0
 
     def apply(self, value: bytes) -> None:
         """Takes in one settled event."""
         click = _decode(value)
+        if click.visitor and click.user_id:
+            self._users[click.visitor] = click.user_id
         path = self._paths.get(click.event)
-        if path is None or click.type != "track" or isinstance(click.properties, UnsetType):
+        if path is None or click.bot or click.type != "track" or isinstance(click.properties, UnsetType):
             return
         for item in read_items(click.properties, path):
             mine = self._clicks.setdefault(click.person, {})
             mine[item] = max(mine.get(item, 0), click.event_us)
+            if len(mine) > 2 * MOST_SEEN:
+                self._clicks[click.person] = dict(_newest(mine.items()))
         self._newest_us = max(self._newest_us, click.event_us)
         self._order.append((click.event_us, click.person))
         self._forget()
 
     def at(self, person: str, at_us: int) -> tuple[str, ...]:
-        """Returns what a person clicked in the day before an instant, sorted."""
+        """Returns what a person clicked in the day before an instant, sorted; of very much the newest."""
         mine = self._clicks.get(person)
         if not mine:
             return ()
-        return tuple(sorted(item for item, event_us in mine.items() if at_us - SEEN_US <= event_us < at_us))
+        within = [(item, event_us) for item, event_us in mine.items() if at_us - SEEN_US <= event_us < at_us]
+        return tuple(sorted(item for item, _ in _newest(within)))
+
+    def user_of(self, visitor: str | None) -> str | None:
+        """Returns the user that a visitor was last known as, as the settler knows it."""
+        return self._users.get(visitor) if visitor else None
 
     def newest_us(self, person: str) -> int:
         """Returns when a person's newest click happened, 0 if none is known."""
@@ -91,6 +107,13 @@ class Seen:
                 del mine[item]
             if not mine:
                 self._clicks.pop(person, None)
+
+
+def _newest(clicks: Collection[tuple[str, int]]) -> Collection[tuple[str, int]]:
+    """Returns the newest of what was clicked, no more than count as seen."""
+    if len(clicks) <= MOST_SEEN:
+        return clicks
+    return sorted(clicks, key=lambda one: (one[1], one[0]), reverse=True)[:MOST_SEEN]
 
 
 class Follower:
@@ -169,7 +192,8 @@ class Follower:
         applied = list(self.applied)
         for message in messages:
             if is_row(message.value or b"", message.headers):
-                with contextlib.suppress(msgspec.MsgspecError):
+                # What no settler wrote may be no UTF-8, or nested without end.
+                with contextlib.suppress(ValueError, RecursionError):
                     self.seen.apply(message.value or b"")
             applied[message.partition] = message.offset + 1
         self.applied = tuple(applied)

@@ -55,7 +55,7 @@ class Decision(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     visitor: str | None = None
     """The visitor, if the request had one; only then it is enrolled in a trial."""
     user_id: str | None = None
-    """The user, if the request named one."""
+    """The user that the request named, else the one that the visitor was known as."""
     bot: bool = False
     """Whether the user agent says that it is a robot."""
     experiment: str | None = None
@@ -73,7 +73,7 @@ DEGRADED = {
     "behind": "what the person has clicked lately may not be known yet",
     "bundle": "the bundle that should have ranked is missing or damaged; an older one or the fallback did",
     "fallback": "ranking failed or came too late; the page's fallback ranked",
-    "unlogged": "the decision could not be written down, so the page has no recommendation_id",
+    "unlogged": "the decision could not be written down in time, so the page has no recommendation_id",
 }
 
 _encoder = msgspec.json.Encoder()

@@ -96,29 +96,37 @@ def exposures_sql(scope: Scope) -> str:
     """Returns the SELECT of a scope's exposures: a row for each visitor, sorted.
 
     An item counts as viewed once per recommendation, and as clicked if its first click came no later than `within`
-    after its first view. So neither order nor repeats of events matter.
+    after its first view. So neither order nor repeats of events matter. Events count for the visitor only whom the
+    page was made for, and a page that was withdrawn as unlogged for nobody.
     """
     ours = ", ".join(map(quote_text, scope.viewed)) or "NULL"
-    within = f"{_inside(scope, EVENTS)} AND recommendation_id IS NOT NULL AND item IS NOT NULL"
+    # Whoever has a page's link may send events with its id: only its own visitor's count, and none from before it.
+    ours_only = f"event_us >= decided.received_us - {scope.within_us:d} AND item IS NOT NULL"
+    within = f"{_inside(scope, EVENTS)} AND {ours_only}"
     return f"""WITH decided AS (
   SELECT recommendation_id, visitor, coalesce(arm, '') AS arm, bot, received_us, items
   FROM {DECISIONS}
   WHERE {scope.where} AND visitor IS NOT NULL AND received_us >= {scope.since_us:d}
     AND received_us < {scope.cutoff_us:d} AND {_inside(scope, DECISIONS)}
+    AND recommendation_id NOT IN (
+      SELECT recommendation_id FROM {DECISIONS}
+      WHERE list_contains(degraded, 'unlogged') AND {_inside(scope, DECISIONS)}
+    )
 ),
 viewed AS (
-  SELECT recommendation_id, item, min(event_us) AS view_us, bool_or(bot) AS bot
-  FROM ({item_sql(scope.below)}) WHERE {within} GROUP BY ALL
+  SELECT recommendation_id, decided.visitor, item, min(event_us) AS view_us, bool_or(below.bot) AS bot
+  FROM ({item_sql(scope.below)}) AS below JOIN decided USING (recommendation_id, visitor)
+  WHERE {within} AND list_contains(items, item) GROUP BY ALL
 ),
 clicked AS (
   SELECT recommendation_id, item, min(event_us) AS click_us
-  FROM ({item_sql(scope.above)}) WHERE {within} GROUP BY ALL
+  FROM ({item_sql(scope.above)}) AS above JOIN decided USING (recommendation_id, visitor)
+  WHERE {within} AND NOT above.bot GROUP BY ALL
 ),
 counted AS (
-  SELECT recommendation_id, any_value(decided.visitor) AS visitor, count(*) AS views,
-    count(*) FILTER (click_us <= view_us + {scope.within_us:d}) AS clicks, bool_or(viewed.bot) AS bot
-  FROM viewed JOIN decided USING (recommendation_id) LEFT JOIN clicked USING (recommendation_id, item)
-  WHERE list_contains(items, item) GROUP BY recommendation_id
+  SELECT visitor, count(*) AS views, count(*) FILTER (click_us <= view_us + {scope.within_us:d}) AS clicks,
+    bool_or(bot) AS bot
+  FROM viewed LEFT JOIN clicked USING (recommendation_id, item) GROUP BY visitor
 ),
 exposed AS (
   SELECT visitor, arm, bot, received_us FROM decided
@@ -133,18 +141,18 @@ people AS (
   SELECT visitor, min(arm) AS arm, count(DISTINCT arm) AS arms, bool_or(bot) AS bot, min(received_us) AS first_us
   FROM exposed GROUP BY visitor
 ),
-asked AS (SELECT visitor, count(*) AS pages FROM decided GROUP BY visitor),
-done AS (SELECT visitor, sum(views) AS views, sum(clicks) AS clicks, bool_or(bot) AS bot FROM counted GROUP BY visitor)
-SELECT visitor, arm, arms, people.bot OR coalesce(done.bot, false) AS bot, first_us,
+asked AS (SELECT visitor, count(*) AS pages FROM decided GROUP BY visitor)
+SELECT visitor, arm, arms, people.bot OR coalesce(counted.bot, false) AS bot, first_us,
   coalesce(pages, 0)::BIGINT AS pages, coalesce(views, 0)::BIGINT AS views, coalesce(clicks, 0)::BIGINT AS clicks
-FROM people LEFT JOIN asked USING (visitor) LEFT JOIN done USING (visitor)
+FROM people LEFT JOIN asked USING (visitor) LEFT JOIN counted USING (visitor)
 ORDER BY visitor"""  # noqa: S608 - every text in it is quoted, and every number one of ours
 
 
 def degraded_sql(scope: Scope) -> str:
     """Returns the SELECT that counts what went other than planned, by arm."""
-    return f"""SELECT coalesce(arm, 'none') || '/' || what AS what, count(*)::BIGINT AS pages FROM (
-  SELECT arm, unnest(degraded) AS what FROM {DECISIONS}
+    return f"""SELECT coalesce(arm, 'none') || '/' || what AS what, count(DISTINCT recommendation_id)::BIGINT AS pages
+FROM (
+  SELECT arm, recommendation_id, unnest(degraded) AS what FROM {DECISIONS}
   WHERE {scope.where} AND received_us < {scope.cutoff_us:d} AND {_inside(scope, DECISIONS)}
 ) GROUP BY ALL ORDER BY ALL"""  # noqa: S608 - every text in it is quoted, and every number one of ours
 
@@ -231,11 +239,14 @@ def _conclude(trial: Trial, visitors: Visitors, srm: Srm | None, found: Comparis
     reasons = [explain_ratio(srm, ARMS)]
     if found.lift_reason is not None:
         reasons.insert(0, REASONS[found.lift_reason])
-    if found.is_significant:
-        return ("better" if found.difference > 0 else "worse"), reasons
     fewest = min(found.control.n, found.treatment.n)
+    short = f"{fewest:,} visitors in the smaller arm, {trial.planned:,} were planned"
+    if found.is_significant:
+        if fewest < trial.planned:
+            reasons.append(f"{short}: who looks often stops early by chance")
+        return ("better" if found.difference > 0 else "worse"), reasons
     if fewest < trial.planned:
-        return "early", [f"{fewest:,} visitors in the smaller arm, {trial.planned:,} were planned", *reasons]
+        return "early", [short, *reasons]
     return "undecided", reasons
 
 
