@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
+import sqlite3
 import subprocess
 import sys
+import threading
 
 import pytest
 
 import headrace
 from headrace import Event, Project
-from headrace.base.errors import ProjectError, UnknownNameError
+from headrace.base.errors import CallError, ProjectError, UnknownNameError
+from headrace.models import registry_sqlite
+from headrace.models.registry import open_registry
 from headrace.project import load_project
 from running import project_toml
 
@@ -247,6 +253,54 @@ _FALLBACK = 'half_life="3d")'
             "project.py:9: ProjectError: Page('home'): explore=2 must be 0 to 1",
         ),
         (
+            _TRIAL,
+            'trial = Experiment("taste-home", on="home", goal=ctr)',
+            "project.py:10: ProjectError: Experiment('taste-home'): on='home' is no Page; write on=home for home = ",
+        ),
+        (
+            _TRIAL,
+            'trial = Experiment("taste-home", on=home, goal=ctr, alpha="0.05")',
+            "project.py:10: ProjectError: Experiment('taste-home'): alpha='0.05' must be between 0 and 0.5; write a ",
+        ),
+        (
+            ", rank=tastes",
+            "",
+            "project.py:11: ProjectError: Experiment('taste-home'): nothing to test: the page 'home' ranks by its own ",
+        ),
+        (
+            "fallback=popular",
+            "fallback=tastes",
+            "project.py:11: ProjectError: Experiment('taste-home'): nothing to test: the page 'home' ranks by its own ",
+        ),
+        (
+            "rank=tastes),)",
+            "rank=tastes))",
+            "project.py:9: ProjectError: Page('home'): give it one Carousel, in a tuple: carousels=(Carousel(...),)",
+        ),
+        ('Page("home"', 'Page(""', "project.py:9: ProjectError: Page(''): give it the name that is asked for"),
+        ('Page("home"', "Page(7", "project.py:9: ProjectError: Page(7): give it the name that is asked for"),
+        ('"For you"', "None", "project.py:9: ProjectError: Carousel(None): give it the title that people read"),
+        ('y("popular"', "y(None", "project.py:7: ProjectError: popularity(None): give it a name, such as 'popular'"),
+        ('e("tastes"', "e(7", "project.py:8: ProjectError: taste(7): give it a name, such as 'tastes'"),
+        (
+            "base=popular",
+            'base=popular, prior="2"',
+            "project.py:8: ProjectError: taste('tastes'): prior='2' must be a number above 0",
+        ),
+        ('"ctr"', "None", "project.py:6: ProjectError: Metric(None): give it a name, such as 'ctr'"),
+        ('t("taste-home"', "t(7", "project.py:10: ProjectError: Experiment(7): a name has letters, digits"),
+        ('"shop"', "7", "project.py:11: ProjectError: Project(7): a name has letters, digits"),
+        (
+            "candidates=(popular,)",
+            "candidates=(popular)",
+            "project.py:9: ProjectError: Carousel('For you'): candidates=Popularity(",
+        ),
+        (
+            "candidates=(popular,)",
+            "candidates=[popular]",
+            "project.py:9: ProjectError: Carousel('For you'): candidates=[Popularity(",
+        ),
+        (
             "candidates=(popular,)",
             "candidates=()",
             "project.py:9: ProjectError: Carousel('For you'): candidates=(); give it models, as a tuple",
@@ -298,3 +352,70 @@ def test_a_topic_is_made_as_headrace_toml_says(tmp_path):
     with headrace.open(tmp_path) as project:
         made = project.make_topic("clicks").describe()
         assert (made.partitions, made.retention_seconds) == (2, None)
+
+
+# The registry: one project's alone.
+
+
+def write_named(folder, name, registry):
+    folder.mkdir()
+    write(folder, f"from headrace import Project\nproject = Project({name!r})\n")
+    toml = folder / "headrace.toml"
+    toml.write_text(
+        toml.read_text().replace("[profile.laptop]\n", f'[profile.laptop]\nregistry = "sqlite:///{registry}"\n')
+    )
+    return folder
+
+
+def test_a_registry_is_one_projects_alone(tmp_path):
+    shared = tmp_path / "registry.db"
+    for folder in ("one", "again"):
+        with headrace.open(write_named(tmp_path / folder, "shop", shared)) as project:
+            (row,) = project.registry.entries("project", "")
+            assert (row.value, row.by.startswith(socket.gethostname())) == (b'"shop"', True)
+    other = write_named(tmp_path / "other", "films", shared)
+    with headrace.open(other) as project, pytest.raises(CallError) as caught:
+        _ = project.registry
+    told = str(caught.value)
+    assert "is that of project 'shop'" in told
+    assert "this is project 'films'" in told
+    assert told.endswith("Give this project a registry of its own under [profile.laptop] registry")
+    # Without a project file there is no name to claim it with, and none to refuse it to.
+    (other / "project.py").unlink()
+    with headrace.open(other) as project:
+        assert len(project.registry.entries("project", "")) == 1
+
+
+def test_of_two_projects_that_open_a_registry_at_once_one_is_refused(tmp_path):
+    folders = [write_named(tmp_path / name, name, tmp_path / "registry.db") for name in ("shop", "films")]
+    barrier, found = threading.Barrier(2), []
+
+    def claim(folder):
+        with headrace.open(folder) as project:
+            barrier.wait()
+            try:
+                _ = project.registry
+                found.append("opened")
+            except CallError:
+                found.append("refused")
+
+    threads = [threading.Thread(target=claim, args=(folder,)) for folder in folders]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == ["opened", "refused"]
+
+
+def test_a_registry_that_takes_no_rows_now_is_claimed_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry_sqlite, "_PATIENCE_SECONDS", 0.1)
+    shared = tmp_path / "registry.db"
+    folder = write_named(tmp_path / "one", "shop", shared)
+    open_registry(f"sqlite:///{shared}").close()
+    with contextlib.closing(sqlite3.connect(shared, isolation_level=None)) as locked:
+        locked.execute("begin immediate")
+        with headrace.open(folder) as project:
+            assert project.registry.bundles() == []
+        locked.execute("rollback")
+    with headrace.open(folder) as project:
+        assert len(project.registry.entries("project", "")) == 1

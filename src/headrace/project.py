@@ -67,7 +67,7 @@ class Project:
     experiments: tuple[Experiment, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
-        if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
+        if not isinstance(self.name, str) or not self.name.replace("-", "").replace("_", "").isalnum():
             raise ProjectError(f"Project({self.name!r}): a name has letters, digits, '-' and '_'")
         for noun, kind, values in (
             ("events", Event, self.events),
@@ -110,6 +110,18 @@ class Project:
                     f"the page {page.name!r}, where only one can change what is shown; leave one for later"
                 )
             taken[page.name] = experiment.name
+        for experiment in self.experiments:
+            _refuse_nothing(experiment, next(page for page in self.pages if page == experiment.on))
+
+
+def _refuse_nothing(experiment: Experiment, page: Page) -> None:
+    ranker = page.carousels[0].ranker
+    if ranker == page.fallback:
+        raise ProjectError(
+            f"Experiment({experiment.name!r}): nothing to test: the page {page.name!r} ranks by its own fallback "
+            f"{ranker.name!r}. Give its Carousel another model as rank=, or, where the winner serves already, take "
+            "the experiment out of the project"
+        )
 
 
 def _refuse_twins(project: str, noun: str, values: Sequence[Event] | Sequence[Page] | Sequence[Experiment]) -> None:

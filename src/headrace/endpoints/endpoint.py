@@ -23,10 +23,15 @@ class Carousel:
     rank: Model | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not self.candidates or not all(hasattr(model, "fit") for model in self.candidates):
-            raise ProjectError(f"Carousel({self.title!r}): candidates={self.candidates!r}; give it models, as a tuple")
+        if not isinstance(self.title, str) or not self.title.strip():
+            raise ProjectError(f"Carousel({self.title!r}): give it the title that people read, such as 'For you'")
+        found = self.candidates
+        if not isinstance(found, tuple) or not found or not all(hasattr(model, "fit") for model in found):
+            raise ProjectError(
+                f"Carousel({self.title!r}): candidates={found!r}; give it models, as a tuple: candidates=(popular,)"
+            )
         if self.rank is not None and not hasattr(self.rank, "fit"):
-            raise ProjectError(f"Carousel({self.title!r}): rank={self.rank!r} is no model")
+            raise ProjectError(f"Carousel({self.title!r}): rank={self.rank!r} is no model, such as taste(...)")
 
     @property
     def ranker(self) -> Model:
@@ -48,8 +53,11 @@ class Page:
     explore: float = field(default=0.1, kw_only=True)
 
     def __post_init__(self) -> None:
-        if len(self.carousels) != 1 or not isinstance(self.carousels[0], Carousel):
-            raise ProjectError(f"Page({self.name!r}): give it one Carousel as carousels=(Carousel(...),)")
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ProjectError(f"Page({self.name!r}): give it the name that is asked for, such as 'home'")
+        found = self.carousels
+        if not isinstance(found, tuple) or len(found) != 1 or not isinstance(found[0], Carousel):
+            raise ProjectError(f"Page({self.name!r}): give it one Carousel, in a tuple: carousels=(Carousel(...),)")
         if not hasattr(self.fallback, "fit"):
             raise ProjectError(f"Page({self.name!r}): fallback={self.fallback!r} is no model")
         if not isinstance(self.per_row, int) or not 1 <= self.per_row <= _MAX_PER_ROW:

@@ -48,6 +48,8 @@ class Metric:
     within: str = "30m"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ProjectError(f"Metric({self.name!r}): give it a name, such as 'ctr'")
         for event in (self.above, self.below):
             if not isinstance(event, Event) or not event.item:
                 raise ProjectError(f"Metric({self.name!r}): {event!r} is no Event with item=; each needs one")
@@ -81,16 +83,22 @@ class Experiment:
     lateness: str = _LATENESS
 
     def __post_init__(self) -> None:
-        if not self.name or not self.name.replace("-", "").replace("_", "").isalnum():
+        if not isinstance(self.name, str) or not self.name.replace("-", "").replace("_", "").isalnum():
             raise ProjectError(f"Experiment({self.name!r}): a name has letters, digits, '-' and '_'")
+        if not hasattr(self.on, "definition"):
+            raise ProjectError(
+                f"Experiment({self.name!r}): on={self.on!r} is no Page; write on=home for home = Page(...)"
+            )
+        # Alpha first: it bounds the power.
         for name, value, least, most in (
+            ("alpha", self.alpha, 0.0, 0.5),
             ("mde", self.mde, 0.0, 10.0),
             ("power", self.power, self.alpha, 1.0),
-            ("alpha", self.alpha, 0.0, 0.5),
         ):
             if not isinstance(value, int | float) or not least < value < most:
+                hint = "; write a number, without quotes" if isinstance(value, str) else ""
                 raise ProjectError(
-                    f"Experiment({self.name!r}): {name}={value!r} must be between {least:g} and {most:g}"
+                    f"Experiment({self.name!r}): {name}={value!r} must be between {least:g} and {most:g}{hint}"
                 )
         if not isinstance(self.goal, Metric):
             raise ProjectError(f"Experiment({self.name!r}): goal={self.goal!r} is no Metric")
@@ -160,7 +168,7 @@ class Trial(msgspec.Struct, kw_only=True, frozen=True):
     planned: int
     """How many visitors an arm needs for the power that was asked for; 0 if nothing was known before."""
     definition: str
-    """The hash of the page and the goal as they were declared."""
+    """The hash of the page as it was declared; what is measured stands in the fields above."""
     gate: Gate | None = None
     """What the A/A gate said before it began; nothing if it was left out."""
     weights: tuple[float, ...] = (0.5, 0.5)

@@ -30,6 +30,8 @@ class Popularity:
     half_life: str = field(default="3d", kw_only=True)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ProjectError(f"popularity({self.name!r}): give it a name, such as 'popular'")
         if not isinstance(self.clicks, Event) or not self.clicks.item:
             raise ProjectError(f"popularity({self.name!r}): give it an Event with item=, such as the clicks")
         read_duration(self.half_life, f"popularity({self.name!r}): half_life")

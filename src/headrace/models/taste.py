@@ -25,12 +25,14 @@ class Taste:
     prior: float = field(default=2.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ProjectError(f"taste({self.name!r}): give it a name, such as 'tastes'")
         if not isinstance(self.clicks, Event) or not self.clicks.item:
             raise ProjectError(f"taste({self.name!r}): give it an Event with item=, such as the clicks")
         if not isinstance(self.base, Popularity):
             raise ProjectError(f"taste({self.name!r}): base={self.base!r} is no popularity")
-        if not 0 < self.prior < 1e6:
-            raise ProjectError(f"taste({self.name!r}): prior={self.prior!r} must be above 0")
+        if not isinstance(self.prior, int | float) or not 0 < self.prior < 1e6:
+            raise ProjectError(f"taste({self.name!r}): prior={self.prior!r} must be a number above 0")
 
     def fit(self, lake: Lake) -> Bundle:
         """Returns the base's bundle with the genre shares of everybody who has clicked."""
