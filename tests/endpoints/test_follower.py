@@ -12,7 +12,7 @@ from endpoints.door import make_popular, make_tastes, open_door
 from headrace import Event
 from headrace.base.errors import StopError, UnknownNameError
 from headrace.endpoints import follower
-from headrace.endpoints.follower import SEEN_US, Seen
+from headrace.endpoints.follower import MOST_SEEN, SEEN_US, Seen
 from headrace.events.decision import decode_decision
 from headrace.events.settled import PROGRESS_HEADERS, encode
 from headrace.project import open_project
@@ -257,3 +257,30 @@ def test_lake_and_follower_take_the_same_for_an_item(tmp_path):
             for number, one in enumerate(IDS):
                 found = {row["item"] for row in rows if row["person"] == f"v{number}" and row["item"]}
                 assert set(seen.at(f"v{number}", BEGAN_US + 1)) == found, json.dumps(one)
+
+
+def _told(number, **more):
+    return encode(clicked("ann", f"item-{number}", at_us=BEGAN_US + number, **more))
+
+
+def test_of_very_many_clicks_the_newest_count_as_seen():
+    seen = Seen([CLICKS])
+    for number in range(2 * MOST_SEEN + 500):
+        seen.apply(_told(number))
+    seen.apply(_told(7))
+    kept = seen.at("ann", BEGAN_US + HOUR)
+    assert set(kept) == {f"item-{number}" for number in range(MOST_SEEN + 500, 2 * MOST_SEEN + 500)}
+
+
+def test_clicks_of_robots_are_not_seen():
+    seen = Seen([CLICKS])
+    seen.apply(_told(1, bot=True))
+    assert seen.at("ann", BEGAN_US + HOUR) == ()
+
+
+def test_visitor_is_known_as_the_user_of_its_last_event():
+    seen = Seen([CLICKS])
+    seen.apply(_told(1))
+    assert seen.user_of("ann") is None
+    seen.apply(_told(2, user_id="u-7"))
+    assert (seen.user_of("ann"), seen.at("u-7", BEGAN_US + HOUR)) == ("u-7", ("item-2",))

@@ -84,6 +84,11 @@ UNCOUNTED = {
     "a click half an hour and a second after the view": lambda one: [
         click(one, "item-0", after_us=MINUTE + 30 * MINUTE + SECOND)
     ],
+    "a stranger's click under the page's id": lambda one: [
+        msgspec.structs.replace(click(one, "item-0"), visitor="stranger", person="stranger")
+    ],
+    "a robot's click": lambda one: [click(one, "item-0", bot=True)],
+    "a click of the day before": lambda one: [click(one, "item-0", after_us=-24 * HOUR)],
     "a click a microsecond too late": lambda one: [click(one, "item-0", after_us=MINUTE + 30 * MINUTE + 1)],
 }
 
@@ -95,6 +100,27 @@ def test_click_on_what_does_not_count_is_passed_over(project, what):
     events = [view(one, ITEMS[:3]) for one in (control, treatment)]
     verdict = _judge(project, trial, [control, treatment], [*events, *UNCOUNTED[what](control)])
     assert _counts(verdict.control) == (1, 1, 3, 0)
+
+
+def test_what_strangers_send_under_a_pages_id_is_not_its_visitors(project):
+    trial = start_trial(project)
+    control, treatment = _pair(trial)
+    shared = [
+        msgspec.structs.replace(view(control, ITEMS[3:9]), visitor="stranger", person="stranger"),
+        msgspec.structs.replace(view(control, ITEMS[:1], bot=True), visitor="preview", person="preview"),
+    ]
+    verdict = _judge(project, trial, [control, treatment], [view(control, ITEMS[:3]), view(treatment), *shared])
+    assert _counts(verdict.control) == (1, 1, 3, 0)
+    assert verdict.bots == 0
+
+
+def test_page_that_was_withdrawn_is_nobodys(project):
+    trial = start_trial(project)
+    control, treatment = _pair(trial)
+    late = page(trial, control.visitor, number=1)
+    withdrawn = msgspec.structs.replace(late, degraded=("unlogged",))
+    verdict = _judge(project, trial, [control, treatment, late, withdrawn], [view(control), view(treatment)])
+    assert (verdict.control.pages, verdict.degraded) == (1, {"control/unlogged": 1})
 
 
 def test_click_that_comes_exactly_half_an_hour_after_the_view_counts(project):

@@ -6,10 +6,10 @@ import threading
 import msgspec
 import pytest
 
-from endpoints.door import make_popular, make_tastes, make_trial
-from experiments.lake import click, make_crowd, page, view
-from headrace import Carousel, Event, Experiment, Metric, Page, Project
-from headrace.base.errors import CallError, FencedError, FormatError, ProjectError, StopError
+from endpoints.door import make_popular, make_tastes, make_trial, write_trial
+from experiments.lake import click, make_crowd, page, start_trial, stop_at, view
+from headrace import Carousel, Event, Experiment, Metric, Page, Project, loop
+from headrace.base.errors import CallError, FencedError, FormatError, ProjectError, StopError, UnavailableError
 from headrace.experiments.experiment import ARMS, Gate, decode_trial, encode_trial
 from headrace.experiments.verdict import encode_verdict
 from headrace.loop import find_verdict, fit, look, read_gate, start, stop
@@ -261,3 +261,59 @@ def test_fit_waits_for_nobody_and_reads_what_has_been_sunk(project):
     sink(project)
     append(project, events=[clicked("ann", "item-2", at_us=BEGAN_US)])
     assert len(fit(project, "popular").arrays["counts"]) == 1
+
+
+def test_trial_that_could_not_be_judged_keeps_its_place_until_it_is(project, monkeypatch):
+    trial = start_trial(project)
+    stop_at(project, trial, hours=10)
+
+    def away(*_, **__):
+        raise UnavailableError("the lake does not hold all of 'events' yet")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "wait_for_lake", away)
+        with pytest.raises(UnavailableError, match=f"{trial.id}' has ended and is not judged yet.*experiment stop"):
+            loop.stop(project, "taste-home")
+    with pytest.raises(CallError, match=f"{trial.id}' has ended and has no verdict yet"):
+        loop.start(project, "taste-home", gate=False)
+    write(project, decisions=[page(trial, "ann")])
+    assert loop.stop(project, "taste-home").trial == trial.id
+
+
+def test_cut_off_is_older_than_the_wait_for_the_lake(project, monkeypatch):
+    trial = start_trial(project)
+    stop_at(project, trial, hours=10)
+    write(project, decisions=[page(trial, "ann")])
+    wait = loop.wait_for_lake
+
+    def slow(*given, **more):
+        ends = wait(*given, **more)
+        project.clock.step(5 * 3600)
+        return ends
+
+    monkeypatch.setattr(loop, "wait_for_lake", slow)
+    assert loop.look(project, "taste-home").made_us == trial.started_us + 10 * HOUR
+
+
+def test_trial_of_an_experiment_that_was_renamed_can_be_ended(project):
+    trial = start_trial(project)
+    stop_at(project, trial, hours=10)
+    write(project, decisions=[page(trial, "ann")])
+    source = project.folder / "project.py"
+    source.write_text(source.read_text().replace('"taste-home"', '"tastes-two"'))
+    with open_project(project.folder) as renamed:
+        with pytest.raises(CallError, match="experiment stop taste-home"):
+            loop.start(renamed, "tastes-two", gate=False)
+        assert loop.stop(renamed, "taste-home").trial == trial.id
+
+
+def test_rows_of_the_newest_bundles_are_kept_and_those_of_trials(project):
+    hashes = []
+    for number in range(loop.KEPT_BUNDLES + 3):
+        write(project, events=[clicked("ann", f"item-{number}", at_us=BEGAN_US)])
+        project.clock.step(60)
+        hashes.append(loop.fit(project, "popular").hash)
+        if number == 0:
+            write_trial(project.registry, make_trial(hashes[0], hashes[0]))
+    pins = [pin.reason.split()[1] for pin in project.tables.open("events").pins()]
+    assert sorted(pins) == sorted([hashes[0], *hashes[-loop.KEPT_BUNDLES :]])
