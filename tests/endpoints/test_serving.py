@@ -411,3 +411,16 @@ def _check_whole(door, answers, bundles, trials):
         served[shown["bundle"], shown["arm"]] += 1
     assert {arm for _, arm in served} == {None, "control", "treatment"}
     assert len({name_hash for name_hash, _ in served}) >= 10
+
+
+def test_decision_that_became_durable_too_late_is_taken_back(door):
+    door.add(make_popular())
+    assert door.ask(anonymous_id="ann").json()["degraded"] == []
+    late = next(n for n in range(500) if not door.ask(anonymous_id=f"v{n}", deadline_ms=1).json()["recommendation_id"])
+
+    def logged():
+        values = [message.value for message in door.project.topic("decisions").read()]
+        return [one for one in map(decode_decision, values) if one.visitor == f"v{late}"]
+
+    wait_until(lambda: any("unlogged" in one.degraded for one in logged()), what="the decision is taken back")
+    assert len({one.recommendation_id for one in logged()}) == 1
