@@ -86,7 +86,7 @@ class TopicTable(msgspec.Struct, forbid_unknown_fields=True):
     partitions: Annotated[int, msgspec.Meta(ge=1, le=MAX_PARTITIONS)] = 4
     """How many partitions the topic gets when it is made; fixed from then on."""
     retention_days: Annotated[float, msgspec.Meta(ge=0, le=36_500)] = 7.0
-    """How long the topic keeps its records when it is made; 0 keeps them for ever. 14 for `events`, `failed`."""
+    """How long the topic keeps its records when it is made; 0 is for ever. 14 for `events`, `failed`, `decisions`."""
 
 
 class SinkTable(msgspec.Struct, forbid_unknown_fields=True):
