@@ -9,8 +9,11 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
+from endpoints.door import make_popular
 from headrace.project import open_project
-from running import clicked, lines
+from running import call, clicked, lines
+from streamline import BEGAN_US, append, decided, make_project, write
+from streamline import clicked as settled_click
 
 pytestmark = pytest.mark.slow
 
@@ -180,3 +183,15 @@ def test_explain_works_without_topics(shop):
     found = story(shop, "m1")
     assert (found["state"], found["clicks"]["kept"]) == ("settled", False)
     assert re.search("no longer kept", shop.call("explain", "m1")[1])
+
+
+def test_a_decision_whose_events_were_made_anew_is_still_explained(tmp_path):
+    with open_project(make_project(tmp_path)) as project:
+        bundle = project.registry.add(make_popular())
+        project.make_topics()
+        append(project, events=[settled_click("ann", "item-0", at_us=BEGAN_US)])
+        known = {"recommendation_id": "rec-1", "bundle": bundle, "at_us": BEGAN_US, "events": "before"}
+        write(project, decisions=[decided("ann", ["item-0"], **known)])
+    code, out, error = call("explain", "rec-1", "--project", tmp_path)
+    assert (code, error) == (0, "")
+    assert "cannot be told now" in out

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.base.errors import FormatError, UnknownNameError
+from headrace.base.errors import FormatError, StopError, UnknownNameError
 from headrace.console.show import format_time, print_facts, print_table, shown
 from headrace.console.sql import query
 from headrace.events.decision import DECISIONS, decode_decision, is_decision
@@ -92,7 +92,7 @@ def _made_again(project: OpenProject, row: Row) -> bool | None:
         return None
     try:
         made = replay(project, row["recommendation_id"])
-    except (UnknownNameError, FormatError):
+    except (UnknownNameError, StopError):
         return None
     return None if made is None else is_same(*made)
 
