@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,12 +207,17 @@ def running(
         )
     up = Running(folder, profile, process, log)
     try:
-        for _ in [role for role in roles or DOORS if role in DOORS]:
+        for _ in [role for role in roles or _default_roles(folder, profile) if role in DOORS]:
             line = json.loads(_read_line(up))
             up.urls[line["role"]] = line["url"]
         yield up
     finally:
         _end(up)
+
+
+def _default_roles(folder: Path, profile: str | None) -> Sequence[str]:
+    with open_project(folder, profile=profile) as project:
+        return tuple(DOORS) if project.declared.pages else ("collector",)
 
 
 def _read_line(up: Running) -> bytes:

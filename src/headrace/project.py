@@ -366,7 +366,10 @@ def open_door(project: OpenProject, role: str) -> Door:
             f"{section}.host = {table.host!r} is open to others while the write key 'dev' stands, which everybody "
             "knows. Put a key of your own into [keys] of headrace.toml and remove dev"
         )
-    listener = listen(table.host, table.port)
+    try:
+        listener = listen(table.host, table.port)
+    except CallError as error:
+        raise CallError(f"{error} under [{section}] port of headrace.toml, 0 for any free one") from error
     host, port = listener.getsockname()[:2]
     return Door(role, listener, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 

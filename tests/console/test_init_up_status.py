@@ -50,6 +50,7 @@ def test_init_empty_declares_nothing_and_loads(tmp_path):
     assert text.endswith('from headrace import Project\n\nproject = Project("shop")\n')
     with running(tmp_path / "shop", toml=project_toml()) as up:
         assert up.get("/ready").status == 200
+        assert set(up.urls) == {"collector"}, "without a page there is nothing to serve and nothing to look at"
 
 
 def test_init_refuses_to_overwrite_either_file(tmp_path):
@@ -126,16 +127,41 @@ def test_up_of_one_role_needs_no_project_file(shop):
         assert up.get("/ready").status == 200
 
 
-def test_up_on_a_taken_port_says_so(shop):
+def test_up_of_an_endpoint_without_pages_works_and_says_so(shop):
+    (shop / "project.py").write_text('from headrace import Project\n\nproject = Project("shop")\n')
+    process = subprocess.Popen(
+        [sys.executable, "-m", "headrace", "up", "endpoint"], cwd=shop, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        printed = [process.stdout.readline() for _ in range(4)]
+        assert printed[0].startswith("endpoint   http://127.0.0.1:")
+        assert printed[2:] == ["pages      none: project 'shop' declares no Page\n", "stop       Ctrl-C\n"]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("section", ["collect", "endpoint", "console"])
+def test_up_on_a_taken_port_says_which_key_to_change(shop, section):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        (shop / "headrace.toml").write_text(project_toml(port=port))
+        toml = project_toml(port=port) if section == "collect" else project_toml(extra=f"[{section}]\nport = {port}\n")
+        (shop / "headrace.toml").write_text(toml)
         code, _, error = headrace("up", cwd=shop)
-    assert (code, error) == (
-        2, f"CallError: cannot listen on 127.0.0.1:{port}: Address already in use. Choose another port\n",
-    )  # fmt: skip
+    change = f"Choose another port under [{section}] port of headrace.toml, 0 for any free one"
+    assert (code, error) == (2, f"CallError: cannot listen on 127.0.0.1:{port}: Address already in use. {change}\n")
+
+
+def test_two_projects_without_pages_come_up_beside_each_other(tmp_path):
+    toml = project_toml().replace("[endpoint]\nport = 0", "[endpoint]").replace("[console]\nport = 0", "[console]")
+    for name in ("one", "two"):
+        assert headrace("init", name, "--empty", cwd=tmp_path)[0] == 0
+    with running(tmp_path / "one", toml=toml) as one, running(tmp_path / "two", toml=toml) as two:
+        assert (one.get("/ready").status, two.get("/ready").status) == (200, 200)
 
 
 @pytest.mark.parametrize("workers", [0, 65])

@@ -76,7 +76,15 @@ COMMANDS = (
         "up",
         "headrace.console.roles:up",
         "run the project's roles under one supervisor",
-        (_option("roles", text="the roles to run (default: all)", nargs="*", metavar="ROLE"), JSON),
+        (
+            _option(
+                "roles",
+                text="the roles to run (default: all; endpoint and console only if it declares a page)",
+                nargs="*",
+                metavar="ROLE",
+            ),
+            JSON,
+        ),
     ),
     Command(
         "status", "headrace.console.roles:status", "say what runs, how far readers lag, what the disk holds", (JSON,)

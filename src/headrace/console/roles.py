@@ -136,16 +136,24 @@ def write_project(
 
 def up(given: argparse.Namespace) -> None:
     """Runs roles until Ctrl-C or SIGTERM."""
-    roles = given.roles or list(ROLES)
-    for role in roles:
+    for role in given.roles:
         if role not in ROLES:
             raise unknown_name("role", role, ROLES)
     start_logging()
     with open_project(given.project, profile=given.profile) as project:
+        roles = given.roles or _find_roles(project)
         if {"settler", "endpoint", "console"} & set(roles):
             # What is wrong in project.py is said here, once.
             _ = project.declared
         supervise(project, roles, announce=lambda doors: _announce(project, doors, as_json=given.json))
+
+
+def _find_roles(project: OpenProject) -> list[str]:
+    """Returns the roles that a project has work for: without a page there is nothing to serve and nothing to look at.
+
+    Their doors would only take the ports from the project beside it.
+    """
+    return [role for role in ROLES if role not in ("endpoint", "console") or project.declared.pages]
 
 
 def supervise(project: OpenProject, roles: Sequence[str], *, announce: Callable[[list[Door]], None]) -> None:
@@ -238,7 +246,9 @@ def _announce(project: OpenProject, doors: list[Door], *, as_json: bool) -> None
         if door.role == "collector":
             event = '{"anonymousId":"ann","event":"Product Clicked","messageId":"1"}'
             print(f"try        curl -u dev: {door.url}/v1/track -d '{event}'", flush=True)
-        if door.role == "endpoint" and project.declared.pages:
+        if door.role == "endpoint" and not project.declared.pages:
+            print(f"pages      none: project {project.declared.name!r} declares no Page", flush=True)
+        elif door.role == "endpoint":
             ask = f'{{"page":"{project.declared.pages[0].name}","anonymous_id":"ann"}}'
             print(f"try        curl {door.url}/v1/page -d '{ask}'", flush=True)
     print("stop       Ctrl-C", flush=True)
