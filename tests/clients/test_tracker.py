@@ -234,6 +234,29 @@ def test_the_visitor_is_kept_across_pages_and_the_one_that_is_handed_in_wins(bro
 
 
 @in_chromium
+def test_the_user_is_forgotten_who_logs_out_or_was_another_visitor(browser, shop, door, clicks):
+    page, handed = shop.serve(snippet(door)), shop.serve(snippet(door, number=2))
+    for path, act in (
+        (page, "headrace.identify('ann'); headrace.identify('')"),
+        (page, "headrace.identify('bob'); headrace.identify(null)"),
+        (page, "headrace.identify('cat'); headrace.identify()"),
+        (page, "headrace.identify('dan')"),
+        # Another visitor than the one who is remembered is nobody known; the same one on the next page is.
+        (handed, "headrace.identify('eve')"),
+        (handed, ""),
+    ):
+        browser.open(path)
+        browser.run(act)
+    assert browser.run("return localStorage.headrace_user") == "eve"
+    browser.open("data:,")
+    found = clicks.until(lambda found: len(messages(found)) == 14)
+    once = {click.value["messageId"]: click.value for click in found}
+    assert [event.get("userId") for event in sorted(once.values(), key=made_at)] == [
+        None, "ann", None, None, "bob", None, None, "cat", None, None, "dan", None, "eve", "eve",
+    ]  # fmt: skip
+
+
+@in_chromium
 def test_an_item_counts_once_half_of_it_was_visible_for_a_second(browser, shop, door, clicks, tmp_path):
     console_errors(browser)
     elsewhere = shop.serve("elsewhere")

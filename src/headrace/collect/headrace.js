@@ -35,13 +35,16 @@
     $attempt(() => decodeURIComponent(document.cookie.match("(?:^|; )" + $cookie + "=([^;]+)")[1])) ||
     $recall($cookie) ||
     $makeId()
+  // Who logged in did so as the visitor that stands beside in storage, and as no other.
+  let $user
+  const $know = ($id) => $keep($login, ($user = "" + ($id || "")))
+  $know($recall($cookie) == $visitor && $recall($login))
   $keep($cookie, $visitor)
   $attempt(() => {
     document.cookie =
       $cookie + "=" + encodeURIComponent($visitor) + ";path=/;max-age=31536000;samesite=lax" +
       (location.protocol == "https:" ? ";secure" : "")
   })
-  let $user = $recall($login)
 
   // What waits for its 200, by messageId; storage has a copy under a name of this page's own.
   const $queue = {}
@@ -121,7 +124,7 @@
       type: $type,
       messageId: $id,
       anonymousId: $visitor,
-      userId: $user,
+      userId: $user || undefined,
       timestamp: new Date(),
       context: {
         library: { name: "headrace.js", version: "0.1.0" },
@@ -233,7 +236,7 @@
     track: $track,
     page: ($name, $properties) => $add("page", { name: $name, properties: $properties }),
     identify: ($id, $properties) => {
-      if ($id) $keep($login, ($user = "" + $id))
+      $know($id)
       $add("identify", { traits: $properties })
     },
     push: ([$name, ...$rest]) => $headrace[$name](...$rest),
