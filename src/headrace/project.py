@@ -187,11 +187,10 @@ class OpenProject:
     def registry(self) -> Registry:
         """The registry of the profile; raises CallError if it is another project's."""
         registry = open_registry(self.profile.url("registry"))
-        try:
+        with contextlib.ExitStack() as unless_claimed:
+            unless_claimed.callback(registry.close)
             self._claim(registry)
-        except BaseException:
-            registry.close()
-            raise
+            unless_claimed.pop_all()
         return registry
 
     def _claim(self, registry: Registry) -> None:
