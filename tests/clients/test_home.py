@@ -120,8 +120,9 @@ def test_the_page_fits_a_phone(home, tmp_path):
     assert home.run("const row = document.querySelector('.cards'); return row.scrollWidth > row.clientWidth")
     picture = home.screenshot(tmp_path / "home-phone.png")
     assert png_size(picture.read_bytes()) == (780, 1688)
+    href = home.run("return new URL(document.querySelector('.hero').href).pathname")
     home.run("document.querySelector('.hero').click()")
-    wait_until(lambda: home.run("return location.pathname") == "/watch/item-0")
+    wait_until(lambda: home.run("return location.pathname") == href)
     assert home.run("return document.documentElement.scrollWidth") == 390
     home.run("document.querySelector('.stage .button').click()")
     wait_until(lambda: home.run("return document.querySelectorAll('.card').length"))
