@@ -116,5 +116,5 @@ def test_declaration_is_checked():
     with pytest.raises(ProjectError, match="base='popular' is no popularity"):
         taste("tastes", CLICKS, base="popular")
     for prior in (0, -1, float("nan"), 1e9):
-        with pytest.raises(ProjectError, match="must be above 0"):
+        with pytest.raises(ProjectError, match="must be a number above 0"):
             taste("tastes", CLICKS, base=POPULAR, prior=prior)
