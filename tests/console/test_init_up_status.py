@@ -156,6 +156,7 @@ def test_up_on_a_taken_port_says_which_key_to_change(shop, section):
     assert (code, error) == (2, f"CallError: cannot listen on 127.0.0.1:{port}: Address already in use. {change}\n")
 
 
+@pytest.mark.soak
 def test_two_projects_without_pages_come_up_beside_each_other(tmp_path):
     toml = project_toml().replace("[endpoint]\nport = 0", "[endpoint]").replace("[console]\nport = 0", "[console]")
     for name in ("one", "two"):

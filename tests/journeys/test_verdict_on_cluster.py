@@ -25,7 +25,7 @@ from streamline import PROJECT
 from survive.account import copy_clicks, read_topic
 from survive.stream import Parts, make_project
 
-pytestmark = [pytest.mark.slow, pytest.mark.service("kafka"), pytest.mark.service("hdfs")]
+pytestmark = [pytest.mark.soak, pytest.mark.service("kafka"), pytest.mark.service("hdfs")]
 
 VISITORS = 400
 HABITS = Habits(visits_per_day=12.0, beats=1.0)

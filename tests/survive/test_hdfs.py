@@ -133,6 +133,7 @@ def _are_rows(project: OpenProject, ends: list[int]) -> bool:
     return all(newest.get(p, 0) > end - 20 for p, end in enumerate(ends))
 
 
+@pytest.mark.soak
 def test_members_that_were_frozen_wake_up_and_double_nothing(tmp_path, cluster):
     port = free_port()
     for name in ("one", "two"):

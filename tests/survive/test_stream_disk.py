@@ -170,6 +170,11 @@ def check_flat(yard, monkeypatch, commits: int) -> None:
     ]
 
 
+def test_seven_hundred_commits_take_as_long_as_the_first(yard, monkeypatch):
+    check_flat(yard, monkeypatch, 700)
+
+
+@pytest.mark.soak
 def test_two_thousand_commits_take_as_long_as_the_first(yard, monkeypatch):
     check_flat(yard, monkeypatch, 2_000)
 

@@ -197,6 +197,7 @@ def check_kills(folder: Path, arrangement: Sequence[Sequence[str]], *, rounds: i
     return result
 
 
+@pytest.mark.soak
 def test_a_trial_outlives_the_death_of_every_role_run_alone(tmp_path):
     result = check_kills(tmp_path / "alone", ALONE, rounds=1)
     workers = [f"{role}-1" if role in DOORS else role for role in ROLES]

@@ -87,9 +87,12 @@ def prove(project: OpenProject, acknowledged: Collection[str]) -> Proof:
 
 class _Decision(msgspec.Struct):
     recommendation_id: str
+    degraded: tuple[str, ...] = ()
 
 
 _decisions = msgspec.json.Decoder(_Decision)
+
+_LOGGED = f"SELECT recommendation_id FROM {DECISIONS} WHERE NOT list_contains(degraded, 'unlogged')"  # noqa: S608 - ours
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,9 @@ class PageProof:
     recommended: int
     """Pages that clients got with a recommendation_id."""
     decided: int
-    """Decisions of `decisions`: a page whose answer got lost has one too."""
+    """Decisions of `decisions` but for withdrawals: a page whose answer got lost has one too."""
     rows: int
-    """Rows of the table `decisions`."""
+    """Rows of the table `decisions` but for withdrawals."""
     lost: int
     """Pages whose recommendation_id no row has."""
     doubled: int
@@ -115,15 +118,10 @@ class PageProof:
 
 def prove_pages(project: OpenProject, recommended: Sequence[str]) -> PageProof:
     """Returns the count of a lake that holds all decisions, for clients that got pages with these ids."""
-    decided = [
-        _decisions.decode(message.value or b"").recommendation_id
-        for message in project.topic(DECISIONS).read_to_ends()
-        if is_decision(message.value or b"")
-    ]
-    rows = [
-        row["recommendation_id"]
-        for row in project.query(f"SELECT recommendation_id FROM {DECISIONS}").table().to_pylist()  # noqa: S608 - ours
-    ]
+    values = (message.value or b"" for message in project.topic(DECISIONS).read_to_ends())
+    decided = [one for one in map(_decisions.decode, filter(is_decision, values)) if "unlogged" not in one.degraded]
+    found = project.query(_LOGGED).table().to_pylist()
+    rows = [row["recommendation_id"] for row in found]
     known = set(rows)
     return PageProof(
         recommended=len(recommended),
