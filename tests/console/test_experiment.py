@@ -9,6 +9,8 @@ from running import lines
 
 NAME = "taste-home"
 
+pytestmark = pytest.mark.slow
+
 
 def enroll(shop, count, *, name="ann", **options):
     """Lets visitors of one name and number ask for a page and respond to it; returns the pages."""

@@ -11,6 +11,8 @@ from console.audience import declare, now_us
 from headrace.project import open_project
 from running import lines
 
+pytestmark = pytest.mark.slow
+
 
 def newest(shop):
     """Returns the newest bundle of each model as `model list --json` shows it."""

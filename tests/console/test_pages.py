@@ -22,6 +22,8 @@ from streamline import make_project
 MAX_BYTES = 150_000
 NASTY = '"><script>alert(1)</script>&amp;'
 
+pytestmark = pytest.mark.slow
+
 
 class Page(HTMLParser):
     """What a browser would make of a page: its elements with their attributes, and its text."""

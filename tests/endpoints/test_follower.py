@@ -24,6 +24,8 @@ from streamline import BEGAN_US, DAY, HOUR, MINUTE, append, clicked, decided, ma
 
 CLICKS = Event("Product Clicked", item="product_id")
 
+pytestmark = pytest.mark.slow
+
 
 def _seen(*events):
     seen = Seen([CLICKS])

@@ -11,6 +11,8 @@ from headrace.experiments.assign import assign
 from headrace.topics import Record
 from streamline import BEGAN_US, make_project
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def door(tmp_path_factory):

@@ -28,6 +28,8 @@ from headrace.project import open_project
 from running import wait_until
 from streamline import BEGAN_US, make_project
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path):

@@ -18,6 +18,8 @@ from headrace.stats.compare import REASONS, compare_ratios
 from headrace.stats.moments import measure_ratio
 from streamline import BEGAN_US, HOUR, MINUTE, SECOND, append, make_project, sink, write
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):

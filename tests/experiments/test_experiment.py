@@ -23,6 +23,8 @@ CTR = Metric.ratio("ctr", CLICKS, VIEWS)
 POPULAR = popularity("popular", CLICKS)
 HOME = Page("home", fallback=POPULAR, carousels=(Carousel("For you", candidates=(POPULAR,)),))
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("given", "says"),
