@@ -107,6 +107,23 @@ def test_a_reader_reaches_the_end_behind_the_markers(make_topic):
     share.close()
 
 
+def test_the_end_is_behind_a_transaction_that_is_ending(kafka, make_topic):
+    output = make_topic()
+    producer = Producer({"bootstrap.servers": kafka.address, "transactional.id": output.name})
+    producer.init_transactions(20)
+    producer.begin_transaction()
+    producer.produce(output.name, b"late", None, 1)
+    producer.flush(20)
+    started = time.monotonic()
+    assert output.bounds()[1].end == 0
+    assert time.monotonic() - started < 5
+    committing = threading.Timer(0.3, producer.commit_transaction)
+    committing.start()
+    assert output.bounds()[1].end > 0
+    committing.join()
+    assert [message.value for message in output.read_to_ends()] == [b"late"]
+
+
 def test_a_replay_waits_for_no_session_and_a_share_after_it_neither(make_topic):
     source = make_topic()
     source.append([Record(b"%d" % number, b"") for number in range(100)])

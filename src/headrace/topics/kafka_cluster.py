@@ -48,6 +48,8 @@ _OFFSETS: Any = OffsetSpec
 
 _ASK_SECONDS = 5.0
 _WAIT_SECONDS = 0.01
+# One whose owner died stays open until somebody takes its place: it is not waited for.
+_MARKERS_SECONDS = 1.0
 # The broker makes a static member's id of its name, a dash and a UUID.
 _UUID_LENGTH = 37
 # Every client of a broker that is down tells of it several times a second.
@@ -207,19 +209,38 @@ class Cluster:
         return self._offsets(name, partitions, _OFFSETS.earliest())
 
     def ends(self, name: str, partitions: Sequence[int]) -> list[int]:
-        """Returns the ends of what is committed."""
+        """Returns the ends of what is committed and can be read by now."""
         return self._offsets(name, partitions, _OFFSETS.latest())
+
+    def settled_ends(self, name: str, partitions: Sequence[int]) -> list[int]:
+        """Returns the ends of what is committed; transactions that are open now may end first, for a moment.
+
+        A broker says that one is committed before it writes the markers that let its records be read.
+        """
+        written = self._offsets(name, partitions, _OFFSETS.latest(), IsolationLevel.READ_UNCOMMITTED)
+        deadline = time.monotonic() + _MARKERS_SECONDS
+        while True:
+            ends = self.ends(name, partitions)
+            if time.monotonic() > deadline or all(end >= place for end, place in zip(ends, written, strict=True)):
+                return ends
+            time.sleep(_WAIT_SECONDS)
 
     def offsets_at(self, name: str, partitions: Sequence[int], time_ms: int) -> list[int]:
         """Returns the first offsets whose records are not older, -1 where there is none."""
         return self._offsets(name, partitions, _OFFSETS.for_timestamp(time_ms))
 
-    def _offsets(self, name: str, partitions: Sequence[int], spec: Any) -> list[int]:
+    def _offsets(
+        self,
+        name: str,
+        partitions: Sequence[int],
+        spec: Any,
+        isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
+    ) -> list[int]:
         def ask() -> list[int] | None:
             places = [TopicPartition(name, partition) for partition in partitions]
             found = self._admin.list_offsets(
                 dict.fromkeys(places, spec),
-                isolation_level=IsolationLevel.READ_COMMITTED,
+                isolation_level=isolation,
                 request_timeout=_ASK_SECONDS,
             )
             try:

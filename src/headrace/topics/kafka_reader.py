@@ -41,7 +41,7 @@ _PASSING = frozenset({KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, Kafka
 def read_bounds(cluster: Cluster, name: str, partitions: Sequence[int]) -> list[Bounds]:
     """Returns the first offset and the end of what is committed, by partition."""
     starts = cluster.starts(name, partitions)
-    ends = cluster.ends(name, partitions)
+    ends = cluster.settled_ends(name, partitions)
     return [Bounds(start, max(start, end)) for start, end in zip(starts, ends, strict=True)]
 
 
