@@ -8,11 +8,12 @@ import pytest
 
 from endpoints.door import make_popular, make_tastes, make_trial, write_trial
 from experiments.lake import click, make_crowd, page, start_trial, stop_at, view
-from headrace import Carousel, Event, Experiment, Metric, Page, Project, loop
+from headrace import Carousel, Event, Experiment, Metric, Page, Project, learn, loop
 from headrace.base.errors import CallError, FencedError, FormatError, ProjectError, StopError, UnavailableError
 from headrace.experiments.experiment import ARMS, Gate, decode_trial, encode_trial
 from headrace.experiments.verdict import encode_verdict
-from headrace.loop import find_verdict, fit, look, read_gate, start, stop
+from headrace.learn import fit
+from headrace.loop import find_verdict, look, read_gate, start, stop
 from headrace.models import popularity, taste
 from headrace.project import open_project
 from streamline import BEGAN_US, HOUR, MINUTE, append, clicked, make_project, sink, write
@@ -286,7 +287,7 @@ def test_cut_off_is_older_than_the_wait_for_the_lake(project, monkeypatch):
     trial = start_trial(project)
     stop_at(project, trial, hours=10)
     write(project, decisions=[page(trial, "ann")])
-    wait = loop.wait_for_lake
+    wait = learn.wait_for_lake
 
     def slow(*given, **more):
         ends = wait(*given, **more)
@@ -311,11 +312,11 @@ def test_trial_of_an_experiment_that_was_renamed_can_be_ended(project):
 
 def test_rows_of_the_newest_bundles_are_kept_and_those_of_trials(project):
     hashes = []
-    for number in range(loop.KEPT_BUNDLES + 3):
+    for number in range(learn.KEPT_BUNDLES + 3):
         write(project, events=[clicked("ann", f"item-{number}", at_us=BEGAN_US)])
         project.clock.step(60)
-        hashes.append(loop.fit(project, "popular").hash)
+        hashes.append(learn.fit(project, "popular").hash)
         if number == 0:
             write_trial(project.registry, make_trial(hashes[0], hashes[0]))
     pins = [pin.reason.split()[1] for pin in project.tables.open("events").pins()]
-    assert sorted(pins) == sorted([hashes[0], *hashes[-loop.KEPT_BUNDLES :]])
+    assert sorted(pins) == sorted([hashes[0], *hashes[-learn.KEPT_BUNDLES :]])

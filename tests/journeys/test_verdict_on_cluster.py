@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from headrace import loop
+from headrace import learn, loop
 from headrace.base.clock import begin_world
 from headrace.console.crowd import Crowd
 from headrace.events.decision import DECISIONS, decode_decision
@@ -49,9 +49,9 @@ def make_crowd(project: OpenProject, up: Running) -> Crowd:
 async def play(project: OpenProject, crowd: Crowd) -> None:
     """Six hours of past, two hours of popularity, and a trial of 800 pages."""
     await crowd.send_history(0.25)
-    await asyncio.to_thread(loop.wait_for_lake, project)
+    await asyncio.to_thread(learn.wait_for_lake, project)
     for model in ("popular", "tastes"):
-        await asyncio.to_thread(loop.fit, project, model)
+        await asyncio.to_thread(learn.fit, project, model)
     stop = asyncio.Event()
     live = asyncio.create_task(crowd.live(stop))
     await asyncio.sleep(2)
@@ -83,7 +83,7 @@ def test_the_records_of_a_laptop_give_the_same_verdict_on_the_cluster(tmp_path: 
     with running(near) as up, open_project(near) as project:
         asyncio.run(play(project, make_crowd(project, up)))
         verdict = loop.stop(project, TRIAL)
-        again = loop.fit(project, "tastes", at_us=verdict.made_us)
+        again = learn.fit(project, "tastes", at_us=verdict.made_us)
         trial = loop.find_trial_of(project, verdict)
         control = project.registry.load(trial.control)
     assert verdict.control.clicks + verdict.treatment.clicks > 50, verdict
@@ -94,7 +94,7 @@ def test_the_records_of_a_laptop_give_the_same_verdict_on_the_cluster(tmp_path: 
         with Parts(far, "settler", "sink") as parts:
             for part in parts.values():
                 part.start()
-            ends = loop.wait_for_lake(other, seconds=60)
+            ends = learn.wait_for_lake(other, seconds=60)
             moved = msgspec.structs.replace(
                 trial,
                 positions={name: (0,) * len(places) for name, places in ends.items()},
@@ -102,7 +102,7 @@ def test_the_records_of_a_laptop_give_the_same_verdict_on_the_cluster(tmp_path: 
             )
             found = loop.judge_trial(other, moved, ends, verdict.made_us, cutoff_us=verdict.cutoff_us)
             assert numbers(found) == numbers(verdict)
-            bundle = loop.fit(other, "tastes", at_us=verdict.made_us)
+            bundle = learn.fit(other, "tastes", at_us=verdict.made_us)
             assert {name: array.tobytes() for name, array in bundle.arrays.items()} == {
                 name: array.tobytes() for name, array in again.arrays.items()
             }

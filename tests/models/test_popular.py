@@ -8,7 +8,7 @@ import pytest
 
 from headrace import Event
 from headrace.base.errors import CallError, ProjectError, StopError
-from headrace.loop import LakeView, fit
+from headrace.learn import LakeView, fit
 from headrace.models import open_bundle, popularity
 from headrace.models.model import read_texts
 from headrace.project import open_project

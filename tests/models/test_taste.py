@@ -5,7 +5,7 @@ import pytest
 
 from headrace import Event
 from headrace.base.errors import ProjectError
-from headrace.loop import LakeView, fit
+from headrace.learn import LakeView, fit
 from headrace.models import Bundle, open_bundle, popularity, taste
 from headrace.models.taste import person_keys
 from headrace.project import open_project

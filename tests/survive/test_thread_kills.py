@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace import loop
+from headrace import learn, loop
 from headrace.console.crowd import HABITS, Crowd
 from headrace.console.proof import prove, prove_pages, wait_at_rest
 from headrace.console.roles import write_project
@@ -164,8 +164,8 @@ async def play(project: OpenProject, groups: Sequence[Group], *, rounds: int) ->
 
 
 async def fit(project: OpenProject, model: str) -> None:
-    await asyncio.to_thread(loop.wait_for_lake, project)
-    await asyncio.to_thread(loop.fit, project, model)
+    await asyncio.to_thread(learn.wait_for_lake, project)
+    await asyncio.to_thread(learn.fit, project, model)
 
 
 def check_thread(project: OpenProject, result: Result) -> None:
@@ -174,7 +174,7 @@ def check_thread(project: OpenProject, result: Result) -> None:
     assert verdict.outcome in ("better", "worse", "undecided", "early"), verdict.reasons
     assert verdict.multiple == 0
     assert wait_at_rest(project, 30)
-    loop.wait_for_lake(project)
+    learn.wait_for_lake(project)
     proof, pages = prove(project, crowd.acknowledged), prove_pages(project, crowd.recommended)
     print(f"{verdict.outcome}, {verdict.control.pages + verdict.treatment.pages} pages; {proof}; {pages}")
     assert proof.holds, proof

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from headrace import loop
+from headrace import learn, loop
 from headrace.endpoints.carousel import Rule, choose
 from headrace.endpoints.follower import SEEN_US
 from headrace.events.decision import Decision
@@ -67,7 +67,7 @@ class Market:
         self.events.clear()
         self.past = {person: dict(mine) for person, mine in self.clicked.items()}
         for model in ("popular", "tastes"):
-            loop.fit(self.project, model)
+            learn.fit(self.project, model)
 
     def run_trial(self, hours: int, tamper: Tamper) -> Verdict:
         """Lets visitors come to a trial, and returns its verdict."""

@@ -20,7 +20,7 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 
-from headrace import loop
+from headrace import learn, loop
 from headrace.base.clock import begin_world
 from headrace.base.errors import CallError, HeadraceError
 from headrace.base.process import Companion, Life, Program
@@ -206,14 +206,14 @@ class _Play:
         """Counts what there is in the end."""
         project, found = self.project, self.found
         wait_at_rest(project, _REST_SECONDS)
-        loop.wait_for_lake(project, seconds=_REST_SECONDS)
+        learn.wait_for_lake(project, seconds=_REST_SECONDS)
         found.recommendation_id = _find_clicked(project)
         found.pages = prove_pages(project, self.crowd.recommended)
         found.proof = prove(project, self.crowd.acknowledged)
 
     async def _fit(self, model: str) -> None:
-        await asyncio.to_thread(loop.wait_for_lake, self.project)
-        bundle = await asyncio.to_thread(loop.fit, self.project, model)
+        await asyncio.to_thread(learn.wait_for_lake, self.project)
+        bundle = await asyncio.to_thread(learn.fit, self.project, model)
         self.stage.models.append(f"{model} {bundle.hash[:8]} from {bundle.source['rows']:,} clicks")
 
     async def _watch_trial(self) -> None:

@@ -22,8 +22,8 @@ from headrace.console.show import (
 )
 from headrace.endpoints.carousel import find_best
 from headrace.endpoints.serving import Shelf
-from headrace.loop import find_model, wait_for_lake
-from headrace.loop import fit as fit_model
+from headrace.learn import find_model, wait_for_lake
+from headrace.learn import fit as fit_model
 from headrace.models import Bundle, open_bundle
 from headrace.models.registry import Fitted
 from headrace.project import OpenProject, open_project
