@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
+
 from headrace.base.errors import CallError, StopError, UnavailableError, unknown_name
 from headrace.collect.app import CLICKS
 from headrace.collect.settler import GROUP as SETTLER
@@ -50,10 +52,12 @@ class LakeView:
 
     def ask(self, sql: str, parameters: Mapping[str, Any]) -> Mapping[str, list[Any]]:
         """Returns the columns of the answer to one SELECT."""
-        columns: Mapping[str, list[Any]] = (
-            self.project.query(sql, at=self._at, parameters=parameters).table().to_pydict()
-        )
+        columns: Mapping[str, list[Any]] = self.rows(sql, parameters).to_pydict()
         return columns
+
+    def rows(self, sql: str, parameters: Mapping[str, Any]) -> pa.Table:
+        """Returns the answer to one SELECT as Arrow."""
+        return self.project.query(sql, at=self._at, parameters=parameters).table()
 
     def items_of(self, event: Event) -> str:
         """Returns a SELECT with a row for each item of an event."""

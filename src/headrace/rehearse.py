@@ -206,10 +206,12 @@ class _Past:
 
     def ask(self, sql: str, parameters: Mapping[str, Any]) -> Mapping[str, list[Any]]:
         """Returns the columns of the answer to one SELECT."""
-        answer: Mapping[str, list[Any]] = (
-            self._engine.query(sql, sources=[self._clicks], parameters=parameters).table().to_pydict()
-        )
+        answer: Mapping[str, list[Any]] = self.rows(sql, parameters).to_pydict()
         return answer
+
+    def rows(self, sql: str, parameters: Mapping[str, Any]) -> pa.Table:
+        """Returns the answer to one SELECT as Arrow."""
+        return self._engine.query(sql, sources=[self._clicks], parameters=parameters).table()
 
     def items_of(self, event: Event) -> str:  # noqa: ARG002 - all that is remembered are clicks
         """Returns a SELECT with a row for each click."""

@@ -1,11 +1,14 @@
-"""The contract `decision`, version 1: what the topic `decisions` holds, one record for each page answered."""
+"""The contract `decision`, version 2: what the topic `decisions` holds, one record for each page answered."""
 
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, Raw, UnsetType
 
 DECISIONS = "decisions"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""The versions that are read: 2 has added what features were read, which 1 never had."""
 
 
 class Decision(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -66,12 +69,19 @@ class Decision(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """The arm that the visitor is in: `control` or `treatment`."""
     degraded: tuple[str, ...] = ()
     """What went other than planned: see `DEGRADED`."""
+    known: tuple[int, ...] = ()
+    """Of each partition of `events` how many rows the features knew: those whose `seq` lies below."""
+    dimensions: Raw | UnsetType = UNSET
+    """Up to which offset each dimension was read, JSON: `{"items": 240}`."""
+    vectors: Raw | UnsetType = UNSET
+    """The features of each item shown, in the order of the bundle's columns, JSON: `[[3, 0, "item-007"], ...]`."""
 
 
 DEGRADED = {
     "all_seen": "every item was seen within a day, so that rule was left out",
     "behind": "what the person has clicked lately may not be known yet",
     "bundle": "the bundle that should have ranked is missing or damaged; an older one or the fallback did",
+    "features": "the features could not be read, so the page's fallback ranked",
     "fallback": "ranking failed or came too late; the page's fallback ranked",
     "unlogged": "the decision could not be written down in time, so the page has no recommendation_id",
 }
@@ -98,14 +108,14 @@ def decode_decision(value: bytes) -> Decision:
     >>> decode_decision(b'{"version":9,"recommendation_id":"r"}')
     Traceback (most recent call last):
     ...
-    msgspec.DecodeError: the decision 'r' has version 9, this Headrace reads version 1. Run a newer one
+    msgspec.DecodeError: the decision 'r' has version 9, this Headrace reads versions up to 2. Run a newer one
     """
     try:
         found = _decoder.decode(value)
     except (ValueError, RecursionError) as error:
         _check_version(value)
         raise msgspec.DecodeError(str(error)) from error
-    if found.version != VERSION:
+    if found.version not in READABLE:
         _check_version(value)
     return found
 
@@ -115,10 +125,10 @@ def _check_version(value: bytes) -> None:
     if not is_decision(value):
         return
     mark = _marks.decode(value)
-    if mark.version != VERSION:
+    if mark.version not in READABLE:
         raise msgspec.DecodeError(
             f"the decision {mark.recommendation_id!r} has version {mark.version}, "
-            f"this Headrace reads version {VERSION}. Run a newer one"
+            f"this Headrace reads versions up to {VERSION}. Run a newer one"
         )
 
 

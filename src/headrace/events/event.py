@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
 from headrace.base.errors import ProjectError, did_you_mean
+from headrace.events.dimension import Dimension
 from headrace.events.taxonomy import TAXONOMY, Number, define
 
 Call = Literal["track", "identify", "page", "screen", "group", "alias"]
@@ -75,8 +76,9 @@ def read_envelope(event: Raw | bytes) -> Envelope:
 class Event:
     """What a project says about an event: where its item stands, and the types of its own properties.
 
-    `item` is the path of the item's id in the properties. `fields` types the properties that are not
-    canonical: str, int, float, bool, or a list of one of them. They are optional in each event.
+    `item` is the path of the item's id in the properties, and `of` the dimension that knows the item. `fields` types
+    the properties that are not canonical: str, int, float, bool, or a list of one of them. They are optional in each
+    event.
 
     >>> Event("Seat Chosen", fields={"seat": str, "price": float}).name
     'Seat Chosen'
@@ -89,6 +91,7 @@ Did you mean product_id?
 
     name: str
     item: str | None = field(default=None, kw_only=True)
+    of: Dimension | None = field(default=None, kw_only=True)
     fields: Mapping[str, Any] = field(default_factory=dict, kw_only=True, hash=False)
 
     def __post_init__(self) -> None:
@@ -100,16 +103,21 @@ Did you mean product_id?
         object.__setattr__(self, "fields", dict(self.fields))
         if self.item is not None:
             _check_item(self.name, self.item, [*known, *self.fields])
+        if self.of is not None and (not isinstance(self.of, Dimension) or self.item is None):
+            raise ProjectError(
+                f"Event({self.name!r}): of={self.of!r}; give it a Dimension, and item= that says where its key stands"
+            )
 
 
-def describe(event: Event) -> tuple[str, str | None, tuple[tuple[str, str], ...], tuple[str, ...]]:
+def describe(event: Event) -> tuple[Any, ...]:
     """Returns all that decides how an event is judged, for the hash of a project's definitions.
 
     >>> describe(Event("Seat Chosen", fields={"seat": str}))
     ('Seat Chosen', None, (('seat', "<class 'str'>"),), ())
     """
     fields = tuple(sorted((name, str(kind)) for name, kind in event.fields.items()))
-    return event.name, event.item, fields, _canonical_fields(event.name)
+    known = () if event.of is None else ((event.of.name, *event.of.names),)
+    return event.name, event.item, fields, _canonical_fields(event.name), *known
 
 
 def read_properties(event: Event | str, properties: Raw | bytes | UnsetType) -> Struct | dict[str, Any]:

@@ -97,6 +97,10 @@ class SettledEvent(msgspec.Struct, omit_defaults=True, gc=False):
     """The first event of the open session that it joined or opened; nothing if it changed none."""
     session_last_us: int | None = None
     """The last event of that session so far."""
+    attributes: Raw | UnsetType = UNSET
+    """What was known of its items, by their ids, JSON: `{"item-007": {"genre": "drama"}}`."""
+    dimensions: Raw | UnsetType = UNSET
+    """Up to which offset of each dimension that was known, JSON: `{"items": 240}`."""
 
 
 FLAGS = {

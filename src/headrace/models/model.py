@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import numpy as np
@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 
 from headrace.base.errors import CallError, FormatError, unknown_name
 from headrace.events.event import Event
+from headrace.features import Column, Feature
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMAT = 1
 
@@ -23,6 +27,10 @@ _MAGIC = b"headrace bundle\n"
 _LENGTH = struct.Struct("<I")
 _KINDS = ("<i8", "<i4", "<f8", "<f4", "<u8", "|u1")
 _MAX_MANIFEST_BYTES = 1 << 20
+
+
+Values = Sequence[NDArray[Any]]
+"""Features of all items of a bundle for one person: an array for each column, of floats, or of texts and None."""
 
 
 class Lake(Protocol):
@@ -39,8 +47,11 @@ class Lake(Protocol):
     def ask(self, sql: str, parameters: Mapping[str, Any]) -> Mapping[str, list[Any]]:
         """Returns the columns of the answer to one SELECT."""
 
+    def rows(self, sql: str, parameters: Mapping[str, Any]) -> pa.Table:
+        """Returns the answer to one SELECT as Arrow."""
+
     def items_of(self, event: Event) -> str:
-        """Returns a SELECT with a row for each item of an event: all of `events`, and `item`, `category`."""
+        """Returns a SELECT with a row for each item of an event: all of `events`, `item`, `category`, `known` of it."""
 
 
 class Model(Protocol):
@@ -53,6 +64,14 @@ class Model(Protocol):
     @property
     def clicks(self) -> Event:
         """The event that says what people chose."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the tables that it reads."""
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The features that it reads; most read none."""
 
     def fit(self, lake: Lake) -> Bundle:
         """Returns what the model learns from the lake: the same rows and instant give the same bundle."""
@@ -73,8 +92,15 @@ class Scorer(Protocol):
     def categories(self) -> Sequence[str]:
         """The category of each item, empty where none is known."""
 
-    def scores(self, person: str) -> NDArray[np.float64]:
+    @property
+    def columns(self) -> Sequence[Column]:
+        """The features that it ranks by; most need none."""
+
+    def scores(self, person: str, values: Values = ()) -> NDArray[np.float64]:
         """Returns the score of each item for a person, also for one that it never heard of."""
+
+    def why(self, place: int, values: Values = ()) -> str:
+        """Returns the name of the column that speaks most for an item, of all that make items differ; or nothing."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from headrace.base.clock import read_duration
 from headrace.base.errors import FormatError, ProjectError
 from headrace.events.event import Event
-from headrace.models.model import Bundle, Lake, pack_texts, read_texts
+from headrace.events.settled import EVENTS
+from headrace.features import Column, Feature
+from headrace.models.model import Bundle, Lake, Values, pack_texts, read_texts
 
 # Ages are counted in sixteenths of a half-life: sums of whole numbers are equal in whatever order an engine adds.
 _STEPS = 16
@@ -35,6 +37,16 @@ class Popularity:
         if not isinstance(self.clicks, Event) or not self.clicks.item:
             raise ProjectError(f"popularity({self.name!r}): give it an Event with item=, such as the clicks")
         read_duration(self.half_life, f"popularity({self.name!r}): half_life")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The tables that it reads."""
+        return (EVENTS,)
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """None."""
+        return ()
 
     def fit(self, lake: Lake) -> Bundle:
         """Returns the bundle of everything that was clicked within twenty half-lives."""
@@ -84,15 +96,21 @@ def find_categories(lake: Lake, event: Event) -> Mapping[str, str]:
 class OpenPopularity:
     """A bundle of popularity, opened to rank."""
 
+    columns: Sequence[Column] = ()
+
     def __init__(self, items: Sequence[str], categories: Sequence[str], scores: NDArray[np.float64]) -> None:
         self.items = items
         self.places = {item: number for number, item in enumerate(items)}
         self.categories = categories
         self._scores = scores
 
-    def scores(self, person: str) -> NDArray[np.float64]:  # noqa: ARG002 - the same for everybody
+    def scores(self, person: str, values: Values = ()) -> NDArray[np.float64]:  # noqa: ARG002 - the same for everybody
         """Returns each item's share of the clicks."""
         return self._scores
+
+    def why(self, place: int, values: Values = ()) -> str:  # noqa: ARG002 - it reads no features
+        """Returns nothing: no feature speaks for an item."""
+        return ""
 
 
 def open_popularity(bundle: Bundle) -> OpenPopularity:

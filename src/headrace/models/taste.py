@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from headrace.base.errors import FormatError, ProjectError
 from headrace.events.event import Event
-from headrace.models.model import Bundle, Lake, pack_texts, read_texts
+from headrace.events.settled import EVENTS
+from headrace.features import Column, Feature
+from headrace.models.model import Bundle, Lake, Values, pack_texts, read_texts
 from headrace.models.popular import Popularity, find_categories, read_popularity
 
 
@@ -33,6 +35,16 @@ class Taste:
             raise ProjectError(f"taste({self.name!r}): base={self.base!r} is no popularity")
         if not isinstance(self.prior, int | float) or not 0 < self.prior < 1e6:
             raise ProjectError(f"taste({self.name!r}): prior={self.prior!r} must be a number above 0")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The tables that it reads."""
+        return (EVENTS,)
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """None."""
+        return ()
 
     def fit(self, lake: Lake) -> Bundle:
         """Returns the base's bundle with the genre shares of everybody who has clicked."""
@@ -81,6 +93,8 @@ def person_keys(persons: Sequence[str]) -> NDArray[np.uint64]:
 class OpenTaste:
     """A bundle of tastes, opened to rank."""
 
+    columns: Sequence[Column] = ()
+
     def __init__(self, bundle: Bundle) -> None:
         items, categories, self._base = read_popularity(bundle)
         self.items: Sequence[str] = items
@@ -101,7 +115,7 @@ class OpenTaste:
         totals = self._clicks.sum(axis=0, dtype=np.float64)
         self._shares = totals / totals.sum() if totals.sum() else np.full(genres, 1.0)
 
-    def scores(self, person: str) -> NDArray[np.float64]:
+    def scores(self, person: str, values: Values = ()) -> NDArray[np.float64]:  # noqa: ARG002 - it reads no features
         """Returns each item's popularity, times how much more than others the person clicks its genre."""
         key = person_keys([person])[0]
         place = int(np.searchsorted(self._persons, key))
@@ -113,6 +127,10 @@ class OpenTaste:
         lifts = np.divide(shares, self._shares, out=np.ones(len(shares)), where=self._shares > 0)
         scores: NDArray[np.float64] = self._base * np.append(lifts, 1.0)[self._genre_of]
         return scores
+
+    def why(self, place: int, values: Values = ()) -> str:  # noqa: ARG002 - it reads no features
+        """Returns nothing: no feature speaks for an item."""
+        return ""
 
 
 def open_taste(bundle: Bundle) -> OpenTaste:

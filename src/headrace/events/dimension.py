@@ -1,0 +1,149 @@
+"""A dimension: what is known of the items or users that events name, and since which offset of its topic."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import msgspec
+
+from headrace.base.errors import ProjectError
+
+VERSION = 1
+
+MARKER = "dimension"
+"""The header of a record of `clicks` that is no event: from here on a dimension holds up to an offset."""
+
+Scalar = str | int | float | bool | None
+"""What an attribute may be."""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One thing that is known of every member of a dimension, such as the genre.
+
+    >>> Attribute("genre").name
+    'genre'
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.isidentifier():
+            raise ProjectError(f"Attribute({self.name!r}): write a name as Python writes them, such as 'genre'")
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A table of members by key, with attributes that change over time; it is loaded, not sent by clients.
+
+    >>> Dimension("items", key="product_id", attributes=(Attribute("title"), Attribute("genre"))).names
+    ('title', 'genre')
+    """
+
+    name: str
+    key: str = field(kw_only=True)
+    attributes: tuple[Attribute, ...] = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.isidentifier():
+            raise ProjectError(f"Dimension({self.name!r}): write a name as Python writes them, such as 'items'")
+        if not isinstance(self.key, str) or not self.key.isidentifier():
+            raise ProjectError(f"Dimension({self.name!r}): key={self.key!r} must name a column, such as 'product_id'")
+        found = self.attributes
+        if not isinstance(found, tuple) or not found or not all(isinstance(one, Attribute) for one in found):
+            raise ProjectError(
+                f"Dimension({self.name!r}): attributes={found!r}; give it Attributes, as a tuple: attributes=(genre,)"
+            )
+        names = [one.name for one in found]
+        for name in names:
+            if names.count(name) > 1 or name == self.key:
+                raise ProjectError(f"Dimension({self.name!r}): the column {name!r} is declared twice")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its attributes."""
+        return tuple(one.name for one in self.attributes)
+
+
+class Member(msgspec.Struct, kw_only=True, gc=False):
+    """One record of a dimension's topic: what is known of a member from that offset on."""
+
+    version: int
+    """The version of this contract."""
+    key: str
+    """The id of the member, such as the item's."""
+    attributes: dict[str, Scalar]
+    """All that is known of it; what is not named is not known."""
+    received_us: int
+    """When it was loaded, by the project's clock."""
+
+
+class Marker(msgspec.Struct, kw_only=True, gc=False):
+    """The value of the header `dimension`: up to where a dimension counts for the clicks at higher offsets."""
+
+    version: int
+    """The version of this contract."""
+    name: str
+    """The dimension."""
+    incarnation: str
+    """That of its topic."""
+    offset: int
+    """What lies below counts."""
+
+
+encode = msgspec.json.Encoder().encode
+decode_member = msgspec.json.Decoder(Member).decode
+decode_marker = msgspec.json.Decoder(Marker).decode
+
+
+class History:
+    """All members of a dimension at every offset of its topic, which has one partition.
+
+    >>> history = History()
+    >>> history.add(0, "item-1", {"genre": "drama"})
+    >>> history.add(3, "item-1", {"genre": "crime"})
+    >>> history.at("item-1", 3), history.at("item-1", 4), history.at("item-2", 4)
+    ({'genre': 'drama'}, {'genre': 'crime'}, None)
+    """
+
+    def __init__(self) -> None:
+        self._offsets: dict[str, list[int]] = {}
+        self._attributes: dict[str, list[Mapping[str, Scalar]]] = {}
+        self.end = 0
+        """The offset that comes next."""
+
+    def add(self, offset: int, key: str, attributes: Mapping[str, Scalar]) -> None:
+        """Takes in one record; offsets rise."""
+        self._offsets.setdefault(key, []).append(offset)
+        self._attributes.setdefault(key, []).append(attributes)
+        self.end = offset + 1
+
+    def at(self, key: str, end: int) -> Mapping[str, Scalar] | None:
+        """Returns what was known of a member below an offset; None if nothing."""
+        offsets = self._offsets.get(key)
+        if offsets is None:
+            return None
+        place = bisect_right(offsets, end - 1)
+        return self._attributes[key][place - 1] if place else None
+
+    def members(self, end: int) -> Iterator[str]:
+        """Yields the keys known below an offset, in the order in which they came."""
+        return (key for key, offsets in self._offsets.items() if offsets[0] < end)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+
+def text_of(value: Scalar) -> str | None:
+    """Returns an attribute as features know it, as a text; None for one that is not known.
+
+    DuckDB's json_extract_string says the same.
+
+    >>> text_of("drama"), text_of(7), text_of(True), text_of(None)
+    ('drama', '7', 'true', None)
+    """
+    if value is None or isinstance(value, str):
+        return value
+    return msgspec.json.encode(value).decode()
