@@ -7,9 +7,11 @@ The rooms, in the order in which a click passes through them:
 - `topics`    the durable log: append, read, groups, retention, replay
 - `tables`    the lake: each record once, snapshots, history
 - `engines`   where SQL runs
+- `features`  what is known of people and items, the same in training rows and online
 - `models`    fit, pack as bundles, register
 - `endpoints` answer requests for pages, and write down why
 - `experiments` who sees what, and what it changed
+- `pipelines` steps and their order, by the project's clock
 - `stats`     pure mathematics
 - `console`   the command line
 - `base`      what every room may lean on
@@ -25,8 +27,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headrace.base.errors import HeadraceError
     from headrace.endpoints.endpoint import Carousel, Page
+    from headrace.events.dimension import Attribute, Dimension
     from headrace.events.event import Event
     from headrace.experiments.experiment import Experiment, Metric
+    from headrace.features import item, person
+    from headrace.pipelines import Pipeline
     from headrace.project import OpenProject, Project
     from headrace.project import open_project as open  # noqa: A004 - headrace.open reads as it should
     from headrace.topics import Record, Topic, open_topic, open_topics
@@ -34,22 +39,32 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Attribute",
     "Carousel",
+    "Dimension",
     "Event",
     "Experiment",
     "HeadraceError",
     "Metric",
     "OpenProject",
     "Page",
+    "Pipeline",
     "Project",
     "Record",
     "Topic",
+    "item",
     "open",
     "open_topic",
     "open_topics",
+    "person",
 ]
 
 _HOMES = {
+    "Attribute": "headrace.events.dimension:Attribute",
+    "Dimension": "headrace.events.dimension:Dimension",
+    "Pipeline": "headrace.pipelines:Pipeline",
+    "item": "headrace.features:item",
+    "person": "headrace.features:person",
     "Carousel": "headrace.endpoints.endpoint:Carousel",
     "Experiment": "headrace.experiments.experiment:Experiment",
     "Metric": "headrace.experiments.experiment:Metric",

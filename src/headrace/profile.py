@@ -31,8 +31,12 @@ class ProfileTable(msgspec.Struct, forbid_unknown_fields=True):
     """Where the tables are: `file:///folder` or `hdfs://namenode:8020/folder`."""
     engine: str = "duckdb://"
     """Where SQL runs: `duckdb://`, with `?memory=2GB&threads=2&spill=folder`."""
+    online: str = "sqlite:///.headrace/online.db"
+    """Where the features of people and items are kept for serving: `sqlite:///file`."""
     registry: str = "sqlite:///.headrace/registry.db"
     """Where bundles and trials are: `sqlite:///file`."""
+    runner: str = "local://"
+    """What runs pipelines: `local://`, this project's own runner."""
     clock: str = "real://"
     """The project's time: `real://`, `world://?rate=3600` or `stepped://`."""
 
@@ -126,7 +130,7 @@ class Profile:
     settings: Settings
 
     def url(self, noun: str) -> Url:
-        """Returns the URL of a noun: topics, tables, engine, registry, clock."""
+        """Returns the URL of a noun: topics, tables, engine, online, registry, runner, clock."""
         return Url.parse(getattr(self.urls, noun), root=self.folder)
 
     def topic(self, name: str) -> TopicTable:

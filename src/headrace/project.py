@@ -16,7 +16,7 @@ from hashlib import blake2b
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar, cast
 
 import msgspec
 
@@ -29,31 +29,38 @@ from headrace.collect.app import CLICKS
 from headrace.collect.keys import DEV_KEY, Keys
 from headrace.endpoints.endpoint import Page
 from headrace.events.decision import DECISIONS
+from headrace.events.dimension import Dimension
 from headrace.events.event import Event
 from headrace.events.settle import TOLERANCE_US, WINDOW_US, Rules
 from headrace.events.settled import EVENTS, FAILED
 from headrace.experiments.experiment import Experiment
+from headrace.experiments.verdict import VERDICTS
+from headrace.features import Column, Feature, list_columns
 from headrace.models import Model
 from headrace.models.registry import Entry, Registry, open_registry
+from headrace.pipelines import Pipeline
 from headrace.profile import DoorTable, Profile, find_folder, read_profile
 from headrace.topics import Topic, Topics, open_topics
 
 if TYPE_CHECKING:
     from headrace.engines import Engine, Result
     from headrace.engines.engine import Parameters
+    from headrace.features.online import Online
     from headrace.tables import Table, Tables
 
 FILE = "project.py"
 
+_TAKEN = (CLICKS, EVENTS, FAILED, DECISIONS, VERDICTS)
+
 OWNER = "project"
 """The kind of the registry's row, without a name, that says whose it is."""
 
-Named = TypeVar("Named", Event, Model)
+Named = TypeVar("Named", Event, Model, Dimension, Feature)
 
 
 @dataclass(frozen=True)
 class Project:
-    """A product's pages, experiments and events, declared once and the same in every profile.
+    """A product's pages, experiments, pipelines and events, declared once and the same in every profile.
 
     `events` are those that nothing else of the project names; all of them stand there once it is made.
 
@@ -65,6 +72,7 @@ class Project:
     events: tuple[Event, ...] = field(default=())
     pages: tuple[Page, ...] = field(default=(), kw_only=True)
     experiments: tuple[Experiment, ...] = field(default=(), kw_only=True)
+    pipelines: tuple[Pipeline, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.replace("-", "").replace("_", "").isalnum():
@@ -73,6 +81,7 @@ class Project:
             ("events", Event, self.events),
             ("pages", Page, self.pages),
             ("experiments", Experiment, self.experiments),
+            ("pipelines", Pipeline, self.pipelines),
         ):
             if not isinstance(values, tuple) or not all(isinstance(value, kind) for value in values):
                 raise ProjectError(f"Project({self.name!r}): {noun}={values!r}; write {noun}=(..., ), a tuple of them")
@@ -80,20 +89,57 @@ class Project:
         object.__setattr__(self, "events", _merge("event", self.name, (*self.events, *self._named_events())))
         _refuse_twins(self.name, "page", self.pages)
         _refuse_twins(self.name, "experiment", self.experiments)
+        _refuse_twins(self.name, "pipeline", self.pipelines)
         _merge("model", self.name, self.models)
+        _merge("feature", self.name, self.features)
+        _merge("dimension", self.name, self.dimensions)
+        _refuse_topics(self.name, self.dimensions)
+        list_columns(self.features)
         self._check_experiments()
+        self._check_pipelines()
 
     @property
     def models(self) -> tuple[Model, ...]:
-        """The models of all pages."""
-        return tuple(dict.fromkeys(model for page in self.pages for model in page.models))
+        """The models of all pages and pipelines."""
+        found = [model for page in self.pages for model in page.models]
+        steps = (step for pipeline in self.pipelines for step in pipeline.steps)
+        found += [cast("Model", step) for step in steps if hasattr(step, "fit")]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """The features of all models."""
+        return tuple(dict.fromkeys(feature for model in self.models for feature in model.features))
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of all features."""
+        return list_columns(self.features)
+
+    @cached_property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """The dimensions that events name."""
+        return tuple(dict.fromkeys(event.of for event in self.events if event.of is not None))
 
     def _named_events(self) -> list[Event]:
         goals = [experiment.goal for experiment in self.experiments]
         return [
             *(event for page in self.pages for event in page.events),
+            *(model.clicks for model in self.models),
             *(event for goal in goals for event in (goal.above, goal.below)),
+            *(feature.event for feature in self.features),
         ]
+
+    def _check_pipelines(self) -> None:
+        for pipeline in self.pipelines:
+            strange = [step for step in pipeline.steps if not hasattr(step, "fit")]
+            if strange:
+                raise ProjectError(f"Pipeline({pipeline.name!r}): the step {strange[0]!r} is no model")
+            if pipeline.then is not None and pipeline.then not in self.experiments:
+                raise ProjectError(
+                    f"Pipeline({pipeline.name!r}): then={pipeline.then.name!r} is no experiment of "
+                    f"Project({self.name!r}); add it to experiments"
+                )
 
     def _check_experiments(self) -> None:
         taken: dict[str, str] = {}
@@ -124,7 +170,18 @@ def _refuse_nothing(experiment: Experiment, page: Page) -> None:
         )
 
 
-def _refuse_twins(project: str, noun: str, values: Sequence[Event] | Sequence[Page] | Sequence[Experiment]) -> None:
+def _refuse_topics(project: str, dimensions: Sequence[Dimension]) -> None:
+    for dimension in dimensions:
+        if dimension.name in _TAKEN:
+            raise ProjectError(
+                f"Project({project!r}): Dimension({dimension.name!r}) would share its topic and table with Headrace's "
+                "own; give it another name"
+            )
+
+
+def _refuse_twins(
+    project: str, noun: str, values: Sequence[Event] | Sequence[Page] | Sequence[Experiment] | Sequence[Pipeline]
+) -> None:
     names = [value.name for value in values]
     for name in names:
         if names.count(name) > 1:
@@ -192,6 +249,12 @@ class OpenProject:
             self._claim(registry)
             unless_claimed.pop_all()
         return registry
+
+    @cached_property
+    def online(self) -> Online:
+        """The online store of the profile."""
+        online: Online = import_module("headrace.features.online").open_online(self.profile.url("online"))
+        return online
 
     def _claim(self, registry: Registry) -> None:
         """Makes a registry this project's, unless it is somebody's; without a project file there is no name to give."""
@@ -261,6 +324,8 @@ class OpenProject:
             self.tables.close()
         if "engine" in self.__dict__:
             self.engine.close()
+        if "online" in self.__dict__:
+            self.online.close()
         if "registry" in self.__dict__:
             self.registry.close()
 
