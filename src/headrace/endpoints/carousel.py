@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.base.errors import FormatError
-from headrace.models import Scorer
+from headrace.models import Scorer, Values
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,20 @@ class Chosen:
     scores: tuple[float, ...]
     propensities: tuple[float, ...]
     num_candidates: int
+    places: tuple[int, ...]
+    """The numbers of the items among those of the bundle."""
     all_seen: bool = False
 
 
-def choose(scorer: Scorer, person: str, seen: Collection[str], *, rule: Rule, seed: int) -> Chosen:
+def choose(
+    scorer: Scorer, person: str, seen: Collection[str], *, rule: Rule, seed: int, values: Values = ()
+) -> Chosen:
     """Returns a row for a person.
 
     At each position an item is drawn from all that are left with the chance `explore`, else the best one left is
     taken. What was seen is left out, unless nothing else is there.
     """
-    scores, items = scorer.scores(person), scorer.items
+    scores, items = scorer.scores(person, values), scorer.items
     if len(scores) != len(items) or not np.isfinite(scores).all():
         raise FormatError(f"{len(items):,} items were given {len(scores):,} scores, of which some are no numbers")
     excluded = {scorer.places[item] for item in seen if item in scorer.places}
@@ -68,6 +72,7 @@ def choose(scorer: Scorer, person: str, seen: Collection[str], *, rule: Rule, se
         scores=tuple(float(scores[number]) for number in taken),
         propensities=tuple(propensities),
         num_candidates=len(items) - len(excluded),
+        places=tuple(taken),
         all_seen=all_seen,
     )
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from headrace.models.model import Bundle, Model, Scorer
+from headrace.models.model import Bundle, Model, Scorer, Values
 from headrace.models.model import open_bundle as _open
 from headrace.models.popular import Popularity, open_popularity, popularity
 from headrace.models.taste import Taste, open_taste, taste
 
-__all__ = ["KINDS", "Bundle", "Model", "Popularity", "Scorer", "Taste", "open_bundle", "popularity", "taste"]
+__all__ = ["KINDS", "Bundle", "Model", "Popularity", "Scorer", "Taste", "Values", "open_bundle", "popularity", "taste"]
 
 KINDS: Mapping[str, Callable[[Bundle], Scorer]] = {"popularity": open_popularity, "taste": open_taste}
 """The kinds of bundles, and what opens them."""

@@ -99,8 +99,8 @@ class Scorer(Protocol):
     def scores(self, person: str, values: Values = ()) -> NDArray[np.float64]:
         """Returns the score of each item for a person, also for one that it never heard of."""
 
-    def why(self, place: int, values: Values = ()) -> str:
-        """Returns the name of the column that speaks most for an item, of all that make items differ; or nothing."""
+    def whys(self, places: Sequence[int], values: Values = ()) -> Sequence[str]:
+        """Returns of each of some items the name of the column that speaks most for it; nothing if none does."""
 
 
 @dataclass(frozen=True)

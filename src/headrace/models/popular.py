@@ -108,9 +108,9 @@ class OpenPopularity:
         """Returns each item's share of the clicks."""
         return self._scores
 
-    def why(self, place: int, values: Values = ()) -> str:  # noqa: ARG002 - it reads no features
+    def whys(self, places: Sequence[int], values: Values = ()) -> Sequence[str]:  # noqa: ARG002 - it reads no features
         """Returns nothing: no feature speaks for an item."""
-        return ""
+        return [""] * len(places)
 
 
 def open_popularity(bundle: Bundle) -> OpenPopularity:

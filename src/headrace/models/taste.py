@@ -128,9 +128,9 @@ class OpenTaste:
         scores: NDArray[np.float64] = self._base * np.append(lifts, 1.0)[self._genre_of]
         return scores
 
-    def why(self, place: int, values: Values = ()) -> str:  # noqa: ARG002 - it reads no features
+    def whys(self, places: Sequence[int], values: Values = ()) -> Sequence[str]:  # noqa: ARG002 - it reads no features
         """Returns nothing: no feature speaks for an item."""
-        return ""
+        return [""] * len(places)
 
 
 def open_taste(bundle: Bundle) -> OpenTaste:
