@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from headrace.base.errors import FormatError, HeadraceError, UnknownNameError
+from headrace.base.errors import FormatError, HeadraceError, UnknownNameError, unknown_name
 from headrace.base.telemetry import get_logger
 from headrace.endpoints.carousel import Rule
 from headrace.endpoints.endpoint import Page
 from headrace.experiments.experiment import ARMS, Trial, decode_trial
+from headrace.experiments.promotion import CHAMPION, Champion, decode_champion
 from headrace.models import Scorer, open_bundle
 from headrace.models.registry import Registry
 
@@ -32,12 +33,20 @@ class Serving:
 
     page: Page
     fallback: Served | None
+    """The newest bundle of the page's fallback."""
     arms: Mapping[str, Served]
     trial: Trial | None = None
     problems: tuple[str, ...] = ()
     """What is wrong with it, in sentences."""
     is_older: bool = False
-    """Whether the fallback is an older bundle, because a newer one cannot be opened."""
+    """Whether what serves usually is an older bundle, because a newer one cannot be opened."""
+    champion: Served | None = None
+    """The bundle that was promoted last."""
+
+    @property
+    def usual(self) -> Served | None:
+        """What serves whoever is in no arm: the champion's bundle, before there is one the fallback's."""
+        return self.champion or self.fallback
 
     @property
     def rule(self) -> Rule:
@@ -47,9 +56,18 @@ class Serving:
 
 
 class Shelf:
-    """Opens what the registry says should serve, and keeps open what still does."""
+    """Opens what the registry says should serve, and keeps open what still does.
 
-    def __init__(self, find_registry: Callable[[], Registry], pages: Iterable[Page]) -> None:
+    `prepare` is told of all that is open whenever the registry was looked at, and before anything new serves.
+    """
+
+    def __init__(
+        self,
+        find_registry: Callable[[], Registry],
+        pages: Iterable[Page],
+        prepare: Callable[[Iterable[Served]], None] = lambda _: None,
+    ) -> None:
+        self._prepare = prepare
         # Found when it is needed first: one that is away must not keep the door shut.
         self._find_registry = find_registry
         self._pages = tuple(pages)
@@ -74,20 +92,30 @@ class Shelf:
         registry = self._find_registry()
         stamp = registry.stamp()
         if stamp == self._stamp:
+            self._prepare(self._open.values())
             return False
         trials = find_trials(registry)
         servings = {page.name: self._serve(registry, page, trials.get(page.name)) for page in self._pages}
-        used = {one.hash for serving in servings.values() for one in (serving.fallback, *serving.arms.values()) if one}
+        used = {
+            one.hash
+            for serving in servings.values()
+            for one in (serving.champion, serving.fallback, *serving.arms.values())
+            if one
+        }
         self._open = {name_hash: served for name_hash, served in self._open.items() if name_hash in used}
         for problem in {problem for serving in servings.values() for problem in serving.problems}:
             get_logger("endpoint").error("%s", problem)
+        self._prepare(self._open.values())
         self.servings, self._stamp = servings, stamp
         return True
 
     def _serve(self, registry: Registry, page: Page, trial: Trial | None) -> Serving:
         problems: list[str] = []
-        fallback = self._newest(registry, page.fallback.name, problems)
+        champion = self._champion(registry, page, problems)
         is_older = bool(problems)
+        fallback = self._newest(registry, page.fallback.name, problems)
+        if champion is None:
+            is_older = bool(problems)
         arms: dict[str, Served] = {}
         for arm in ARMS if trial else ():
             assert trial is not None
@@ -95,7 +123,25 @@ class Shelf:
                 arms[arm] = self._load(registry, trial.bundle_of(arm))
             except (FormatError, UnknownNameError) as error:
                 problems.append(f"trial {trial.id!r}: the bundle of {arm} cannot serve: {error}")
-        return Serving(page, fallback, arms, trial, tuple(problems), is_older)
+        return Serving(page, fallback, arms, trial, tuple(problems), is_older, champion)
+
+    def _champion(self, registry: Registry, page: Page, problems: list[str]) -> Served | None:
+        """Returns the page's newest champion that can be opened; None where its fallback serves."""
+        models = {model.name for model in page.models}
+        for entry in reversed(registry.entries(CHAMPION, page.name)):
+            try:
+                champion = decode_champion(entry.value)
+                if not champion.bundle:
+                    return None
+                return self._open_champion(registry, champion, models)
+            except (FormatError, UnknownNameError) as error:
+                problems.append(f"the champion of the page {page.name!r}, row {entry.id}, cannot serve: {error}")
+        return None
+
+    def _open_champion(self, registry: Registry, champion: Champion, models: Collection[str]) -> Served:
+        if champion.model not in models:
+            raise unknown_name("model", champion.model, models)
+        return self._load(registry, champion.bundle)
 
     def _newest(self, registry: Registry, model: str, problems: list[str]) -> Served | None:
         """Returns the newest bundle of a model that can be opened."""
