@@ -9,6 +9,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from typing import Any
 
 from headrace.base.errors import CallError, UnavailableError
 from headrace.base.http import App, Limits, Request, Response, Service, run, serve
@@ -22,10 +23,11 @@ from headrace.collect.cookies import CookieOptions
 from headrace.collect.keys import Keys
 from headrace.endpoints.app import LIMITS as PAGE_LIMITS
 from headrace.endpoints.app import METRICS as PAGE_METRICS
-from headrace.endpoints.app import Endpoint, EndpointOptions
+from headrace.endpoints.app import Endpoint, EndpointOptions, Readers
 from headrace.endpoints.app import build_app as build_endpoint
 from headrace.endpoints.follower import Follower
 from headrace.endpoints.serving import Shelf
+from headrace.endpoints.vectors import Lookup
 from headrace.events.agent import read_agent
 from headrace.project import DOORS, OpenProject, open_project
 from headrace.topics import Sender
@@ -105,6 +107,11 @@ def _cookie(project: OpenProject) -> CookieOptions:
     return CookieOptions(table.cookie_days, table.cookie_domain, table.cookie_same_site)
 
 
+def _dimensions(project: OpenProject) -> Any:
+    names = [one.name for one in project.declared.dimensions]
+    return import_module("headrace.collect.dimensions").Dimensions(project.topics, names) if names else None
+
+
 async def open_endpoint(behind: Behind) -> tuple[App, Limits]:
     """Returns the endpoint, which follows `events` and the registry from then on."""
     project = behind.project
@@ -112,7 +119,9 @@ async def open_endpoint(behind: Behind) -> tuple[App, Limits]:
     # The first user agent costs 0.2 s, in which the collector in the same process would stand still.
     read_agent("Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0")
     follower = Follower(project.topics, [event for page in pages for event in page.events])
-    shelf = Shelf(lambda: project.registry, pages)
+    lookup = Lookup(lambda: project.online, _dimensions(project))
+    shelf = Shelf(lambda: project.registry, pages, lookup.prepare)
     options = EndpointOptions(_cookie(project))
-    endpoint = Endpoint(shelf, follower, behind.sender, project.clock, behind.metrics, options)
+    readers = Readers(follower, lookup)
+    endpoint = Endpoint(shelf, readers, behind.sender, project.clock, behind.metrics, options)
     return build_endpoint(endpoint, follower, metrics_text=behind.metrics.text), PAGE_LIMITS

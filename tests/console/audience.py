@@ -11,9 +11,10 @@ import struct
 from headrace.base.http import Request
 from headrace.base.telemetry import Metrics
 from headrace.console.roles import write_project
-from headrace.endpoints.app import METRICS, Endpoint, EndpointOptions
+from headrace.endpoints.app import METRICS, Endpoint, EndpointOptions, Readers
 from headrace.endpoints.follower import Follower
 from headrace.endpoints.serving import Shelf
+from headrace.endpoints.vectors import Lookup
 from headrace.events.click import Door, encode_door
 from headrace.project import open_project
 from headrace.topics import Record
@@ -86,7 +87,8 @@ async def _ask(shop, visitors, agent):
         sender = project.topics.open_sender(deadline_seconds=5.0, max_pending_bytes=1 << 20)
         metrics = Metrics(METRICS, folder=None, process="test")
         options = EndpointOptions(entropy=random.Random(f"{project.clock.now_us()}/{visitors[0]}").randbytes)
-        endpoint = Endpoint(shelf, follower, sender, project.clock, metrics, options)
+        readers = Readers(follower, Lookup(lambda: project.online, None))
+        endpoint = Endpoint(shelf, readers, sender, project.clock, metrics, options)
         following = asyncio.create_task(follower.run())
         while follower.is_behind:
             await asyncio.sleep(0.01)

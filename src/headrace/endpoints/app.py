@@ -22,6 +22,7 @@ from headrace.endpoints.carousel import Chosen, choose
 from headrace.endpoints.endpoint import Ask, Row, Shown, ShownItem
 from headrace.endpoints.follower import Follower
 from headrace.endpoints.serving import Served, Serving, Shelf
+from headrace.endpoints.vectors import Lookup, Vectors
 from headrace.events.agent import read_agent
 from headrace.events.decision import DECISIONS, DEGRADED, VERSION, Decision, encode
 from headrace.events.settled import MAX_ID
@@ -75,6 +76,48 @@ class _Picked:
 
 
 @dataclass(frozen=True)
+class _Given:
+    """What a row is made for."""
+
+    person: str
+    seen: Sequence[str]
+    seed: int
+    vectors: Vectors
+
+
+@dataclass(frozen=True)
+class _Rung:
+    """A bundle that may rank."""
+
+    served: Served
+    degraded: tuple[str, ...]
+    vectors: Vectors
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A row, and what made it."""
+
+    chosen: Chosen
+    served: Served
+    degraded: tuple[str, ...]
+    vectors: Vectors
+
+    @property
+    def whys(self) -> Sequence[str]:
+        """The feature that speaks most for each item."""
+        return self.served.scorer.whys(self.chosen.places, self.vectors.values)
+
+
+@dataclass(frozen=True)
+class Readers:
+    """What tells an endpoint of people and items."""
+
+    follower: Follower
+    lookup: Lookup
+
+
+@dataclass(frozen=True)
 class EndpointOptions:
     """What an endpoint may be told beside what it serves."""
 
@@ -89,14 +132,14 @@ class Endpoint:
     def __init__(
         self,
         shelf: Shelf,
-        follower: Follower,
+        readers: Readers,
         sender: Sender,
         clock: Clock,
         metrics: Metrics,
         options: EndpointOptions = EndpointOptions(),
     ) -> None:
         self._shelf = shelf
-        self._follower = follower
+        self._follower, self._lookup = readers.follower, readers.lookup
         self._sender = sender
         self._clock = clock
         self._options = options
@@ -156,7 +199,7 @@ class Endpoint:
         picked = _pick(serving, asked)
         if picked is None:
             raise UnavailableError(self._lack(serving))
-        decision = self._decide(serving, asked, picked)
+        decision, made = self._decide(serving, asked, picked)
         fault.point("endpoint.decided")
         if not await self._log(decision, asked):
             decision = msgspec.structs.replace(
@@ -165,7 +208,7 @@ class Endpoint:
         fault.point("endpoint.answering")
         for what in decision.degraded:
             self._degraded[what, decision.arm or "none"].add()
-        return _shown(decision)
+        return _shown(decision, made.whys if ask.explain else ())
 
     def _find(self, name: str) -> Serving:
         serving = self._shelf.servings.get(name)
@@ -188,24 +231,26 @@ class Endpoint:
         user_id = ask.user_id or self._follower.seen.user_of(visitor)
         return _Asked(visitor, user_id, bot, self._clock.now_us(), ends_at)
 
-    def _decide(self, serving: Serving, asked: _Asked, picked: _Picked) -> Decision:
+    def _decide(self, serving: Serving, asked: _Asked, picked: _Picked) -> tuple[Decision, _Made]:
         follower, person = self._follower, asked.person
         # One portion of `events` is applied between requests, never within one: set and offsets belong together.
-        at_us = max(asked.received_us, follower.seen.newest_us(person) + 1)
-        seen = follower.seen.at(person, at_us)
+        now_us = max(asked.received_us, follower.seen.newest_us(person) + 1)
+        picked, vectors = self._read(serving, picked, person, now_us)
+        seen = follower.seen.at(person, vectors.at_us)
         seed = int.from_bytes(self._entropy(7), "big")
-        chosen, served, degraded = self._choose(serving, picked, (person, seen, seed), asked.ends_at)
+        made = self._choose(serving, picked, _Given(person, seen, seed, vectors), asked.ends_at)
+        chosen, degraded = made.chosen, made.degraded
         if chosen.all_seen:
             degraded = (*degraded, "all_seen")
         if follower.is_behind:
             degraded = (*degraded, "behind")
         trial = serving.trial if picked.arm else None
-        return Decision(
+        decision = Decision(
             version=VERSION,
             recommendation_id=make_id(asked.received_us, self._entropy(10)),
             page=serving.page.name,
             list_id=serving.page.carousels[0].title,
-            at_us=at_us,
+            at_us=vectors.at_us,
             received_us=asked.received_us,
             person=person,
             items=chosen.items,
@@ -216,7 +261,7 @@ class Endpoint:
             seed=seed,
             explore=serving.rule.explore,
             per_row=serving.rule.per_row,
-            bundle=served.hash,
+            bundle=made.served.hash,
             events=follower.incarnation,
             applied=follower.applied,
             seen=seen,
@@ -227,23 +272,38 @@ class Endpoint:
             trial=trial.id if trial else None,
             arm=picked.arm,
             degraded=degraded,
+            known=made.vectors.known,
+            dimensions=made.vectors.dimensions,
+            vectors=made.vectors.of(chosen.places),
         )
+        return decision, made
 
-    def _choose(
-        self, serving: Serving, picked: _Picked, given: tuple[str, Sequence[str], int], ends_at: float
-    ) -> tuple[Chosen, Served, tuple[str, ...]]:
+    def _read(self, serving: Serving, picked: _Picked, person: str, now_us: int) -> tuple[_Picked, Vectors]:
+        """Returns the features for a person; where they cannot be read, those of the fallback."""
+        try:
+            return picked, self._lookup.read(picked.served, person, now_us)
+        except HeadraceError as error:
+            if serving.fallback is None or serving.fallback.hash == picked.served.hash:
+                raise UnavailableError(f"the page {serving.page.name!r} cannot be ranked: {error}") from error
+            rest = _Picked(serving.fallback, picked.arm, (*picked.degraded, "features"))
+            return rest, self._lookup.read(serving.fallback, person, now_us)
+
+    def _choose(self, serving: Serving, picked: _Picked, given: _Given, ends_at: float) -> _Made:
         """Returns the row, by the fallback if ranking fails or its time is over."""
-        person, seen, seed = given
-        rungs = [(picked.served, picked.degraded)]
-        if serving.fallback is not None and serving.fallback.hash != picked.served.hash:
-            rungs.append((serving.fallback, (*picked.degraded, "fallback")))
+        rungs = [_Rung(picked.served, picked.degraded, given.vectors)]
+        fallback = serving.fallback
+        if fallback is not None and fallback.hash != picked.served.hash and not fallback.scorer.columns:
+            rungs.append(_Rung(fallback, (*picked.degraded, "fallback"), Vectors(given.vectors.at_us)))
         if asyncio.get_running_loop().time() >= ends_at:
             rungs = rungs[-1:]
-        for served, degraded in rungs:
+        for rung in rungs:
+            scorer, values = rung.served.scorer, rung.vectors.values
             try:
-                return choose(served.scorer, person, seen, rule=serving.rule, seed=seed), served, degraded
+                chosen = choose(scorer, given.person, given.seen, rule=serving.rule, seed=given.seed, values=values)
             except Exception:  # noqa: BLE001 - whatever a bundle does wrong, the page must not be empty
-                get_logger("endpoint").exception("the bundle %s cannot rank", served.hash)
+                get_logger("endpoint").exception("the bundle %s cannot rank", rung.served.hash)
+            else:
+                return _Made(chosen, rung.served, rung.degraded, rung.vectors)
         raise UnavailableError(f"no bundle can rank for the page {serving.page.name!r}; the log says why")
 
     async def _log(self, decision: Decision, asked: _Asked) -> bool:
@@ -306,12 +366,14 @@ def _pick(serving: Serving, asked: _Asked) -> _Picked | None:
     return None if served is None else _Picked(served, arm, degraded)
 
 
-def _shown(decision: Decision) -> Shown:
+def _shown(decision: Decision, whys: Sequence[str]) -> Shown:
     columns = zip(decision.items, decision.scores, decision.propensities, decision.categories, strict=True)
     items = [
         ShownItem(item, position, score, propensity, category)
         for position, (item, score, propensity, category) in enumerate(columns, 1)
     ]
+    for item, why in zip(items, whys, strict=bool(whys)):
+        item.why = why
     return Shown(
         recommendation_id=decision.recommendation_id or None,
         page=decision.page,

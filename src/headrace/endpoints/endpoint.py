@@ -98,6 +98,8 @@ class Ask(msgspec.Struct):
     """The visitor; without one the page is served, but nobody is enrolled."""
     user_id: str | None = None
     context: Context = msgspec.field(default_factory=Context)
+    explain: bool = False
+    """Whether each item says which feature speaks most for it."""
     deadline_ms: int = 250
     """How long the answer may take; what is not done by then is left out and named in `degraded`."""
 
@@ -110,6 +112,8 @@ class ShownItem(msgspec.Struct):
     score: float
     propensity: float
     category: str
+    why: str = ""
+    """The feature that speaks most for it, if the bundle ranks by features."""
 
 
 class Row(msgspec.Struct):

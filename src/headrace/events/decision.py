@@ -1,4 +1,4 @@
-"""The contract `decision`, version 2: what the topic `decisions` holds, one record for each page answered."""
+"""The contract `decision`, version 1: what the topic `decisions` holds, one record for each page answered."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 DECISIONS = "decisions"
-VERSION = 2
-READABLE = (1, 2)
-"""The versions that are read: 2 has added what features were read, which 1 never had."""
+VERSION = 1
 
 
 class Decision(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
@@ -108,14 +106,14 @@ def decode_decision(value: bytes) -> Decision:
     >>> decode_decision(b'{"version":9,"recommendation_id":"r"}')
     Traceback (most recent call last):
     ...
-    msgspec.DecodeError: the decision 'r' has version 9, this Headrace reads versions up to 2. Run a newer one
+    msgspec.DecodeError: the decision 'r' has version 9, this Headrace reads version 1. Run a newer one
     """
     try:
         found = _decoder.decode(value)
     except (ValueError, RecursionError) as error:
         _check_version(value)
         raise msgspec.DecodeError(str(error)) from error
-    if found.version not in READABLE:
+    if found.version != VERSION:
         _check_version(value)
     return found
 
@@ -125,10 +123,10 @@ def _check_version(value: bytes) -> None:
     if not is_decision(value):
         return
     mark = _marks.decode(value)
-    if mark.version not in READABLE:
+    if mark.version != VERSION:
         raise msgspec.DecodeError(
             f"the decision {mark.recommendation_id!r} has version {mark.version}, "
-            f"this Headrace reads versions up to {VERSION}. Run a newer one"
+            f"this Headrace reads version {VERSION}. Run a newer one"
         )
 
 
