@@ -21,7 +21,7 @@ from headrace.loop import find_trial_of
 from headrace.models import Scorer, open_bundle
 from headrace.project import OpenProject
 from headrace.rehearse import Lift, tell_lift
-from headrace.tables.catalog import item_sql
+from headrace.tables.catalog import below_sql, item_sql
 from headrace.tables.sink import INCARNATION
 
 
@@ -112,10 +112,10 @@ def _read_seen(project: OpenProject, row: Mapping[str, Any]) -> list[str]:
             f"the decision {row['recommendation_id']!r} knew the events of another topic {EVENTS!r}, {row['events']}, "
             "than the lake holds: what its person had seen cannot be told"
         )
-    known = ", ".join(map(str, row["applied"]))
+    known = below_sql(row["applied"])
     parts = [
         f"SELECT item, event_us FROM ({item_sql(event)}) WHERE person = $person AND NOT bot "  # noqa: S608
-        f"AND event_us >= $since AND event_us < $at AND log_offset < ([{known}])[log_partition + 1]"
+        f"AND event_us >= $since AND event_us < $at AND {known}"
         for event in pages[row["page"]].events
     ]
     times = {"person": row["person"], "since": row["at_us"] - SEEN_US, "at": row["at_us"]}
@@ -127,11 +127,10 @@ def _read_seen(project: OpenProject, row: Mapping[str, Any]) -> list[str]:
 
 
 def _read_decisions(project: OpenProject, verdict: Verdict) -> list[dict[str, Any]]:
-    ends = ", ".join(map(str, verdict.positions[DECISIONS]))
     rows: list[dict[str, Any]] = (
         project.query(
             f"SELECT * FROM {DECISIONS} WHERE trial = {quote_text(verdict.trial)} AND visitor IS NOT NULL AND NOT bot "  # noqa: S608
-            f"AND received_us < {verdict.cutoff_us} AND log_offset < ([{ends}])[log_partition + 1] "
+            f"AND received_us < {verdict.cutoff_us} AND {below_sql(verdict.positions[DECISIONS])} "
             f"AND recommendation_id NOT IN (SELECT recommendation_id FROM {DECISIONS} "
             "WHERE list_contains(degraded, 'unlogged')) "
             "ORDER BY log_partition, log_offset"

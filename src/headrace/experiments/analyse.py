@@ -15,12 +15,13 @@ from headrace.events.event import Event
 from headrace.events.settled import EVENTS
 from headrace.experiments.assign import arms_of, buckets
 from headrace.experiments.experiment import ARMS, Gate, Trial
+from headrace.experiments.outcomes import outcomes_sql
 from headrace.experiments.srm import Srm, check_ratio, explain_ratio
 from headrace.experiments.verdict import VERSION, Arm, Outcome, Verdict
 from headrace.stats.compare import REASONS, Comparison, compare_ratios
 from headrace.stats.intervals import binomial_band
 from headrace.stats.moments import measure_ratio_by_arm
-from headrace.tables.catalog import item_sql
+from headrace.tables.catalog import below_sql, item_sql
 
 # One visitor in a hundred in both arms is more than a lost cookie explains.
 _MOST_MULTIPLE = 0.01
@@ -100,9 +101,9 @@ def exposures_sql(scope: Scope) -> str:
     page was made for, and a page that was withdrawn as unlogged for nobody.
     """
     ours = ", ".join(map(quote_text, scope.viewed)) or "NULL"
-    # Whoever has a page's link may send events with its id: only its own visitor's count, and none from before it.
-    ours_only = f"event_us >= decided.received_us - {scope.within_us:d} AND item IS NOT NULL"
-    within = f"{_inside(scope, EVENTS)} AND {ours_only}"
+    viewed = outcomes_sql(
+        item_sql(scope.below), item_sql(scope.above), within_us=scope.within_us, inside=_inside(scope, EVENTS)
+    )
     return f"""WITH decided AS (
   SELECT recommendation_id, visitor, coalesce(arm, '') AS arm, bot, received_us, items
   FROM {DECISIONS}
@@ -113,16 +114,7 @@ def exposures_sql(scope: Scope) -> str:
       WHERE list_contains(degraded, 'unlogged') AND {_inside(scope, DECISIONS)}
     )
 ),
-viewed AS (
-  SELECT recommendation_id, decided.visitor, item, min(event_us) AS view_us, bool_or(below.bot) AS bot
-  FROM ({item_sql(scope.below)}) AS below JOIN decided USING (recommendation_id, visitor)
-  WHERE {within} AND list_contains(items, item) GROUP BY ALL
-),
-clicked AS (
-  SELECT recommendation_id, item, min(event_us) AS click_us
-  FROM ({item_sql(scope.above)}) AS above JOIN decided USING (recommendation_id, visitor)
-  WHERE {within} AND NOT above.bot GROUP BY ALL
-),
+{viewed},
 counted AS (
   SELECT visitor, count(*) AS views, count(*) FILTER (click_us <= view_us + {scope.within_us:d}) AS clicks,
     bool_or(bot) AS bot
@@ -159,8 +151,8 @@ FROM (
 
 def _inside(scope: Scope, topic: str) -> str:
     """Returns the condition that a row of a topic's table lies between the scope's positions."""
-    starts, ends = (", ".join(map(str, map(int, places[topic]))) for places in (scope.starts, scope.positions))
-    return f"log_offset >= ([{starts}])[log_partition + 1] AND log_offset < ([{ends}])[log_partition + 1]"
+    starts = ", ".join(map(str, map(int, scope.starts[topic])))
+    return f"log_offset >= ([{starts}])[log_partition + 1] AND {below_sql(scope.positions[topic])}"
 
 
 def read_visitors(rows: pa.Table) -> Visitors:

@@ -124,6 +124,15 @@ def item_sql(event: Event) -> str:
     return f"SELECT * EXCLUDE (one), {item} AS item, {category} AS category FROM (\n  {rows}\n)"  # noqa: S608 - quoted
 
 
+def below_sql(positions: Sequence[int]) -> str:
+    """Returns the condition that a row of a topic's table lies below these offsets, one for each partition.
+
+    >>> below_sql((3, 0))
+    'log_offset < ([3, 0])[log_partition + 1]'
+    """
+    return f"log_offset < ([{', '.join(map(str, map(int, positions)))}])[log_partition + 1]"
+
+
 # Text and whole numbers, as `read_items` takes them; objects, fractions and true name nothing.
 _ITEM = (
     "CASE WHEN json_type({json}) = 'VARCHAR' THEN {json} ->> '$' "
