@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from headrace.collect.keys import hash_key
 from headrace.console.cli import main
-from headrace.console.roles import write_project
+from headrace.console.init import write_project
 from headrace.project import DOORS, open_project
 
 START_SECONDS = 20.0

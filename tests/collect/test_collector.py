@@ -17,7 +17,7 @@ import pytest
 
 from headrace.base.errors import ProjectError
 from headrace.collect.keys import Keys, hash_key
-from headrace.console.roles import write_project
+from headrace.console.init import write_project
 from headrace.project import open_project
 from running import Running, project_toml, running, wait_until
 

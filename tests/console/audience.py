@@ -10,7 +10,7 @@ import struct
 
 from headrace.base.http import Request
 from headrace.base.telemetry import Metrics
-from headrace.console.roles import write_project
+from headrace.console.init import write_project
 from headrace.endpoints.app import METRICS, Endpoint, EndpointOptions, Readers
 from headrace.endpoints.follower import Follower
 from headrace.endpoints.serving import Shelf

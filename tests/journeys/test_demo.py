@@ -12,8 +12,8 @@ import msgspec
 import pytest
 
 from headrace.console import demo
+from headrace.console.init import write_project
 from headrace.console.proof import PageProof, Proof
-from headrace.console.roles import write_project
 from headrace.experiments.experiment import Gate
 from headrace.experiments.verdict import Arm, Verdict
 from headrace.project import open_project

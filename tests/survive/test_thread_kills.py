@@ -15,8 +15,8 @@ import pytest
 
 from headrace import learn, loop
 from headrace.console.crowd import HABITS, Crowd
+from headrace.console.init import write_project
 from headrace.console.proof import prove, prove_pages, wait_at_rest
-from headrace.console.roles import write_project
 from headrace.events.world import DAY, World
 from headrace.experiments.verdict import Verdict
 from headrace.project import DOORS, ROLES, OpenProject, open_project

@@ -52,7 +52,7 @@ COMMON = (
 COMMANDS = (
     Command(
         "init",
-        "headrace.console.roles:init",
+        "headrace.console.init:init",
         "write the smallest useful project into a folder",
         (
             _option("dir", text="the folder to make", metavar="DIR"),

@@ -26,10 +26,12 @@ from headrace.base.errors import CallError, HeadraceError
 from headrace.base.process import Companion, Life, Program
 from headrace.collect.app import CLICKS
 from headrace.console.crowd import HABITS, Crowd
+from headrace.console.init import write_project
 from headrace.console.panel import FRAME_SECONDS, Stage
 from headrace.console.proof import PageProof, Proof, prove, prove_pages, wait_at_rest
-from headrace.console.roles import read_state, supervise, write_project
+from headrace.console.roles import supervise
 from headrace.console.show import print_lines, print_table
+from headrace.console.state import read_state
 from headrace.console.verdict import print_verdict
 from headrace.events.world import BORN_US, DAY, HOUR, World
 from headrace.experiments.verdict import Verdict

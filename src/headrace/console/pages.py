@@ -20,7 +20,7 @@ from headrace.collect.cookies import CookieOptions, read_visitor, visitor_cookie
 from headrace.collect.keys import DEV_KEY, Keys
 from headrace.console.markup import ICON, Frame, Named, write_empty, write_home, write_watch
 from headrace.console.posters import draw_poster, draw_wide
-from headrace.console.roles import read_state
+from headrace.console.state import read_state
 from headrace.doors import Behind
 from headrace.endpoints.endpoint import Ask, Context, Shown
 from headrace.events.settled import MAX_ID

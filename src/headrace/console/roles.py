@@ -1,33 +1,28 @@
-"""headrace init, up and status: a project's roles, started, supervised and looked at."""
+"""headrace up and status: a project's roles, started, supervised and looked at."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
-import os
-import shlex
 import shutil
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from headrace.base.clock import WorldClock, machine_us
-from headrace.base.errors import CallError, OutsideError, UnavailableError, unknown_name
+from headrace.base.errors import OutsideError, UnavailableError, unknown_name
 from headrace.base.process import Program, Supervisor
 from headrace.base.telemetry import get_logger, quantile, read_values, start_logging
 from headrace.collect.app import CLICKS
-from headrace.collect.keys import DEV_KEY, hash_key
 from headrace.collect.settler import GROUP as SETTLER
 from headrace.console.show import format_bytes, format_seconds, print_lines, print_table, shown
+from headrace.console.state import is_running, read_state, sole, write_state
 from headrace.console.topics import describe, list_groups
 from headrace.events.settled import FAILED
-from headrace.profile import FILE as PROFILE_FILE
 from headrace.project import (
     DOORS,
     ROLES,
@@ -39,99 +34,10 @@ from headrace.project import (
     open_project,
     stream_program,
 )
-from headrace.project import FILE as PROJECT_FILE
 
 _NOTE_SECONDS = 1.0
 # What fails is begun anew after 10 s at most, and takes a few to fail again.
 _FAILING_SECONDS = 15.0
-
-_PROJECT = '''"""The project {name}: what it shows, and how that is tested. `headrace up` runs it."""
-
-from headrace import Carousel, Event, Experiment, Metric, Page, Project
-from headrace.models import popularity, taste
-
-views = Event("Product List Viewed", item="products[].product_id")
-clicks = Event("Product Clicked", item="product_id")
-
-ctr = Metric.ratio("ctr", clicks, views, within="30m")
-popular = popularity("popular", clicks, half_life="3d")
-tastes = taste("tastes", clicks, base=popular)
-
-home = Page("home", per_row=10, explore=0.1, fallback=popular, carousels=(
-    Carousel("For you", candidates=(popular,), rank=tastes),
-))
-trial = Experiment("taste-home", on=home, goal=ctr, mde=0.25, power=0.8)
-
-project = Project("{name}", pages=(home,), experiments=(trial,))
-'''
-
-_EMPTY = '''"""The project {name}. `headrace up` runs it; docs/tutorial.md goes on from here."""
-
-from headrace import Project
-
-project = Project("{name}")
-'''
-
-_TOML = """# Where everything lives. The project in Python stays the same in every profile.
-[profile.laptop]
-topics = "sqlite:///.headrace/topics"
-tables = "file:///.headrace/lake"
-clock = "{clock}"
-
-[profile.cluster]
-topics = "kafka://127.0.0.1:9092"
-tables = "hdfs://127.0.0.1:8020/lake"
-clock = "real://"
-
-[collect]
-host = "127.0.0.1"
-port = {ports[0]}
-workers = 1
-
-[endpoint]
-port = {ports[1]}
-
-[console]
-port = {ports[2]}
-
-[sink]
-flush_seconds = {flush_seconds}
-
-# Write keys, hashed. `dev` is known to everybody: it works on this machine only.
-[keys]
-dev = "{dev}"
-"""
-
-
-def init(given: argparse.Namespace) -> None:
-    """Writes the smallest useful project."""
-    folder = Path(given.dir)
-    write_project(folder, empty=given.empty)
-    print(f"{folder / PROJECT_FILE}\n{folder / PROFILE_FILE}\n")
-    print(f"next:\n  cd {shlex.quote(str(folder))}\n  headrace up")
-
-
-def write_project(
-    folder: Path,
-    *,
-    empty: bool = False,
-    ports: tuple[int, int, int] = (7070, 7071, 7072),
-    clock: str = "real://",
-    flush_seconds: float = 5,
-) -> None:
-    """Writes project.py and headrace.toml; refuses to overwrite either."""
-    for name in (PROJECT_FILE, PROFILE_FILE):
-        if (folder / name).exists():
-            raise CallError(f"{str(folder / name)!r} stands already; choose another folder")
-    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in folder.absolute().name).strip("-_") or "project"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / PROJECT_FILE).write_text((_EMPTY if empty else _PROJECT).format(name=name), encoding="utf-8")
-        (folder / PROFILE_FILE).write_text(
-            _TOML.format(ports=ports, clock=clock, dev=hash_key(DEV_KEY), flush_seconds=flush_seconds), encoding="utf-8"
-        )
-    except OSError as error:
-        raise CallError(f"cannot write into {str(folder)!r}: {error.strerror}") from error
 
 
 def up(given: argparse.Namespace) -> None:
@@ -160,7 +66,7 @@ def supervise(project: OpenProject, roles: Sequence[str], *, announce: Callable[
     """Runs roles until SIGTERM; `announce` is called once all of them are ready."""
     with contextlib.ExitStack() as stack:
         for role in roles:
-            stack.enter_context(_sole(project, role))
+            stack.enter_context(sole(project, role))
         with OpenProject(project.folder, project.profile) as probe:
             # What is wrong is said once and clearly here, rather than again and again by every worker.
             probe.make_topics()
@@ -227,7 +133,7 @@ class _Ticker:
             for role, crew in self._crews.items():
                 pids = self.supervisor.pids()
                 own = {program.name: pids[program.name] for program in crew if program.name in pids}
-                _write_state(self._project, role, self._urls.get(role), own)
+                write_state(self._project, role, self._urls.get(role), own)
             self._is_changed = self._is_failing = False
         if self._world is not None and time.monotonic() - self._noted_at > _NOTE_SECONDS:
             self._world.note()
@@ -252,50 +158,6 @@ def _announce(project: OpenProject, doors: list[Door], *, as_json: bool) -> None
             ask = f'{{"page":"{project.declared.pages[0].name}","anonymous_id":"ann"}}'
             print(f"try        curl {door.url}/v1/page -d '{ask}'", flush=True)
     print("stop       Ctrl-C", flush=True)
-
-
-def _state_path(project: OpenProject, role: str) -> Path:
-    return project.profile.state / "run" / f"{role}.json"
-
-
-def _write_state(project: OpenProject, role: str, url: str | None, pids: dict[str, int]) -> None:
-    path = _state_path(project, role)
-    state = {"role": role, "url": url, "supervisor": os.getpid(), "pids": pids}
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(state), encoding="utf-8")
-    temporary.replace(path)
-
-
-def read_state(project: OpenProject, role: str) -> dict[str, Any]:
-    """Returns what the supervisor of a role wrote down last: its url and process ids."""
-    state: dict[str, Any] = json.loads(_state_path(project, role).read_text(encoding="utf-8"))
-    return state
-
-
-@contextlib.contextmanager
-def _sole(project: OpenProject, role: str) -> Iterator[None]:
-    """Holds the role's lock: a second `up` of the same role would fight over its door."""
-    path = _state_path(project, role).with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CallError(f"role {role!r} of {str(project.folder)!r} runs already. See: headrace status") from error
-        yield
-
-
-def is_running(project: OpenProject, role: str) -> bool:
-    """Returns whether an `up` on this machine runs a role of the project."""
-    path = _state_path(project, role).with_suffix(".lock")
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def status(given: argparse.Namespace) -> None:

@@ -13,9 +13,9 @@ import msgspec
 
 from headrace.base.clock import machine_us
 from headrace.base.errors import CallError, FencedError, HeadraceError, OutsideError, UnknownNameError, unknown_name
-from headrace.console.roles import is_running
 from headrace.console.show import format_bytes, format_seconds, format_time, print_lines, print_table
 from headrace.console.sql import list_views, missing_table, query
+from headrace.console.state import is_running
 from headrace.events.decision import DECISIONS, Decision
 from headrace.events.settled import EVENTS, FAILED, FailedEvent, SettledEvent
 from headrace.project import OpenProject, open_project
