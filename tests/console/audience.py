@@ -19,6 +19,7 @@ from headrace.events.click import Door, encode_door
 from headrace.project import open_project
 from headrace.topics import Record
 from running import project_toml
+from streamline import PROJECT
 
 HOUR = 3600.0
 BEGAN_US = 1_795_000_000_000_000
@@ -26,10 +27,11 @@ ITEMS = [(f"item-{number:02}", ("comedy", "drama", "crime")[number % 3]) for num
 
 
 def declare(shop, *, partitions=2):
-    """Makes the shop the project that `headrace init` writes, whose time a test steps."""
+    """Makes the shop a project with two models and an experiment, whose time a test steps."""
     for name in ("project.py", "headrace.toml"):
         (shop.folder / name).unlink(missing_ok=True)
     write_project(shop.folder)
+    (shop.folder / "project.py").write_text(PROJECT.format(per_row=10, explore=0.1))
     toml = project_toml(clock="stepped://", extra=f"[topic.clicks]\npartitions = {partitions}\n")
     (shop.folder / "headrace.toml").write_text(toml)
     (shop.folder / ".headrace").mkdir(exist_ok=True)

@@ -33,14 +33,17 @@ def test_init_writes_the_smallest_project_and_says_what_comes_next(tmp_path):
     assert (code, error) == (0, "")
     assert out == "my shop/project.py\nmy shop/headrace.toml\n\nnext:\n  cd 'my shop'\n  headrace up\n"
     text = (tmp_path / "my shop" / "project.py").read_text()
-    assert 'project = Project("my-shop", pages=(home,), experiments=(trial,))' in text
+    assert 'project = Project("my-shop", pages=(home,), experiments=(trial,), pipelines=(nightly,))' in text
     assert headrace("status", cwd=tmp_path / "my shop")[0] == 0
     with open_project(tmp_path / "my shop") as project:
         declared = project.declared
         assert [event.name for event in declared.events] == ["Product Clicked", "Product List Viewed"]
-        assert [model.name for model in declared.models] == ["popular", "tastes"]
+        assert [model.name for model in declared.models] == ["popular", "ranker"]
+        assert [column.name for column in declared.columns] == [
+            "taste_1d", "taste_28d", "appeal_1d", "appeal_7d", "latest_1h",
+        ]  # fmt: skip
         assert [(one.name, one.on.name, one.goal.name) for one in declared.experiments] == [
-            ("taste-home", "home", "ctr"),
+            ("ranked-home", "home", "ctr"),
         ]  # fmt: skip
 
 
