@@ -55,7 +55,7 @@ def test_an_unknown_profile_names_the_nearest(tmp_path):
     [
         (
             "[profile.laptop]\ntopic = 'x'\n",
-            "[profile.laptop] no key 'topic'. Did you mean topics?  known: clock, engine, online, registry, runner, tables",
+            "[profile.laptop] no key 'topic'. Did you mean topics?  known: clock, engine, online, registry, runner",
         ),
         (
             "[colect]\nport = 1\n",
