@@ -472,6 +472,7 @@ STREAM: dict[str, tuple[str, ...]] = {
     "settler": ("settler",),
     "sink": ("sink-events", "sink-failed", "sink-decisions"),
     "keeper": ("keeper",),
+    "updater": ("updater",),
 }
 """The roles of the stream, with their loops."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
 
+from headrace.base.clock import machine_us
 from headrace.base.process import Life, Loops
 from headrace.base.telemetry import Metrics
 from headrace.collect.settler import METRICS as SETTLE_METRICS
@@ -25,6 +26,8 @@ from headrace.events.settled import (
     decode_settled,
     is_ours,
 )
+from headrace.features.updater import METRICS as UPDATE_METRICS
+from headrace.features.updater import Sources, Updater
 from headrace.project import STREAM, OpenProject, note_failure, open_project
 from headrace.tables import Table
 from headrace.tables.codec import make_codec
@@ -47,7 +50,7 @@ CODECS = {
 }
 """The topics that have a table, and how their records become rows."""
 
-METRICS = (*SETTLE_METRICS, *SINK_METRICS, *KEEPER_METRICS)
+METRICS = (*SETTLE_METRICS, *SINK_METRICS, *KEEPER_METRICS, *UPDATE_METRICS)
 
 _DESCRIPTIONS = {
     EVENTS: "What happened: each event once, typed, in its session, at its true time.",
@@ -116,8 +119,26 @@ def _run_keeper(project: OpenProject, metrics: Metrics, stop: threading.Event) -
     ).run(stop)
 
 
+def find_sources(project: OpenProject) -> Sources:
+    """Returns where the online store's features come from."""
+
+    def find_lake() -> Table | None:
+        return project.tables.open(EVENTS) if EVENTS in project.tables.names() else None
+
+    return Sources(project.topics, find_lake)
+
+
+def _run_updater(project: OpenProject, metrics: Metrics, stop: threading.Event) -> None:
+    if not project.declared.columns:
+        stop.wait()
+        return
+    sources = find_sources(project)
+    Updater(project.online, project.declared.columns, sources, clock=machine_us, metrics=metrics).run(stop)
+
+
 LOOPS: dict[str, Callable[[OpenProject, Metrics, threading.Event], None]] = {
     "settler": _run_settler,
     **{f"sink-{name}": partial(_run_sink, topic=name) for name in CODECS},
     "keeper": _run_keeper,
+    "updater": _run_updater,
 }

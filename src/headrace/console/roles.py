@@ -59,7 +59,9 @@ def _find_roles(project: OpenProject) -> list[str]:
 
     Their doors would only take the ports from the project beside it.
     """
-    return [role for role in ROLES if role not in ("endpoint", "console") or project.declared.pages]
+    declared = project.declared
+    needs = {"endpoint": declared.pages, "console": declared.pages, "updater": declared.columns}
+    return [role for role in ROLES if needs.get(role, True)]
 
 
 def supervise(project: OpenProject, roles: Sequence[str], *, announce: Callable[[list[Door]], None]) -> None:
