@@ -166,6 +166,7 @@ def _genre(named: Named) -> str:
 
 def _why(shown: Shown, one: ShownItem) -> str:
     values = {
+        **({"because": one.why} if one.why else {}),
         "position": str(one.position),
         "score": f"{one.score:.4g}",
         "propensity": f"{one.propensity:.3g}",
@@ -202,10 +203,10 @@ def _who(frame: Frame) -> str:
 
 def _decision(shown: Shown, names: Sequence[Sequence[Named]]) -> str:
     """Returns what was decided, for those who have no pointer to hover with."""
-    columns = ("position", "item", "title", "score", "propensity")
+    columns = ("position", "item", "title", "because", "score", "propensity")
     rows = "".join(
         f"<tr><td>{one.position}</td><td><code>{escape(one.id)}</code></td><td>{escape(named.title)}</td>"
-        f"<td>{one.score:.4g}</td><td>{one.propensity:.3g}</td></tr>"
+        f"<td>{escape(one.why or '-')}</td><td>{one.score:.4g}</td><td>{one.propensity:.3g}</td></tr>"
         for row, some in zip(shown.rows, names, strict=True)
         for one, named in zip(row.items, some, strict=True)
     )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,19 +20,24 @@ from headrace.base.http import App, Limits, Request, Response, nothing_answers
 from headrace.base.ids import make_id
 from headrace.base.telemetry import get_logger
 from headrace.collect.cookies import CookieOptions, read_visitor, visitor_cookie
+from headrace.collect.dimensions import Dimensions
 from headrace.collect.keys import DEV_KEY, Keys
 from headrace.console.markup import ICON, Frame, Named, write_empty, write_home, write_watch
 from headrace.console.posters import draw_poster, draw_wide
 from headrace.console.state import read_state
 from headrace.doors import Behind
 from headrace.endpoints.endpoint import Ask, Context, Shown
+from headrace.events.dimension import text_of
 from headrace.events.settled import MAX_ID
 from headrace.profile import DoorTable
 from headrace.project import OpenProject
 
 LIMITS = Limits(max_body_bytes=1024)
 
-_TITLES = "titles.json"
+_TITLE, _GENRE = "title", "genre"
+"""The attributes that tell a page what an item is called."""
+
+_TITLES_SECONDS = 0.5
 _PATIENCE_SECONDS = 2.0
 _AGAIN_SECONDS = 5
 _SVG = (b"content-type", b"image/svg+xml")
@@ -40,16 +48,10 @@ _HOST = re.compile(r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]")
 _read_shown = msgspec.json.Decoder(Shown).decode
 
 
-class _Title(msgspec.Struct):
-    title: str
-    genre: str = ""
-
-
 class _Refusal(msgspec.Struct):
     message: str
 
 
-_read_titles = msgspec.json.Decoder(dict[str, _Title]).decode
 _read_refusal = msgspec.json.Decoder(_Refusal).decode
 
 
@@ -70,8 +72,11 @@ class Pages:
 
     project: OpenProject
     entropy: Callable[[int], bytes] = os.urandom
-    _titles: Mapping[str, _Title] = field(default_factory=dict)
-    _stamp: tuple[int, int] = (0, 0)
+    _read_at: float = -math.inf
+
+    @cached_property
+    def _dimensions(self) -> Dimensions:
+        return Dimensions(self.project.topics, [one.name for one in self.project.declared.dimensions])
 
     async def home(self, request: Request) -> Response:
         """Returns the first page of the project, always with 200: whatever is missing, the page says so."""
@@ -80,8 +85,7 @@ class Pages:
             shown = await self._ask(frame, request.header(b"user-agent"))
         except HeadraceError as error:
             return _respond(request, frame, _explain(frame, error))
-        titles = self._read_titles()
-        names = [[_name(titles, item.id, item.category) for item in row.items] for row in shown.rows]
+        names = [await self._names((item.id, item.category) for item in row.items) for row in shown.rows]
         return _respond(request, frame, write_home(frame, shown, names))
 
     async def other(self, request: Request) -> Response:
@@ -90,7 +94,7 @@ class Pages:
         if request.method != "GET" or not item or request.path != f"/watch/{item}":
             return await nothing_answers(request)
         frame = self._frame(request)
-        named = _name(self._read_titles(), item, "")
+        (named,) = await self._names([(item, "")])
         recommendation = request.query.get("recommendation", "")
         return _respond(
             request, frame, write_watch(frame, named, recommendation=recommendation, session=self._make_id())
@@ -141,7 +145,7 @@ class Pages:
         if not pages:
             raise RequestError(404, "project.py declares no page. Give the project one: pages=(Page(...),)")
         url = self._find("endpoint", self.project.profile.settings.endpoint)
-        ask = Ask(page=pages[0].name, anonymous_id=frame.visitor, context=Context(user_agent=agent))
+        ask = Ask(page=pages[0].name, anonymous_id=frame.visitor, context=Context(user_agent=agent), explain=True)
         status, body = await _post(url, "/v1/page", msgspec.json.encode(ask))
         try:
             if status == 200:
@@ -151,19 +155,23 @@ class Pages:
             raise UnavailableError(f"what answers at {url} is no endpoint: {error}") from error
         raise RequestError(status, message)
 
-    def _read_titles(self) -> Mapping[str, _Title]:
-        """Returns what items are called, as far as somebody wrote it down."""
-        path = self.project.profile.state / _TITLES
-        try:
-            found = path.stat()
-            stamp = (found.st_mtime_ns, found.st_size)
-            if stamp != self._stamp:
-                self._titles, self._stamp = _read_titles(path.read_bytes()), stamp
-        except FileNotFoundError:
-            self._titles, self._stamp = {}, (0, 0)
-        except (OSError, msgspec.MsgspecError) as error:
-            get_logger("console").warning("%s tells no titles: %s", path, error)
-        return self._titles
+    async def _names(self, items: Iterable[tuple[str, str]]) -> list[Named]:
+        """Returns what items are called, as far as a dimension knows, given their ids and categories."""
+        if time.monotonic() - self._read_at > _TITLES_SECONDS:
+            self._read_at = time.monotonic()
+            try:
+                await asyncio.to_thread(self._dimensions.refresh)
+            except HeadraceError as error:
+                get_logger("console").warning("titles are as they were: %s", error)
+        return [self._name(item, category) for item, category in items]
+
+    def _name(self, item: str, category: str) -> Named:
+        for dimension in self.project.declared.dimensions:
+            history = self._dimensions.history(dimension.name)
+            known = history.at(item, history.end)
+            if known is not None:
+                return Named(item, text_of(known.get(_TITLE)) or item, text_of(known.get(_GENRE)) or category)
+        return Named(item, item, category)
 
 
 async def show_poster(request: Request) -> Response:
@@ -202,11 +210,6 @@ async def _post(url: str, path: str, body: bytes) -> tuple[int, bytes]:
     except (OSError, ValueError, IndexError) as error:
         where = f" at {url}" if url else ""
         raise UnavailableError(f"nobody answers{where}. Start it with: headrace up endpoint") from error
-
-
-def _name(titles: Mapping[str, _Title], item: str, category: str) -> Named:
-    found = titles.get(item)
-    return Named(item, found.title or item, found.genre or category) if found else Named(item, item, category)
 
 
 def _explain(frame: Frame, error: HeadraceError) -> str:
