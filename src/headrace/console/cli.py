@@ -64,8 +64,14 @@ COMMANDS = (
         "headrace.console.demo:demo",
         "play the whole loop on a simulated product, from click to lift; exit code 1 if a check of it fails",
         (
-            _option("--seconds", text="how long the trial runs (default 16)", type=float, default=16.0),
+            _option("--seconds", text="how long the verdict is waited for (default 120)", type=float, default=120.0),
             _option("--seed", text="the world's seed (default 7)", type=int, default=7),
+            _option(
+                "--personalisation",
+                text="how far tastes differ, 0 for not at all (default 0.75)",
+                type=float,
+                default=0.75,
+            ),
             _option("--once", text="end at the verdict, rather than at Ctrl-C", action="store_true"),
             _option("--no-browser", text="open no page in a browser", action="store_true"),
             _option("--dir", text="keep the demo's project in this folder", metavar="DIR"),
