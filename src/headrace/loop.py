@@ -1,173 +1,71 @@
-"""The loop, joined: test the assignment, start a trial, give its verdict."""
+"""The loop, joined: start a trial, give its verdict, and let what won serve."""
 
 from __future__ import annotations
 
 import getpass
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 
+from headrace.base import fault
 from headrace.base.errors import CallError, FormatError, StopError, UnavailableError, unknown_name
-from headrace.collect.app import CLICKS
 from headrace.endpoints.endpoint import Page
 from headrace.endpoints.serving import TRIAL, find_trials
-from headrace.engines.engine import quote_text
 from headrace.events.decision import DECISIONS
 from headrace.events.settled import EVENTS
-from headrace.experiments.analyse import (
-    Scope,
-    Visitors,
-    degraded_sql,
-    exposures_sql,
-    judge,
-    read_visitors,
-    split_again,
-    trial_scope,
-)
+from headrace.experiments.analyse import degraded_sql, exposures_sql, judge, read_visitors, trial_scope
 from headrace.experiments.experiment import ARMS, VERSION, Experiment, Gate, Trial, decode_trial, encode_trial
-from headrace.experiments.verdict import VERDICTS, Exposure, Verdict, decode_verdict, encode_verdict
+from headrace.experiments.promotion import (
+    CHALLENGER,
+    CHAMPION,
+    Champion,
+    How,
+    Refusal,
+    decode_champion,
+    encode_promotion,
+)
+from headrace.experiments.promotion import VERSION as PROMOTION_VERSION
+from headrace.experiments.verdict import OUTCOMES, VERDICTS, Exposure, Verdict, decode_verdict, encode_verdict
 from headrace.experiments.verdict import VERSION as VERDICT_VERSION
 from headrace.learn import wait_for_lake
 from headrace.models import Model, open_bundle
 from headrace.models.registry import Entry
 from headrace.project import OpenProject
-from headrace.stats.compare import Ratio, ratio
-from headrace.stats.moments import measure_ratio
-from headrace.stats.power import reachable_mde, visitors_per_arm
+from headrace.survey import find_experiment, read_gate
 
 VERDICT = "verdict"
 """The kind of the registry's rows that hold verdicts."""
 
-SPLITS = 1_000
-LEAST_VISITORS = 100
-"""With fewer logged visitors the A/A gate could not tell anything."""
+GATE = "gate"
+"""The kind of the registry's rows, by bundle, that say whether it may meet visitors."""
 
-_DAY_US = 86_400_000_000
-
-
-def find_experiment(project: OpenProject, name: str) -> Experiment:
-    """Returns an experiment that the project declares."""
-    experiments = {experiment.name: experiment for experiment in project.declared.experiments}
-    if name not in experiments:
-        raise unknown_name("experiment", name, experiments)
-    return experiments[name]
+LONGEST_US = 28 * 86_400_000_000
+"""How long a trial lasts at most, by the project's clock; so it is judged then whoever has come."""
 
 
-def read_gate(project: OpenProject, name: str, *, splits: int = SPLITS) -> tuple[Gate, int]:
-    """Returns the A/A gate over the visitors that an experiment's page was logged for, and how many are needed per arm.
+def start(project: OpenProject, name: str, *, gate: bool = True, challenger: str | None = None) -> Trial:
+    """Returns the trial that begins now; raises StopError if the A/A gate refuses.
 
-    It has no traffic of its own: visitors outside of any trial are split anew by other seeds.
+    It tests the challenger's bundle, by default the newest of what ranks, against what serves the page now.
     """
-    experiment = find_experiment(project, name)
-    visitors = _enough(experiment, _logged(project, experiment), what="the A/A gate")
-    gate = split_again(visitors, seed=f"aa/{name}", splits=splits, weights=(0.5, 0.5), alpha=experiment.alpha)
-    return gate, _needed(experiment, _measure(visitors))
-
-
-def _enough(experiment: Experiment, visitors: Visitors, *, what: str) -> Visitors:
-    num_visitors = int(visitors.counted.sum())
-    if num_visitors < LEAST_VISITORS:
-        raise StopError(
-            f"{num_visitors} visitors were logged on the page {experiment.on.name!r} outside of a trial, "
-            f"{experiment.goal.within} ago or earlier; {what} needs {LEAST_VISITORS}. Let the page serve for a while"
-        )
-    return visitors
-
-
-def _logged(project: OpenProject, experiment: Experiment, *, newest_us: int | None = None) -> Visitors:
-    """Returns the visitors that a page was logged for outside of any trial; of late only, if a time is given."""
-    if CLICKS not in project.topics.names() or DECISIONS not in project.topics.names():
-        raise StopError("nothing was logged yet. Run the project with: headrace up")
-    # Taken before the wait: what is older than it was on its way to the lake then, if it came in time at all.
-    now_us = project.clock.now_us()
-    ends = wait_for_lake(project)
-    if DECISIONS not in project.tables.names() or EVENTS not in project.tables.names():
-        raise StopError(f"no page was logged yet. Ask for one: POST /v1/page with {experiment.on.name!r}")
-    goal = experiment.goal
-    cutoff_us = now_us - goal.within_us
-    scope = Scope(
-        where=f"trial IS NULL AND page = {quote_text(experiment.on.name)}",
-        above=goal.above,
-        below=goal.below,
-        within_us=goal.within_us,
-        cutoff_us=cutoff_us,
-        positions=ends,
-        starts={topic: (0,) * len(places) for topic, places in ends.items()},
-        since_us=0 if newest_us is None else cutoff_us - newest_us,
-    )
-    return read_visitors(project.query(exposures_sql(scope)).table())
-
-
-def _measure(visitors: Visitors) -> Ratio:
-    kept = visitors.counted
-    return ratio(measure_ratio(visitors.clicks[kept], visitors.views[kept]))
-
-
-def _needed(experiment: Experiment, base: Ratio) -> int:
-    if not base.estimate or not base.visitor_variance:
-        return 0
-    return visitors_per_arm(
-        base.estimate, base.visitor_variance, mde=experiment.mde, alpha=experiment.alpha, power=experiment.power
-    )
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a trial of an experiment would take, told from the visitors that its page was logged for."""
-
-    visitors: int
-    """How many were logged, outside of any trial."""
-    logged_us: int
-    """Since when, as the time from the first of them until what is read ends."""
-    ratio: float | None
-    """The goal's ratio over all of them."""
-    needed: int
-    """How many visitors an arm needs; 0 if the ratio or its variance is 0, so that nothing can be told."""
-    visitors_per_day: float
-    """How many come in a day, in both arms: those of the newest day, or as many as a day of what was logged has."""
-    daily_mde: float | None
-    """The smallest lift that the visitors of one day show."""
-
-    @property
-    def days(self) -> float | None:
-        """How many days bring the visitors needed, if each day brings new ones."""
-        return 2 * self.needed / self.visitors_per_day if self.needed and self.visitors_per_day else None
-
-
-def read_plan(project: OpenProject, name: str) -> Plan:
-    """Returns what a trial of an experiment would take."""
-    experiment = find_experiment(project, name)
-    visitors = _enough(experiment, _logged(project, experiment), what="a plan")
-    base = _measure(visitors)
-    first_us = int(visitors.first_us[visitors.counted].min())
-    logged_us = max(project.clock.now_us() - experiment.goal.within_us - first_us, 1)
-    total = int(visitors.counted.sum())
-    if logged_us < _DAY_US:
-        per_day = total * _DAY_US / logged_us
-    else:
-        per_day = float(_logged(project, experiment, newest_us=_DAY_US).counted.sum())
-    needed, mde = _needed(experiment, base), None
-    if needed and per_day >= 4:
-        mde = reachable_mde(
-            base.estimate or 0.0,
-            base.visitor_variance or 0.0,
-            visitors=int(per_day / 2),
-            alpha=experiment.alpha,
-            power=experiment.power,
-        )
-    return Plan(total, logged_us, base.estimate, needed, per_day, mde)
-
-
-def start(project: OpenProject, name: str, *, gate: bool = True) -> Trial:
-    """Returns the trial that begins now; raises StopError if the A/A gate refuses."""
     experiment = find_experiment(project, name)
     page = experiment.on
     if not isinstance(page, Page):
         raise CallError(f"experiment {name!r} is on {page.name!r}, which is no page")
     before = _newest_id(project, TRIAL, name)
+    _refuse_second(project, name, page)
+    arms = _find_arms(project, page, challenger)
+    found, planned = _pass_aa(project, name) if gate else (None, 0)
+    trial = _make_trial(project, experiment, page, arms, (found, planned))
+    fault.point("promote.starting")
+    _write(project, TRIAL, name, encode_trial(trial), over=before)
+    fault.point("promote.started")
+    return trial
+
+
+def _refuse_second(project: OpenProject, name: str, page: Page) -> None:
     running = find_trials(project.registry).get(page.name)
     if running is not None:
         raise CallError(
@@ -175,29 +73,74 @@ def start(project: OpenProject, name: str, *, gate: bool = True) -> Trial:
             f"End it first: headrace experiment stop {running.experiment}"
         )
     last = project.registry.newest(TRIAL).get(name)
-    if last is not None and not _is_judged(project, name, decode_trial(last.value).id):
+    if last is not None and find_verdict_on(project, decode_trial(last.value)) is None:
         raise CallError(
             f"trial {decode_trial(last.value).id!r} has ended and has no verdict yet. "
             f"Ask for it first: headrace experiment stop {name}"
         )
-    control = _newest_bundle(project, page.fallback)
-    treatment = _newest_bundle(project, page.carousels[0].ranker)
-    found, planned = read_gate(project, name) if gate else (None, 0)
-    if found is not None and not found.is_passed:
+
+
+def _find_arms(project: OpenProject, page: Page, challenger: str | None) -> tuple[str, str]:
+    """Returns the bundles of control and treatment, both of which open."""
+    champion = find_champion(project, page.name)
+    if champion is not None and champion.bundle:
+        control = _openable(project, champion.bundle, f"the champion of the page {page.name!r}")
+    else:
+        control = _newest_bundle(project, page.fallback)
+    ranker = page.carousels[0].ranker
+    if challenger is None:
+        treatment = _newest_bundle(project, ranker)
+    else:
+        treatment = _openable(project, challenger, f"the challenger of the page {page.name!r}")
+    if treatment == control:
+        raise CallError(
+            f"the newest bundle of {ranker.name!r} serves the page {page.name!r} already, so there is nothing to test. "
+            f"Fit another: headrace model fit {ranker.name}"
+        )
+    refused = read_gate_row(project, treatment)
+    if refused is not None and not refused["passed"]:
+        raise StopError(
+            f"the offline gate refuses the bundle {treatment} of {ranker.name!r}: {'; '.join(refused['reasons'])}. "
+            f"Fit another: headrace model fit {ranker.name}"
+        )
+    return control, treatment
+
+
+def read_gate_row(project: OpenProject, bundle: str) -> dict[str, Any] | None:
+    """Returns what the offline gate said of a bundle: `passed`, `reasons` and `metrics`; None if it was not asked."""
+    entries = project.registry.entries(GATE, bundle)
+    found: dict[str, Any] | None = msgspec.json.decode(entries[-1].value) if entries else None
+    return found
+
+
+def _pass_aa(project: OpenProject, name: str) -> tuple[Gate, int]:
+    found, planned = read_gate(project, name)
+    if not found.is_passed:
         raise StopError(
             f"the A/A gate refuses: {found.significant} of {found.splits} splits of the same visitors differ at "
             f"p < {found.alpha:g}, at most {found.band[1]} may. The test would find lifts that are not there"
         )
+    return found, planned
+
+
+def _make_trial(
+    project: OpenProject,
+    experiment: Experiment,
+    page: Page,
+    arms: tuple[str, str],
+    gate: tuple[Gate | None, int],
+) -> Trial:
+    """Returns the trial that freezes an experiment, its page and two bundles as they are now."""
+    name, goal, now_us = experiment.name, experiment.goal, project.clock.now_us()
     number = len({decode_trial(one.value).id for one in project.registry.entries(TRIAL, name)}) + 1
-    goal, now_us = experiment.goal, project.clock.now_us()
-    trial = Trial(
+    return Trial(
         version=VERSION,
         id=f"{name}-{number}",
         experiment=name,
         page=page.name,
         seed=f"{name}-{number}-{now_us}",
-        control=control,
-        treatment=treatment,
+        control=arms[0],
+        treatment=arms[1],
         per_row=page.per_row,
         explore=page.explore,
         started_us=now_us,
@@ -213,25 +156,26 @@ def start(project: OpenProject, name: str, *, gate: bool = True) -> Trial:
         alpha=experiment.alpha,
         mde=experiment.mde,
         power=experiment.power,
-        planned=planned,
-        gate=found,
+        planned=gate[1],
+        gate=gate[0],
         definition=page.definition,
     )
-    _write(project, TRIAL, name, encode_trial(trial), over=before)
-    return trial
 
 
 def _newest_bundle(project: OpenProject, model: Model) -> str:
     found = project.registry.bundles(model.name)
     if not found:
         raise CallError(f"there is no bundle of {model.name!r} yet. Fit one with: headrace model fit {model.name}")
+    return _openable(project, found[0].hash, f"the newest bundle of {model.name!r}", model=model.name)
+
+
+def _openable(project: OpenProject, name_hash: str, what: str, *, model: str = "") -> str:
     try:
-        open_bundle(project.registry.load(found[0].hash))
+        open_bundle(project.registry.load(name_hash))
     except FormatError as error:
-        raise CallError(
-            f"the newest bundle of {model.name!r} cannot serve: {error}. Fit another: headrace model fit {model.name}"
-        ) from error
-    return found[0].hash
+        again = f" Fit another: headrace model fit {model}" if model else ""
+        raise CallError(f"{what} cannot serve: {error}.{again}") from error
+    return name_hash
 
 
 def _newest_id(project: OpenProject, kind: str, name: str) -> int:
@@ -241,12 +185,55 @@ def _newest_id(project: OpenProject, kind: str, name: str) -> int:
 
 def _write(project: OpenProject, kind: str, name: str, value: bytes, *, over: int) -> None:
     """Writes a row over the one that stood there when its writer began: of two at once, one is refused."""
-    project.registry.write(Entry(over, kind, name, value, project.clock.now_us(), getpass.getuser()))
+    project.registry.write(_entry(project, kind, name, value, over=over))
 
 
-def _is_judged(project: OpenProject, name: str, trial: str) -> bool:
-    verdict = find_verdict(project, name)
-    return verdict is not None and verdict.trial == trial
+def _entry(project: OpenProject, kind: str, name: str, value: bytes, *, over: int) -> Entry:
+    return Entry(over, kind, name, value, project.clock.now_us(), getpass.getuser())
+
+
+def find_champion(project: OpenProject, page: str) -> Champion | None:
+    """Returns what was promoted last to serve a page."""
+    entry = project.registry.newest(CHAMPION).get(page)
+    return decode_champion(entry.value) if entry else None
+
+
+def promote(project: OpenProject, page: str, bundle: str, *, how: How = "hand", reason: str = "") -> Champion:
+    """Returns the champion that a bundle becomes: it serves a page from then on; nothing lets the fallback serve."""
+    before = _newest_id(project, CHAMPION, page)
+    pages = {one.name: one for one in project.declared.pages}
+    if page not in pages:
+        raise unknown_name("page", page, pages)
+    running = find_trials(project.registry).get(page)
+    if running is not None:
+        raise CallError(
+            f"trial {running.id!r} runs on the page {page!r} and freezes what serves it. "
+            f"End it first: headrace experiment stop {running.experiment}"
+        )
+    models = {model.name for model in pages[page].models}
+    model = project.registry.load(_openable(project, bundle, f"the bundle {bundle}")).name if bundle else ""
+    if bundle and model not in models:
+        raise unknown_name("model of the page", model, models)
+    serves = find_champion(project, page)
+    champion = Champion(
+        version=PROMOTION_VERSION,
+        page=page,
+        bundle=bundle,
+        model=model,
+        how=how,
+        before=serves.bundle if serves else "",
+        reason=reason,
+    )
+    _write(project, CHAMPION, page, encode_promotion(champion), over=before)
+    return champion
+
+
+def roll_back(project: OpenProject, page: str, *, reason: str = "") -> Champion:
+    """Returns the champion that served before the present one, which serves again; without one the fallback does."""
+    champion = find_champion(project, page)
+    if champion is None:
+        raise CallError(f"the page {page!r} has no champion: the newest bundle of its fallback serves it")
+    return promote(project, page, champion.before, how="rollback", reason=reason)
 
 
 def find_trial(project: OpenProject, name: str) -> Trial:
@@ -270,11 +257,17 @@ def find_verdict(project: OpenProject, name: str) -> Verdict | None:
     return decode_verdict(entry.value) if entry else None
 
 
+def find_verdict_on(project: OpenProject, trial: Trial) -> Verdict | None:
+    """Returns the verdict on a trial, once it was given."""
+    verdict = find_verdict(project, trial.experiment)
+    return verdict if verdict is not None and verdict.trial == trial.id else None
+
+
 def look(project: OpenProject, name: str) -> Verdict:
     """Returns what a trial would find if it were stopped now; a verdict that was given is returned as it is."""
     trial = find_trial(project, name)
-    given = find_verdict(project, name)
-    if given is not None and given.trial == trial.id:
+    given = find_verdict_on(project, trial)
+    if given is not None:
         return given
     made_us = project.clock.now_us()
     return judge_trial(project, trial, wait_for_lake(project), made_us)
@@ -287,26 +280,97 @@ def judge_again(project: OpenProject, verdict: Verdict) -> Verdict:
 
 
 def stop(project: OpenProject, name: str) -> Verdict:
-    """Returns the verdict on an experiment's trial, which ends with it; another call returns the same one."""
+    """Returns the verdict on an experiment's trial, which ends with it; another call returns the same one.
+
+    What follows from it for the page is written together with it: its champion changes, or the challenger is refused.
+    """
+    # Read before anything else: who changes one of these meanwhile is not written over.
     before = {kind: _newest_id(project, kind, name) for kind in (TRIAL, VERDICT)}
     trial = find_trial(project, name)
-    given = find_verdict(project, name)
-    if given is None or given.trial != trial.id:
-        if trial.status == "running":
-            stopped = msgspec.structs.replace(trial, status="stopped", stopped_us=project.clock.now_us())
-            _write(project, TRIAL, name, encode_trial(stopped), over=before[TRIAL])
-        made_us = project.clock.now_us()
-        try:
-            ends = wait_for_lake(project)
-        except UnavailableError as error:
-            raise UnavailableError(
-                f"trial {trial.id!r} has ended and is not judged yet: {error}. "
-                f"Then ask again: headrace experiment stop {name}"
-            ) from error
-        given = judge_trial(project, trial, ends, made_us)
-        _write(project, VERDICT, name, encode_verdict(given), over=before[VERDICT])
-    _save(project, given)
+    before |= {kind: _newest_id(project, kind, trial.page) for kind in (CHAMPION, CHALLENGER)}
+    given = find_verdict_on(project, trial)
+    if given is None:
+        trial = _end(project, trial, over=before[TRIAL])
+        given = _judge_now(project, trial)
+        fault.point("promote.judged")
+        kind, promotion = _conclude(project, trial, given)
+        for entry in (
+            _entry(project, VERDICT, name, encode_verdict(given), over=before[VERDICT]),
+            _entry(project, kind, trial.page, encode_promotion(promotion), over=before[kind]),
+        ):
+            project.registry.write(entry)
+        fault.point("promote.promoted")
+    save_verdict(project, given)
     return given
+
+
+def _end(project: OpenProject, trial: Trial, *, over: int) -> Trial:
+    if trial.status != "running":
+        return trial
+    stopped = msgspec.structs.replace(trial, status="stopped", stopped_us=project.clock.now_us())
+    _write(project, TRIAL, trial.experiment, encode_trial(stopped), over=over)
+    fault.point("promote.stopped")
+    return stopped
+
+
+def _judge_now(project: OpenProject, trial: Trial) -> Verdict:
+    made_us = project.clock.now_us()
+    try:
+        ends = wait_for_lake(project)
+    except UnavailableError as error:
+        raise UnavailableError(
+            f"trial {trial.id!r} has ended and is not judged yet: {error}. "
+            f"Then ask again: headrace experiment stop {trial.experiment}"
+        ) from error
+    return judge_trial(project, trial, ends, made_us)
+
+
+def _conclude(project: OpenProject, trial: Trial, verdict: Verdict) -> tuple[str, Champion | Refusal]:
+    """Returns what follows from a verdict for its page: the bundle that it tested, and no newer one, wins or loses."""
+    bundles = {one.hash: one.name for one in project.registry.bundles()}
+    model = bundles.get(trial.treatment, "")
+    serves = find_champion(project, trial.page)
+    refused = _find_refusal(trial, verdict, serves, is_known=trial.treatment in bundles)
+    if refused:
+        refusal = Refusal(
+            version=PROMOTION_VERSION,
+            page=trial.page,
+            bundle=trial.treatment,
+            model=model,
+            trial=trial.id,
+            verdict=verdict.outcome,
+            reason=refused,
+        )
+        return CHALLENGER, refusal
+    champion = Champion(
+        version=PROMOTION_VERSION,
+        page=trial.page,
+        bundle=trial.treatment,
+        model=model,
+        how="verdict",
+        trial=trial.id,
+        verdict=verdict.outcome,
+        before=serves.bundle if serves else "",
+        reason=OUTCOMES[verdict.outcome],
+    )
+    return CHAMPION, champion
+
+
+def _find_refusal(trial: Trial, verdict: Verdict, serves: Champion | None, *, is_known: bool) -> str:
+    """Returns why the bundle of a trial is not promoted, or nothing."""
+    if verdict.outcome != "better":
+        return "; ".join([OUTCOMES[verdict.outcome], *verdict.reasons])
+    fewest = min(verdict.control.visitors, verdict.treatment.visitors)
+    if fewest < trial.planned and trial.stopped_us - trial.started_us < LONGEST_US:
+        return (
+            f"the trial was ended at {fewest:,} visitors in the smaller arm where {trial.planned:,} were planned: who "
+            "looks often stops early by chance"
+        )
+    if not is_known:
+        return f"the bundle {trial.treatment} is not in the registry"
+    if serves is not None and serves.bundle and serves.bundle != trial.control:
+        return f"the bundle {serves.bundle} was promoted meanwhile, which the trial did not compare it with"
+    return ""
 
 
 def judge_trial(
@@ -340,7 +404,7 @@ def list_exposures(project: OpenProject, verdict: Verdict) -> list[Exposure]:
     return [Exposure(version=VERDICT_VERSION, trial=trial.id, **row) for row in found]
 
 
-def _save(project: OpenProject, verdict: Verdict) -> None:
+def save_verdict(project: OpenProject, verdict: Verdict) -> None:
     """Writes a verdict into the lake, once."""
     table = project.tables.create(
         VERDICTS,

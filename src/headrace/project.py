@@ -38,7 +38,7 @@ from headrace.experiments.verdict import VERDICTS
 from headrace.features import Column, Feature, list_columns
 from headrace.models import Model
 from headrace.models.registry import Entry, Registry, open_registry
-from headrace.pipelines import Pipeline
+from headrace.pipelines import LocalRunner, Pipeline, open_runner
 from headrace.profile import DoorTable, Profile, find_folder, read_profile
 from headrace.topics import Topic, Topics, open_topics
 
@@ -256,6 +256,11 @@ class OpenProject:
         online: Online = import_module("headrace.features.online").open_online(self.profile.url("online"))
         return online
 
+    @cached_property
+    def runner(self) -> LocalRunner:
+        """What runs the project's pipelines, with their history."""
+        return open_runner(self.profile.url("runner"))
+
     def _claim(self, registry: Registry) -> None:
         """Makes a registry this project's, unless it is somebody's; without a project file there is no name to give."""
         if not (self.folder / FILE).is_file():
@@ -328,6 +333,8 @@ class OpenProject:
             self.online.close()
         if "registry" in self.__dict__:
             self.registry.close()
+        if "runner" in self.__dict__:
+            self.runner.close()
 
     def __enter__(self) -> Self:
         return self
@@ -476,7 +483,17 @@ STREAM: dict[str, tuple[str, ...]] = {
 }
 """The roles of the stream, with their loops."""
 
-ROLES = (*DOORS, *STREAM)
+WORK: dict[str, tuple[str, ...]] = {"runner": ("runner", "promoter")}
+"""The roles of the process `work`, with their loops."""
+
+ROLES = (*DOORS, *STREAM, *WORK)
+
+
+def work_program(project: OpenProject, roles: Sequence[str], *, after: Sequence[str] = ()) -> Program:
+    """Returns the program that runs the project's pipelines."""
+    arguments = {"folder": str(project.folder), "profile": project.profile.name, "roles": list(roles)}
+    name = roles[0] if len(roles) == 1 else "work"
+    return Program(name, "headrace.work:run_work", arguments, after=tuple(after))
 
 
 def note_failure(project: OpenProject, loop: str, message: str) -> None:

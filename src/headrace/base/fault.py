@@ -35,6 +35,11 @@ POINTS = {
     "online.written": "tiles and position are in the transaction, which is not committed",
     "endpoint.decided": "the page is made and nothing of it is written down",
     "endpoint.answering": "the decision is durable and the answer is not sent yet",
+    "promote.starting": "the A/A gate has passed and the trial is not written yet",
+    "promote.started": "the trial runs, and whoever started it has not taken note of it",
+    "promote.stopped": "the trial is stopped and not judged yet",
+    "promote.judged": "the verdict stands and nothing of it is written",
+    "promote.promoted": "verdict and champion are written, and the verdict is in no table yet",
     "topics.synced": "the commit is on disk and no answer has left the writer",
 }
 

@@ -97,6 +97,10 @@ class Companion:
                 raise DeadlineError(f"{self._child.program.name} was not ready within {seconds:g} s")
             time.sleep(_TICK_SECONDS)
 
+    def poll(self) -> int | None:
+        """Returns the exit code of the program, which is below 0 if a signal has ended it; None while it runs."""
+        return self._child.process.poll()
+
     def __enter__(self) -> Self:
         return self
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from headrace import loop
+from headrace import loop, survey
 from headrace.base.errors import CallError
 from headrace.console.show import format_seconds, format_time, print_facts, print_lines, print_table, working
 from headrace.console.verdict import print_verdict
@@ -84,9 +84,9 @@ def _state_text(row: Mapping[str, Any]) -> str:
 def plan(given: argparse.Namespace) -> None:
     """Says how many visitors a trial needs, and how long they take to come."""
     with _opened(given) as project:
-        experiment = loop.find_experiment(project, given.name)
+        experiment = survey.find_experiment(project, given.name)
         with working("reading the logged visitors"):
-            found = loop.read_plan(project, given.name)
+            found = survey.read_plan(project, given.name)
     if given.json:
         asked = {"mde": experiment.mde, "power": experiment.power, "alpha": experiment.alpha}
         print_lines([{"experiment": experiment.name, **asked, **asdict(found), "days": found.days}])
@@ -94,7 +94,7 @@ def plan(given: argparse.Namespace) -> None:
     print_facts(_plan_facts(experiment, found))
 
 
-def _plan_facts(experiment: Experiment, found: loop.Plan) -> list[tuple[str, str]]:
+def _plan_facts(experiment: Experiment, found: survey.Plan) -> list[tuple[str, str]]:
     ratio = "no ratio" if found.ratio is None else f"{experiment.goal.name} {found.ratio:.5f}"
     since = format_seconds(found.logged_us / 1e6)
     facts = [
@@ -124,7 +124,7 @@ def split(given: argparse.Namespace) -> int:
     if not 20 <= given.splits <= _MOST_SPLITS:
         raise CallError(f"--splits {given.splits}: must be 20 to {_MOST_SPLITS:,}")
     with _opened(given) as project, working(f"splitting the logged visitors {given.splits:,} times"):
-        gate, needed = loop.read_gate(project, given.name, splits=given.splits)
+        gate, needed = survey.read_gate(project, given.name, splits=given.splits)
     if given.json:
         passed = {"passed": gate.is_passed, "needed": needed}
         print_lines([{"experiment": given.name, **msgspec.to_builtins(gate), **passed}])

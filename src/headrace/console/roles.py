@@ -27,12 +27,14 @@ from headrace.project import (
     DOORS,
     ROLES,
     STREAM,
+    WORK,
     Door,
     OpenProject,
     door_programs,
     open_door,
     open_project,
     stream_program,
+    work_program,
 )
 
 _NOTE_SECONDS = 1.0
@@ -60,7 +62,12 @@ def _find_roles(project: OpenProject) -> list[str]:
     Their doors would only take the ports from the project beside it.
     """
     declared = project.declared
-    needs = {"endpoint": declared.pages, "console": declared.pages, "updater": declared.columns}
+    needs = {
+        "endpoint": declared.pages,
+        "console": declared.pages,
+        "updater": declared.columns,
+        "runner": declared.pipelines,
+    }
     return [role for role in ROLES if needs.get(role, True)]
 
 
@@ -74,12 +81,13 @@ def supervise(project: OpenProject, roles: Sequence[str], *, announce: Callable[
             probe.make_topics()
         doors = [open_door(project, role) for role in roles if role in DOORS]
         crews = door_programs(project, doors) if doors else {}
-        stream = [role for role in roles if role in STREAM]
-        if stream:
-            # After the doors: the first to come is the writer of the topics' file.
-            names = dict.fromkeys(one.name for crew in crews.values() for one in crew)
-            program = stream_program(project, stream, after=tuple(names))
-            crews |= {role: [program] for role in stream}
+        # After the doors: the first to come is the writer of the topics' file.
+        names = tuple(dict.fromkeys(one.name for crew in crews.values() for one in crew))
+        for kind, make in ((STREAM, stream_program), (WORK, work_program)):
+            chosen = [role for role in roles if role in kind]
+            if chosen:
+                program = make(project, chosen, after=names)
+                crews |= {role: [program] for role in chosen}
         ticker = _Ticker(project, doors, crews, announce=lambda: announce(doors))
         ticker.supervisor.run(
             tick=ticker.tick,
@@ -288,7 +296,7 @@ def _show_stream(found: _Status) -> None:
 def _failures(project: OpenProject, role: str) -> list[dict[str, Any]]:
     """Returns why loops of a role stand still: what fails is begun anew, and noted, at least every 10 s."""
     found = []
-    for loop in STREAM.get(role, ()):
+    for loop in (STREAM | WORK).get(role, ()):
         with contextlib.suppress(OSError, ValueError):
             failure = json.loads((project.profile.state / "run" / f"{loop}.failure").read_text(encoding="utf-8"))
             if machine_us() - failure["at_us"] < _FAILING_SECONDS * 1e6:
