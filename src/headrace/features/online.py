@@ -43,9 +43,7 @@ class Snapshot:
     blobs: Mapping[bytes, Sequence[tuple[int, bytes]]]
     """Of each entity that was asked for its blobs, by partition."""
     changed: Sequence[tuple[Place, bytes]]
-    """The blobs of all that is no person which changed since the revision that was asked for."""
-    is_whole: bool
-    """Whether `changed` holds all there are, since another generation serves now."""
+    """The blobs of all that is no person, those that changed since a revision, or all of another generation."""
 
 
 class Online(Protocol):
@@ -86,10 +84,11 @@ class Online(Protocol):
     def sweep(self) -> bool:
         """Removes some blobs of generations that were taken away; returns whether there may be more."""
 
-    def snapshot(self, entities: Sequence[bytes], *, since: tuple[int, int] = (0, 0)) -> Snapshot:
+    def snapshot(self, entities: Sequence[bytes], *, since: tuple[int, int] | None = None) -> Snapshot:
         """Returns what serves, as of one instant: the blobs of entities, and what changed since a revision.
 
-        `since` is a generation with its revision. Raises UnavailableError while no generation serves.
+        `since` is a generation with its revision; without one nothing that changed is read.
+        Raises UnavailableError while no generation serves.
         """
 
     def close(self) -> None:

@@ -149,7 +149,7 @@ class SqliteOnline:
             )
         return generation is not None
 
-    def snapshot(self, entities: Sequence[bytes], *, since: tuple[int, int] = (0, 0)) -> Snapshot:
+    def snapshot(self, entities: Sequence[bytes], *, since: tuple[int, int] | None = None) -> Snapshot:
         """Returns what serves, as of one instant."""
         with self._read() as connection, one_view(connection):
             state = _find_serving(connection)
@@ -166,16 +166,8 @@ class SqliteOnline:
                 ).fetchall()
                 for entity in entities
             }
-            is_whole = since[0] != generation
-            revision = -1 if is_whole else since[1]
-            changed: list[tuple[Place, bytes]] = []
-            if revision < state.revision:
-                rows = connection.execute(
-                    "select entity, partition, value from blobs where generation = ? and revision > ? and watched",
-                    (generation, revision),
-                )
-                changed = [((entity, partition), value) for entity, partition, value in rows]
-        return Snapshot(state, blobs, changed, is_whole)
+            changed = [] if since is None else _find_changed(connection, state, since)
+        return Snapshot(state, blobs, changed)
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -276,3 +268,14 @@ def _find_left(connection: sqlite3.Connection) -> int | None:
             break
     generation: int | None = found[0]
     return generation
+
+
+def _find_changed(connection: sqlite3.Connection, state: State, since: tuple[int, int]) -> list[tuple[Place, bytes]]:
+    revision = since[1] if since[0] == state.generation else -1
+    if revision == state.revision:
+        return []
+    rows = connection.execute(
+        "select entity, partition, value from blobs where generation = ? and revision > ? and watched",
+        (state.generation, revision),
+    )
+    return [((entity, partition), value) for entity, partition, value in rows]

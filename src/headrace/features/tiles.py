@@ -88,6 +88,8 @@ class Family:
 
 read_row = msgspec.json.Decoder(Row).decode
 _read_attributes = msgspec.json.Decoder(dict[str, dict[str, Any]]).decode
+_read_members = msgspec.json.Decoder(dict[str, Raw]).decode
+_read_float = msgspec.json.Decoder(float).decode
 _decoder = msgspec.msgpack.Decoder(Blob)
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -157,7 +159,7 @@ class Fold:
                     yield entity, Addition(family.id, rest, row.event_us, row.src_offset, value)
 
     def extend(self, blob: Blob, additions: Iterable[Addition]) -> None:
-        """Puts additions into a blob, of two at one instant the one that comes later in `clicks`, or in its event."""
+        """Puts additions into a blob: of two at one instant the later offset stays, of one event the greatest text."""
         for one in additions:
             blob.newest_us = max(blob.newest_us, one.event_us)
             hops = blob.families.setdefault(one.family, {}).setdefault(one.rest, {})
@@ -166,8 +168,7 @@ class Fold:
                 if isinstance(one.value, str):
                     latest = (one.event_us, one.src_offset, one.value)
                     before = tiles.get(number)
-                    if before is None or latest[:2] >= before[:2]:  # type: ignore[index]  # a family has one kind
-                        tiles[number] = latest
+                    tiles[number] = latest if before is None else max(latest, before)
                 else:
                     tiles[number] = tiles.get(number, 0) + one.value  # type: ignore[operator]  # the same
 
@@ -241,20 +242,18 @@ def _texts_of(attributes: Mapping[str, Any] | None) -> Mapping[str, str | None]:
 
 
 def read_number(properties: Raw | bytes, path: str) -> float | None:
-    """Returns the number at a path of an event's properties, also one that is written as text; None if none is there.
+    """Returns the number at a path of an event's properties; None if there is none, or a text.
 
-    >>> read_number(b'{"price": "18.99"}', "price"), read_number(b'{"price": true}', "price")
+    >>> read_number(b'{"cart": {"price": 18.99}}', "cart.price"), read_number(b'{"price": "18.99"}', "price")
     (18.99, None)
     """
-    found: Any = msgspec.json.decode(properties)
-    for name in path.split("."):
-        found = found.get(name) if isinstance(found, dict) else None
-    if isinstance(found, str):
-        try:
-            return float(found)
-        except ValueError:
-            return None
-    return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+    found = bytes(properties)
+    try:
+        for name in path.split("."):
+            found = bytes(_read_members(found)[name])
+        return _read_float(found)
+    except (KeyError, msgspec.MsgspecError):
+        return None
 
 
 def _micro_of(number: float | None) -> int | None:
