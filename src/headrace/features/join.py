@@ -1,0 +1,369 @@
+"""Rows to learn from: the features of every label as they were known at its instant, from rows of the lake alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from headrace.base.errors import CallError, StopError
+from headrace.engines.engine import quote_name, quote_text
+from headrace.events.event import Event
+from headrace.events.settled import EVENTS
+from headrace.events.taxonomy import TAXONOMY
+from headrace.features.feature import Column
+from headrace.features.keys import count_threads, number_keys
+from headrace.features.window import tail_of
+
+if TYPE_CHECKING:
+    from headrace.features.kernel import Events, Found
+
+Ints = NDArray[np.int64]
+
+MILLIONTHS = 1_000_000
+MOST = 9e12
+"""What is added up lies within this and its negative; anything else counts nothing."""
+
+_OFFSET_BITS = 48
+"""A place is a partition and an offset in `clicks` as one number."""
+
+
+class Lake(Protocol):
+    """What features are read from."""
+
+    @property
+    def at_us(self) -> int:
+        """What arrived later does not count."""
+
+    def rows(self, sql: str, parameters: Mapping[str, Any]) -> pa.Table:
+        """Returns the answer to one SELECT as Arrow."""
+
+    def items_of(self, event: Event) -> str:
+        """Returns a SELECT with a row for each item of an event: all of `events`, `item`, `known` of it as JSON."""
+
+
+def join(lake: Lake, columns: Sequence[Column], labels: pa.Table) -> pa.Table:
+    """Returns a row for every label, in their order, with a column for each feature as it was known then.
+
+    A label has `at_us`, and what the keys are made of: `person`, `item` and attributes of the item such as `@genre`.
+    One that was served has `known`, the first `seq` of each partition of `events` that it did not know. One without
+    (or with an empty one) knows what was received before it.
+    """
+    asked = _read_labels(labels, columns)
+    found: dict[str, pa.Array] = {}
+    sources: dict[_Source, list[Column]] = defaultdict(list)
+    for column in columns:
+        sources[_Source(column.event, column.item, column.dimension, column.by)].append(column)
+    for source, of_source in sources.items():
+        found.update(_join_source(lake, source, of_source, asked))
+    return pa.table({column.name: found[column.name] for column in columns})
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Columns that are made of the same rows, by the same keys."""
+
+    event: str
+    item: str
+    dimension: str
+    by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Labels:
+    table: pa.Table
+    at_us: Ints
+    known: Ints
+    served: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of a source that some label has the key of, by key, time and place."""
+
+    table: pa.Table
+    """All rows, as they came."""
+    order: Ints
+    """Of each sorted row its number in the table."""
+    starts: Ints
+    event_us: Ints
+    place: Ints
+
+    def column(self, name: str) -> Ints:
+        """Returns a column of numbers in this order."""
+        return cast("Ints", self.table.column(name).to_numpy()[self.order].astype(np.int64))
+
+    def only(self, kept: NDArray[np.bool_]) -> _Rows:
+        """Returns some of the rows."""
+        starts = np.concatenate([[0], np.cumsum(kept)])[self.starts]
+        return _Rows(self.table, self.order[kept], starts, self.event_us[kept], self.place[kept])
+
+    @cached_property
+    def runs(self) -> Ints:
+        """The number of each row's event: one that names several items has several rows, at the same place."""
+        differs = (np.diff(self.event_us) != 0) | (np.diff(self.place) != 0)
+        firsts = self.starts[1:-1]
+        differs[firsts[(firsts > 0) & (firsts <= len(differs))] - 1] = True
+        return np.concatenate([[0], np.cumsum(differs)]).astype(np.int64)[: len(self.event_us)]
+
+
+# Labels.
+
+
+def _read_labels(labels: pa.Table, columns: Sequence[Column]) -> _Labels:
+    needed = {"at_us", *(part for column in columns for part in column.by)}
+    for name in sorted(needed - set(labels.schema.names)):
+        raise CallError(
+            f"the labels have no column {name!r}, which is part of a feature's key. They have: "
+            f"{', '.join(labels.schema.names)}"
+        )
+    if labels.column("at_us").null_count:
+        raise CallError("some labels have no at_us, the instant that their features are asked for")
+    at_us = labels.column("at_us").cast(pa.int64()).to_numpy()
+    if "known" not in labels.schema.names:
+        return _Labels(labels, at_us, np.zeros((len(at_us), 0), np.int64), np.zeros(len(at_us), np.bool_))
+    known = _read_known(labels.column("known"))
+    return _Labels(
+        labels,
+        at_us,
+        known,
+        labels.column("known").combine_chunks().value_lengths().fill_null(0).to_numpy(zero_copy_only=False) > 0,
+    )
+
+
+def _read_known(column: pa.ChunkedArray) -> Ints:
+    """Returns a row for each label and a column for each partition; 0 where nothing is said."""
+    lists = column.cast(pa.list_(pa.int64())).combine_chunks()
+    lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    places = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    known = np.zeros((len(lengths), int(lengths.max(initial=0))), np.int64)
+    known[rows, places] = lists.flatten().fill_null(0).to_numpy(zero_copy_only=False)
+    return known
+
+
+def bounds_of(at_us: Ints, columns: Sequence[Column]) -> tuple[Ints, Ints]:
+    """Returns, for each instant and column, where the window begins, and for each instant where all of them end."""
+    tails = np.empty((len(at_us), len(columns)), np.int64)
+    for number, column in enumerate(columns):
+        # The one definition of a window's tail serves whole arrays as well.
+        tails[:, number] = tail_of(cast("Any", at_us), column.window_us)
+    return tails, at_us
+
+
+# Rows.
+
+
+def _join_source(lake: Lake, source: _Source, columns: Sequence[Column], labels: _Labels) -> dict[str, pa.Array]:
+    table = _read_rows(lake, source, columns, labels)
+    of_labels, of_rows, num_keys = number_keys(source.by, labels.table, table)
+    rows = _sort(table, of_rows, num_keys)
+    found: dict[str, pa.Array] = {}
+    for value, text, of_ask in _divide(columns, table):
+        kept = rows if not text else rows.only(table.column(text).is_valid().to_numpy()[rows.order])
+        found.update(_Ask(kept, labels, of_labels, num_keys, tuple(of_ask)).answer(value))
+    return found
+
+
+def _read_rows(lake: Lake, source: _Source, columns: Sequence[Column], labels: _Labels) -> pa.Table:
+    widest = max(columns, key=lambda column: column.window_us)
+    tails, heads = bounds_of(labels.at_us, [widest])
+    if not len(heads):
+        heads, tails = np.zeros(1, np.int64), np.zeros((1, 1), np.int64)
+    return lake.rows(
+        _rows_sql(lake, source, columns),
+        {"since": int(tails.min()), "until": int(heads.max()), "at_us": lake.at_us},
+    )
+
+
+def _rows_sql(lake: Lake, source: _Source, columns: Sequence[Column]) -> str:
+    """Returns the SELECT of a source's rows: its keys, when and where each stands, and what is summed or remembered."""
+    values = [column.value for column in columns]
+    names = sorted({name for name in (*source.by, *values) if name.startswith("@")})
+    picked = ["event_us", "received_us", "log_partition", "src_offset", "seq"]
+    picked += [name for name in ("person", "item") if name in source.by or name in values]
+    picked += [f"json_extract_string(known, {_path(name[1:])}) AS {quote_name(name)}" for name in names]
+    picked += [f"{_number(value)} AS {quote_name(_sum_name(value))}" for value in _summed(columns)]
+    rows = f"({lake.items_of(_event_of(source))})" if source.item else EVENTS
+    named = "AND item IS NOT NULL AND item != '' " if source.item else ""
+    # Names and texts in it are quoted.
+    return (
+        f"SELECT {', '.join(picked)} FROM {rows} WHERE type = 'track' AND event = {quote_text(source.event)} "  # noqa: S608
+        f"AND NOT bot {named}AND event_us >= $since AND event_us < $until AND received_us <= $at_us"
+    )
+
+
+def _event_of(source: _Source) -> Event:
+    canonical = TAXONOMY.get(source.event)
+    first = source.item.split(".")[0].removesuffix("[]")
+    fields = {first: str} if canonical and first not in canonical.__struct_fields__ else {}
+    return Event(source.event, item=source.item, fields=fields)
+
+
+def _path(name: str) -> str:
+    return quote_text("$" + "".join(f'."{part}"' for part in name.split(".")))
+
+
+def _number(path: str) -> str:
+    # A text is no number here: what it might mean differs from reader to reader.
+    json = f"json_extract(properties, {_path(path)})"
+    kinds = "('UBIGINT', 'BIGINT', 'HUGEINT', 'DOUBLE')"
+    return f"CASE WHEN json_type({json}) IN {kinds} THEN TRY_CAST({json} ->> '$' AS DOUBLE) END"
+
+
+def _summed(columns: Sequence[Column]) -> list[str]:
+    return list(dict.fromkeys(column.value for column in columns if column.kind == "total"))
+
+
+def _sum_name(path: str) -> str:
+    return f"sum of {path}"
+
+
+def scale(numbers: NDArray[np.float64]) -> Ints:
+    """Returns numbers in millionths, rounded half up; 0 for what is none, and for what lies beyond MOST.
+
+    >>> scale(np.array([0.1, -0.1, np.nan, 1e13, 0.0000005])).tolist()
+    [100000, -100000, 0, 0, 1]
+    """
+    usable = np.abs(numbers) <= MOST
+    return np.floor(np.where(usable, numbers, 0.0) * MILLIONTHS + 0.5).astype(np.int64)
+
+
+def _sort(table: pa.Table, group: Ints, num_keys: int) -> _Rows:
+    """Returns the rows that have a label's key, sorted, whatever order they came in."""
+    kept = np.flatnonzero(group >= 0)
+    event_us = table.column("event_us").to_numpy()[kept]
+    place = (table.column("log_partition").to_numpy().astype(np.int64) << _OFFSET_BITS)[kept]
+    place |= table.column("src_offset").to_numpy()[kept]
+    # Numba is loaded where rows are asked for, and nowhere else.
+    kernel = import_module("headrace.features.kernel")
+    starts, order = kernel.sort_rows(group[kept], event_us, place, num_keys, threads=count_threads())
+    return _Rows(table, kept[order], starts, event_us[order], place[order])
+
+
+# Answers.
+
+
+def _divide(columns: Sequence[Column], table: pa.Table) -> list[tuple[str, str, list[Column]]]:
+    """Returns which columns one pass over the rows answers, what it adds up, and what its rows must have."""
+    first = next(iter(_summed(columns)), "")
+    asks: dict[tuple[str, str], list[Column]] = defaultdict(list)
+    for column in columns:
+        lacks = column.kind == "last" and table.column(column.value).null_count > 0
+        value = column.value if column.kind == "total" else first
+        asks["" if lacks else value, column.value if lacks else ""].append(column)
+    return [(value, text, of_ask) for (value, text), of_ask in asks.items()]
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """Columns that one pass over sorted rows answers for all labels."""
+
+    rows: _Rows
+    labels: _Labels
+    group: Ints
+    """The number of each label's key."""
+    num_keys: int
+    columns: tuple[Column, ...]
+
+    @cached_property
+    def windows(self) -> list[Column]:
+        """A column of each window."""
+        return list({column.window_us: column for column in self.columns}.values())
+
+    def answer(self, value: str) -> dict[str, pa.Array]:
+        """Returns each column, with a value for each label."""
+        amount = np.zeros(len(self.rows.order), np.int64)
+        if value:
+            numbers = self.rows.table.column(_sum_name(value))
+            amount = scale(numbers.cast(pa.float64()).fill_null(np.nan).to_numpy()[self.rows.order])
+        num_labels = len(self.group)
+        shape = (num_labels, len(self.windows))
+        count, total = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        newest = np.full(shape, -1, np.int64)
+        for served in (False, True):
+            chosen = np.flatnonzero((self.labels.served == served) & (self.group >= 0))
+            if len(chosen) and len(self.rows.order):
+                found, order = self._evaluate(chosen, amount, served=served)
+                places = chosen[order]
+                self._check_overflow(found, places)
+                count[places], total[places], newest[places] = found.counts, found.totals, found.newest
+        return {column.name: self._pick(column, count, total, newest) for column in self.columns}
+
+    def _evaluate(self, chosen: Ints, amount: Ints, *, served: bool) -> tuple[Found, Ints]:
+        kernel = import_module("headrace.features.kernel")
+        tails, heads = bounds_of(self.labels.at_us[chosen], self.windows)
+        starts, order = kernel.sort_rows(
+            self.group[chosen], heads, np.arange(len(chosen)), self.num_keys, threads=count_threads()
+        )
+        known = self.labels.known[chosen][order] if served else np.zeros((len(chosen), 0), np.int64)
+        labels = kernel.Labels(starts, heads[order], tails[order], known)
+        found = kernel.evaluate(self._events(amount, served=served), labels, threads=count_threads())
+        return cast("Found", found), order
+
+    def _events(self, amount: Ints, *, served: bool) -> Events:
+        rows = self.rows
+        none = np.empty(0, np.int64)
+        partition, seq = (rows.column("log_partition"), rows.column("seq")) if served else (none, none)
+        ready_us = rows.event_us if served else np.maximum(rows.event_us, rows.column("received_us"))
+        kernel = import_module("headrace.features.kernel")
+        return cast("Events", kernel.Events(rows.starts, rows.event_us, ready_us, partition, seq, amount))
+
+    def _check_overflow(self, found: Found, places: Ints) -> None:
+        for number, window in enumerate(self.windows):
+            over = found.overflowed[:, number]
+            for column in self.columns:
+                if column.kind == "total" and column.window_us == window.window_us and over.any():
+                    row = int(places[np.flatnonzero(over)[0]])
+                    raise StopError(
+                        f"{column.name}: the sum of {column.value!r} for label {row} does not fit into 64 bits of "
+                        f"millionths. Is {column.value!r} of {column.event!r} what should be added up?"
+                    )
+
+    def _pick(self, column: Column, count: Ints, total: Ints, newest: Ints) -> pa.Array:
+        number = [window.window_us for window in self.windows].index(column.window_us)
+        if column.kind == "count":
+            return pa.array(count[:, number])
+        if column.kind == "total":
+            return pa.array(total[:, number] / MILLIONTHS)
+        return self._pick_text(column.value, newest[:, number])
+
+    def _pick_text(self, name: str, newest: Ints) -> pa.Array:
+        """Returns the texts of the newest events; of one that names several items that of the greatest text."""
+        texts = self.rows.table.column(name)
+        some = newest >= 0
+        best = _greatest(self.rows, texts) if some.any() else newest
+        taken = self.rows.order[best[newest[some]]]
+        found = np.full(len(newest), 0, np.int64)
+        found[some] = taken
+        picked = texts.take(pa.array(found, mask=~some)).cast(pa.string())
+        return picked.combine_chunks() if isinstance(picked, pa.ChunkedArray) else picked
+
+
+def _greatest(rows: _Rows, texts: pa.ChunkedArray) -> Ints:
+    """Returns, for each row, the row of the same event and key with the greatest text: any order of rows gives that."""
+    runs = rows.runs
+    best = np.arange(len(runs))
+    same = np.zeros(len(runs), np.bool_)
+    equal = np.diff(runs) == 0
+    same[1:] |= equal
+    same[:-1] |= equal
+    tied = np.flatnonzero(same)
+    if not len(tied):
+        return best
+    encoded = texts.take(pa.array(rows.order[tied])).combine_chunks().dictionary_encode()
+    rank = np.empty(len(encoded.dictionary), np.int64)
+    rank[pa.compute.sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(rank))
+    by_rank = tied[np.lexsort((rank[encoded.indices.to_numpy()], runs[tied]))]
+    lasts = np.concatenate([np.flatnonzero(np.diff(runs[by_rank])), [len(by_rank) - 1]])
+    of_run = np.zeros(int(runs[-1]) + 1, np.int64)
+    of_run[runs[by_rank[lasts]]] = by_rank[lasts]
+    best[tied] = of_run[runs[tied]]
+    return best

@@ -1,0 +1,378 @@
+"""The kernel: counts, sums and the newest of every window at every label, in one pass over sorted events per key.
+
+Nobody else imports Numba: it costs 60 MB, so that no door may. `join` imports it when rows are asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Compiled = TypeVar("Compiled", bound=Callable[..., Any])
+
+NONE = -1
+"""The newest event of a window that holds none."""
+
+_LOW_BITS = 32
+_LOW = (1 << _LOW_BITS) - 1
+_HALF = 1 << 31
+
+
+def _compiled(function: Compiled) -> Compiled:
+    return cast("Compiled", njit(cache=True, nogil=True)(function))
+
+
+class Events(NamedTuple):
+    """Events by key and within it by time and place; `starts` says where each key begins, and the last ends."""
+
+    starts: Ints
+    event_us: Ints
+    ready_us: Ints
+    """From when on a label may know it: what lies before `at` is known to a label that was never served."""
+    partition: Ints
+    seq: Ints
+    amount: Ints
+
+
+class Labels(NamedTuple):
+    """Labels by key and within it by time."""
+
+    starts: Ints
+    at_us: Ints
+    tails: Ints
+    """Of each label and window the first instant that counts."""
+    known: Ints
+    """Of each label and partition the first `seq` that was not known; without partitions `ready_us` decides alone."""
+
+
+class Found(NamedTuple):
+    """Of each label and window what it counts."""
+
+    counts: Ints
+    totals: Ints
+    newest: Ints
+    """The number of the newest event, or NONE."""
+    overflowed: NDArray[np.bool_]
+
+
+def sort_rows(group: Ints, time_us: Ints, place: Ints, num_groups: int, *, threads: int) -> tuple[Ints, Ints]:
+    """Returns where the rows of each group begin, and their order by group, time and place."""
+    starts, order = _spread(group, num_groups)
+    time_us, place = time_us[order], place[order]
+    within = np.arange(len(order), dtype=np.int64)
+    _in_threads(lambda first, end: _sort_groups(starts, first, end, (time_us, place, within)), starts, threads)
+    return starts, order[within]
+
+
+def evaluate(events: Events, labels: Labels, *, threads: int) -> Found:
+    """Returns what every label counts in every window: O(events + labels), and more only where `known` ever falls."""
+    num_labels, num_windows = labels.tails.shape
+    shape = (num_labels, num_windows)
+    found = Found(
+        np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, NONE, np.int64), np.zeros(shape, np.bool_)
+    )
+    surely, falls = _settle_known(labels.starts, labels.known)
+    enters = np.empty(len(events.event_us), np.int64)
+    band, band_key = _sort_bands(events, threads=threads) if falls else (enters[:0], enters[:0])
+
+    def work(first: int, end: int) -> None:
+        _enter(events, labels, surely, enters, first, end)
+        _evaluate(events, labels, (surely, enters, band, band_key), found, first, end)
+
+    _in_threads(work, events.starts + labels.starts, threads)
+    return found
+
+
+def _in_threads(work: Callable[[int, int], None], starts: Ints, threads: int) -> None:
+    """Does the work for ranges of groups of about the same size."""
+    shares = np.linspace(0, starts[-1], 4 * threads + 1)
+    cuts = np.unique(np.searchsorted(starts, shares, side="left").clip(0, len(starts) - 1))
+    ranges = list(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True))
+    if threads == 1 or len(ranges) < 2:
+        for first, end in ranges:
+            work(first, end)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda pair: work(*pair), ranges))
+
+
+def _sort_bands(events: Events, *, threads: int) -> tuple[Ints, Ints]:
+    """Returns the events of each key by partition and `seq`, and what they are sorted by."""
+    group = np.repeat(np.arange(len(events.starts) - 1), np.diff(events.starts))
+    _, order = sort_rows(group, events.partition, events.seq, len(events.starts) - 1, threads=threads)
+    return order, events.seq[order]
+
+
+@_compiled
+def _spread(group: Ints, num_groups: int) -> tuple[Ints, Ints]:
+    """Returns where each group begins, and the rows by group, in the order in which they stand."""
+    starts = np.zeros(num_groups + 1, np.int64)
+    for one in group:
+        starts[one + 1] += 1
+    for number in range(num_groups):
+        starts[number + 1] += starts[number]
+    place = starts[:-1].copy()
+    order = np.empty(len(group), np.int64)
+    for row, one in enumerate(group):
+        order[place[one]] = row
+        place[one] += 1
+    return starts, order
+
+
+@_compiled
+def _sort_groups(starts: Ints, first: int, end: int, columns: tuple[Ints, Ints, Ints]) -> None:
+    """Sorts the rows of each group by the first two columns, and moves the third along."""
+    scratch = np.empty((3, 0), np.int64)
+    for group in range(first, end):
+        begin, stop = starts[group], starts[group + 1]
+        if _is_sorted(columns, begin, stop):
+            continue
+        if stop - begin > scratch.shape[1]:
+            scratch = np.empty((3, stop - begin), np.int64)
+        width = 16
+        for left in range(begin, stop, width):
+            _insert(columns, left, min(left + width, stop))
+        while width < stop - begin:
+            for left in range(begin, stop - width, 2 * width):
+                _merge(columns, scratch, left, left + width, min(left + 2 * width, stop))
+            width *= 2
+
+
+@_compiled
+def _is_sorted(columns: tuple[Ints, Ints, Ints], begin: int, stop: int) -> bool:
+    time_us, place, _ = columns
+    for row in range(begin + 1, stop):
+        if time_us[row] < time_us[row - 1] or (time_us[row] == time_us[row - 1] and place[row] < place[row - 1]):
+            return False
+    return True
+
+
+@_compiled
+def _insert(columns: tuple[Ints, Ints, Ints], begin: int, stop: int) -> None:
+    """Sorts a few rows by insertion."""
+    time_us, place, within = columns
+    for row in range(begin + 1, stop):
+        one_us, one_place, one_within = time_us[row], place[row], within[row]
+        free = row
+        while free > begin and (
+            time_us[free - 1] > one_us or (time_us[free - 1] == one_us and place[free - 1] > one_place)
+        ):
+            time_us[free], place[free], within[free] = time_us[free - 1], place[free - 1], within[free - 1]
+            free -= 1
+        time_us[free], place[free], within[free] = one_us, one_place, one_within
+
+
+@_compiled
+def _merge(columns: tuple[Ints, Ints, Ints], scratch: Ints, begin: int, middle: int, stop: int) -> None:
+    """Merges two sorted runs that stand side by side."""
+    time_us, place, within = columns
+    if time_us[middle - 1] < time_us[middle] or (
+        time_us[middle - 1] == time_us[middle] and place[middle - 1] <= place[middle]
+    ):
+        return
+    length = middle - begin
+    for row in range(length):
+        scratch[0, row], scratch[1, row] = time_us[begin + row], place[begin + row]
+        scratch[2, row] = within[begin + row]
+    left, right, free = 0, middle, begin
+    while left < length:
+        if right < stop and (
+            time_us[right] < scratch[0, left]
+            or (time_us[right] == scratch[0, left] and place[right] < scratch[1, left])
+        ):
+            time_us[free], place[free], within[free] = time_us[right], place[right], within[right]
+            right += 1
+        else:
+            time_us[free], place[free], within[free] = scratch[0, left], scratch[1, left], scratch[2, left]
+            left += 1
+        free += 1
+
+
+@_compiled
+def _settle_known(starts: Ints, known: Ints) -> tuple[Ints, bool]:
+    """Returns what a label and all later ones of its key know, and whether any knows more than a later one."""
+    surely = known.copy()
+    falls = False
+    for group in range(len(starts) - 1):
+        for label in range(starts[group + 1] - 2, starts[group] - 1, -1):
+            for partition in range(known.shape[1]):
+                if surely[label + 1, partition] < surely[label, partition]:
+                    surely[label, partition] = surely[label + 1, partition]
+                    falls = True
+    return surely, falls
+
+
+@_compiled
+def _is_known(events: Events, labels: Labels, surely: Ints, event: int, label: int) -> bool:
+    """Returns whether a label and all later ones of its key know an event before them."""
+    if labels.at_us[label] <= events.ready_us[event]:
+        return False
+    if surely.shape[1] == 0:
+        return True
+    partition = events.partition[event]
+    return bool(partition < surely.shape[1] and events.seq[event] < surely[label, partition])
+
+
+@_compiled
+def _enter(events: Events, labels: Labels, surely: Ints, enters: Ints, first: int, end: int) -> None:
+    """Notes of each event from which label on all know it, searching from where the one before was found."""
+    for group in range(first, end):
+        begin, stop = labels.starts[group], labels.starts[group + 1]
+        place = begin
+        for event in range(events.starts[group], events.starts[group + 1]):
+            low, high = _near(events, labels, surely, (event, begin, stop, place))
+            while low < high:
+                middle = (low + high) // 2
+                if _is_known(events, labels, surely, event, middle):
+                    high = middle
+                else:
+                    low = middle + 1
+            place = low
+            enters[event] = place
+
+
+@_compiled
+def _near(events: Events, labels: Labels, surely: Ints, asked: tuple[int, int, int, int]) -> tuple[int, int]:
+    """Returns bounds of the first label that knows an event, found in growing steps from a place."""
+    event, begin, stop, place = asked
+    step = 1
+    if place < stop and not _is_known(events, labels, surely, event, place):
+        low = place + 1
+        while low + step < stop:
+            if _is_known(events, labels, surely, event, low + step):
+                return low, low + step
+            low += step + 1
+            step *= 2
+        return low, stop
+    high = place
+    while high - step >= begin:
+        if not _is_known(events, labels, surely, event, high - step):
+            return high - step + 1, high
+        high -= step
+        step *= 2
+    return begin, high
+
+
+@_compiled
+def _evaluate(
+    events: Events, labels: Labels, places: tuple[Ints, Ints, Ints, Ints], found: Found, first: int, end: int
+) -> None:
+    num_windows = labels.tails.shape[1]
+    tail = np.empty(num_windows, np.int64)
+    sums = np.empty((3, num_windows), np.int64)
+    for group in range(first, end):
+        begin, stop = labels.starts[group], labels.starts[group + 1]
+        since, until = events.starts[group], events.starts[group + 1]
+        if begin == stop or since == until:
+            continue
+        entering, bounds = _by_entry(places[1], since, until, begin, stop)
+        tail[:] = since
+        sums[:] = 0
+        newest = NONE
+        for label in range(begin, stop):
+            _leave(events, labels, places[1], (label, until), tail, sums)
+            for event in entering[bounds[label - begin] : bounds[label - begin + 1]]:
+                newest = max(newest, event)
+                _add(events.amount[event], event, tail, sums)
+            _write(found, label, newest, tail, sums)
+            if len(places[3]):
+                _add_band(events, labels, places, (label, since, until, newest), (tail, sums), found)
+
+
+@_compiled
+def _by_entry(enters: Ints, since: int, until: int, begin: int, stop: int) -> tuple[Ints, Ints]:
+    """Returns the events of a key by the label that they enter at, and where those of each label begin."""
+    bounds = np.zeros(stop - begin + 2, np.int64)
+    for event in range(since, until):
+        bounds[enters[event] - begin + 1] += 1
+    for label in range(stop - begin + 1):
+        bounds[label + 1] += bounds[label]
+    free = bounds.copy()
+    entering = np.empty(until - since, np.int64)
+    for event in range(since, until):
+        entering[free[enters[event] - begin]] = event
+        free[enters[event] - begin] += 1
+    return entering, bounds
+
+
+@_compiled
+def _leave(events: Events, labels: Labels, enters: Ints, bound: tuple[int, int], tail: Ints, sums: Ints) -> None:
+    """Moves the tails of all windows to where they are at a label, and takes away what they had counted."""
+    label, until = bound
+    for window in range(len(tail)):
+        event = tail[window]
+        while event < until and events.event_us[event] < labels.tails[label, window]:
+            if enters[event] < label:
+                sums[0, window] -= 1
+                sums[1, window] -= events.amount[event] >> _LOW_BITS
+                sums[2, window] -= events.amount[event] & _LOW
+            event += 1
+        tail[window] = event
+
+
+@_compiled
+def _add(amount: int, event: int, tail: Ints, sums: Ints) -> None:
+    """Adds an event to the windows that hold it."""
+    for window in range(len(tail)):
+        if event >= tail[window]:
+            # In two halves, so that no sum on the way overflows: only the whole one is asked whether it fits.
+            sums[0, window] += 1
+            sums[1, window] += amount >> _LOW_BITS
+            sums[2, window] += amount & _LOW
+
+
+@_compiled
+def _write(found: Found, label: int, newest: int, tail: Ints, sums: Ints) -> None:
+    for window in range(len(tail)):
+        high = sums[1, window] + (sums[2, window] >> _LOW_BITS)
+        found.counts[label, window] = sums[0, window]
+        found.totals[label, window] = (high << _LOW_BITS) | (sums[2, window] & _LOW)
+        found.overflowed[label, window] = high < -_HALF or high >= _HALF
+        found.newest[label, window] = newest if newest >= tail[window] else NONE
+
+
+@_compiled
+def _add_band(
+    events: Events,
+    labels: Labels,
+    places: tuple[Ints, Ints, Ints, Ints],
+    bound: tuple[int, int, int, int],
+    state: tuple[Ints, Ints],
+    found: Found,
+) -> None:
+    """Adds, for one label alone, the events that it knew and a later one did not."""
+    surely, _, band, band_key = places
+    label, since, until, newest = bound
+    tail, sums = state[0], state[1].copy()
+    for partition in range(surely.shape[1]):
+        known = labels.known[label, partition]
+        if known <= surely[label, partition]:
+            continue
+        place = _find_band(events.partition, band, band_key, (since, until, partition, surely[label, partition]))
+        while place < until and events.partition[band[place]] == partition and band_key[place] < known:
+            event = band[place]
+            place += 1
+            if events.event_us[event] < labels.at_us[label]:
+                newest = max(newest, event)
+                _add(events.amount[event], event, tail, sums)
+    _write(found, label, newest, tail, sums)
+
+
+@_compiled
+def _find_band(partitions: Ints, band: Ints, band_key: Ints, bound: tuple[int, int, int, int]) -> int:
+    """Returns where in the band of a key a partition has the first event that is not surely known."""
+    low, high, partition, seq = bound
+    while low < high:
+        middle = (low + high) // 2
+        found = partitions[band[middle]]
+        if found < partition or (found == partition and band_key[middle] < seq):
+            low = middle + 1
+        else:
+            high = middle
+    return low
