@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from headrace.events import settled
 from headrace.events.click import Door, encode_door
+from headrace.events.dimension import MARKER, Attribute, Dimension, History, Marker, encode
 from headrace.events.event import Event
 from headrace.events.seen import Seen
 from headrace.events.session import GAP_US
@@ -25,7 +26,16 @@ from headrace.events.settle import (
     settle,
     visitor_key,
 )
-from headrace.events.settled import FLAGS, MAX_ID, MAX_ROW_BYTES, MAX_VALUE_BYTES, REASONS, REPLAY, Progress
+from headrace.events.settled import (
+    FLAGS,
+    MAX_ATTRIBUTES_BYTES,
+    MAX_ID,
+    MAX_ROW_BYTES,
+    MAX_VALUE_BYTES,
+    REASONS,
+    REPLAY,
+    Progress,
+)
 from headrace.topics import Message
 from headrace.topics.topic import MAX_RECORD_BYTES
 
@@ -33,7 +43,35 @@ SECOND = 1_000_000
 HOUR = 3600 * SECOND
 NOON = 1_767_614_400 * SECOND  # 2026-01-05T12:00Z
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0"
-STRICT = Rules({"Seat Chosen": Event("Seat Chosen", fields={"seat": str, "price": float})})
+SEATS = Dimension("seats", key="seat", attributes=(Attribute("row"), Attribute("price")))
+PLAYS = Dimension("plays", key="play", attributes=(Attribute("genre"),))
+DECLARED = (
+    Event("Seat Chosen", item="seat", of=SEATS, fields={"seat": str, "price": float}),
+    Event("Seats Shown", item="seats[].seat", of=SEATS),
+    Event("Play Shown", item="play", of=PLAYS),
+)
+STRICT = Rules({event.name: event for event in DECLARED})
+
+
+def histories():
+    """Returns what is known of seats, whose rows change, and of plays."""
+    known = {"seats": History(), "plays": History()}
+    for offset in range(40):
+        row = {"row": f"r{offset}", "price": offset / 2, "colour": "red"}
+        known["seats"].add(offset, f"s-{offset % 4}", row if offset % 5 else {})
+        known["plays"].add(offset, f"p-{offset % 3}", {"genre": None if offset % 4 else offset})
+    return known
+
+
+KNOWN = histories()
+
+
+class Known:
+    """What all topics of dimensions hold, to their ends."""
+
+    def at_least(self, name, end):
+        assert KNOWN[name].end >= end
+        return KNOWN[name]
 
 
 class Index(dict):
@@ -47,7 +85,7 @@ class Index(dict):
 
 
 def empty_state(partition=0):
-    return State(Index(), {}, partition)
+    return State(Index(), {}, partition, histories=Known())
 
 
 def iso(us):
@@ -84,6 +122,12 @@ def at(offset, event_us, *, received_us=None, **members):
     )
 
 
+def marker(offset, name, end, *, time_us=NOON, **more):
+    """Returns the record that says from where on a dimension counts."""
+    value = encode(Marker(**({"version": 1, "name": name, "incarnation": "i", "offset": end} | more)))
+    return Message(b"k", b"", time_us, ((MARKER, value),), 0, offset)
+
+
 def settle_one(event, *, state=None, rules=STRICT):
     outcome = settle(empty_state() if state is None else state, [event], rules)
     assert len(outcome.events) + len(outcome.failures) + outcome.repeats == 1
@@ -97,7 +141,7 @@ class Log:
         self.rules = rules
         self.state = empty_state(partition)
         self.rows = []
-        self.repeats = 0
+        self.repeats = self.markers = 0
 
     def take(self, clicks):
         outcome = settle(self.state, clicks, self.rules)
@@ -105,10 +149,11 @@ class Log:
         rows.sort(key=lambda row: row[1].src_offset)
         self.rows += [(name, row.src_offset, row.log_us, settled.encode(row)) for name, row in rows]
         self.repeats += outcome.repeats
-        if outcome.is_silent:
+        self.markers += outcome.markers
+        if outcome.is_silent or outcome.markers:
             state = self.state
-            numbers = {"settled": state.settled, "failed": state.failed}
-            progress = Progress(version=1, src_offset=state.offset - 1, log_us=state.newest_us, **numbers)
+            numbers = {"settled": state.settled, "failed": state.failed, "dimensions": state.dimensions}
+            progress = Progress(version=2, src_offset=state.offset - 1, log_us=state.newest_us, **numbers)
             self.rows.append(("progress", state.offset - 1, state.newest_us, settled.encode(progress)))
         return outcome
 
@@ -705,12 +750,30 @@ GAPS = st.sampled_from(
 STEPS = st.tuples(
     GAPS,
     st.sampled_from(
-        ["good", "good", "good", "bad", "fixed", "broken", "nobody", "nameless", "keyless", "foreign", "replay"]
+        [
+            "good",
+            "good",
+            "good",
+            "bad",
+            "fixed",
+            "broken",
+            "nobody",
+            "nameless",
+            "keyless",
+            "foreign",
+            "replay",
+            "seats",
+            "play",
+            "mark",
+            "mark",
+            "odd-mark",
+        ]  # fmt: skip
     ),
     st.integers(0, 3),  # which visitor
     st.integers(0, 9),  # which id, or which earlier record
     st.sampled_from([0, 0, 0, GAP_US, GAP_US + 1000, HOUR, -SECOND, 30 * HOUR]),  # how long ago
 )
+ODD_MARKS = [{"version": 2}, {"name": "cars"}, {"end": -1}, {"end": 1 << 63}, {"name": 5}]
 SHORT = Rules(STRICT.declared, window_us=SHORTEST_WINDOW_US)
 
 
@@ -730,12 +793,22 @@ def simulate(steps):
             members |= {"anonymousId": None, "userId": None}
         elif what == "nameless":
             members |= {"messageId": None}
+        elif what == "seats":
+            shown = [{"seat": f"s-{n}"} for n in range(which)]
+            members |= {"messageId": None, "event": "Seats Shown", "properties": {"seats": shown}}
+        elif what == "play":
+            members |= {"messageId": None, "event": "Play Shown", "properties": {"play": f"p-{which}"}}
         headers = {"keyless": door(now_us, write_key=""), "foreign": ()}.get(what, door(now_us))
         made = click(offset, b"{" if what == "broken" else None, time_us=now_us, headers=headers, **members)
         if what == "replay" and clicks:
             source = clicks[-1 - which % len(clicks)]
             kept = tuple(header for header in source.headers if header[0] != REPLAY)
             made = Message(b"", source.value, now_us, (*kept, (REPLAY, b"0/%d" % source.offset)), 0, offset)
+        elif what == "mark":
+            made = marker(offset, "seats" if who else "plays", which * 4, time_us=now_us)
+        elif what == "odd-mark":
+            odd = {"name": "seats", "end": 40} | ODD_MARKS[which % len(ODD_MARKS)]
+            made = marker(offset, odd.pop("name"), odd.pop("end"), time_us=now_us, **odd)
         clicks.append(made)
     return clicks
 
@@ -752,9 +825,34 @@ def test_rows_do_not_depend_on_batches_or_restarts(steps, cuts, restarts):
     parted = fold(clicks, cuts=cuts, restarts=restarts, rules=SHORT)
     assert parted.written() == whole.written()
     assert parted.repeats == whole.repeats
-    counted = [parted.state.offset, parted.state.newest_us, parted.state.settled, parted.state.failed]
-    assert counted == [whole.state.offset, whole.state.newest_us, whole.state.settled, whole.state.failed]
-    check_numbers(whole, len(clicks))
+    names = ("offset", "newest_us", "settled", "failed", "dimensions")
+    assert [getattr(parted.state, name) for name in names] == [getattr(whole.state, name) for name in names]
+    check_numbers(whole, len(clicks) - whole.markers)
+    check_dimensions(whole, clicks)
+
+
+def check_dimensions(log, clicks):
+    """Every event carries what the markers before it say, as somebody would find it who reads them one by one."""
+    ends, said = {}, {}
+    for one in clicks:
+        found = dict(one.headers).get(MARKER)
+        if found is not None:
+            mark = json.loads(found)
+            if mark["version"] == 1 and mark["name"] in KNOWN and 0 < mark["offset"] < 1 << 63:
+                ends = ends | {mark["name"]: max(ends.get(mark["name"], 0), mark["offset"])}
+        said[one.offset] = ends
+    for name, data in log.written():
+        row = json.loads(data)
+        assert name == "failed" or row.get("dimensions", {}) == said[row["src_offset"]]
+        if row.get("event") in ("Seats Shown", "Play Shown") and name == "events":
+            given, (path, of) = row["properties"], STRICT.items[row["event"]]
+            items = [one["seat"] for one in given["seats"]] if path != "play" else [given["play"]]
+            known = {item: KNOWN[of.name].at(item, said[row["src_offset"]].get(of.name, 0)) for item in items}
+            assert row.get("attributes", {}) == {
+                item: {one: found[one] for one in of.names if found.get(one) is not None}
+                for item, found in known.items()
+                if found is not None
+            }
 
 
 def check_numbers(log, num_clicks):
@@ -769,7 +867,8 @@ def check_numbers(log, num_clicks):
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(steps=st.lists(STEPS, min_size=1, max_size=25), sizes=st.lists(st.integers(1, 9), min_size=1))
 def test_batches_that_are_resent_three_times_bring_nothing_new(steps, sizes):
-    clicks = [one for one in simulate([(0, *step[1:]) for step in steps]) if b"messageId" in one.value and one.headers]
+    steps = [(0, *step[1:]) for step in steps if "mark" not in step[1]]
+    clicks = [one for one in simulate(steps) if b"messageId" in one.value and one.headers]
     resent, rest = [], clicks
     for size in sizes * len(clicks):
         resent += rest[:size] * 3
@@ -823,10 +922,83 @@ def test_numbers_go_on_after_a_pause_of_which_only_progress_tells():
     assert (outcome.events[0].seq, outcome.failures[0].seq) == (2, 1)
 
 
+# ---- dimensions
+
+
+def shown(offset, *seats, **members):
+    return click(offset, event="Seats Shown", properties={"seats": [{"seat": seat} for seat in seats]}, **members)
+
+
+def test_change_of_an_attribute_counts_for_higher_offsets_only():
+    log = fold([shown(0, "s-1"), marker(1, "seats", 2), shown(2, "s-1"), marker(3, "seats", 10), shown(4, "s-1")])
+    rows = [json.loads(data) for _, data in log.written()]
+    assert [row.get("attributes") for row in rows] == [
+        None,
+        {"s-1": {"row": "r1", "price": 0.5}},
+        {"s-1": {"row": "r9", "price": 4.5}},
+    ]
+    assert [row.get("dimensions") for row in rows] == [None, {"seats": 2}, {"seats": 10}]
+
+
+def test_marker_never_moves_a_dimension_back_and_is_neither_event_nor_failure_nor_repeat():
+    state = empty_state()
+    outcome = settle(state, [marker(0, "seats", 9, time_us=NOON + SECOND), marker(1, "seats", 4)], STRICT)
+    assert (outcome.events, outcome.failures, outcome.repeats, outcome.markers) == ([], [], 0, 2)
+    assert (state.dimensions, state.offset, state.newest_us) == ({"seats": 9}, 2, NOON + SECOND)
+    assert outcome.is_silent
+
+
+@pytest.mark.parametrize("value", [b"", b"\xff", b"[" * 3000, b"{}", b'{"version":1,"name":"seats"}', b"5"])
+def test_marker_that_cannot_be_read_is_passed_over(value):
+    state = empty_state()
+    odd = Message(b"k", None, NOON, ((MARKER, value),), 0, 0)
+    outcome = settle(state, [odd, click(1)], STRICT)
+    assert (len(outcome.events), outcome.failures, outcome.markers) == (1, [], 1)
+    assert (state.dimensions, outcome.events[0].dimensions) == ({}, settled.UNSET)
+
+
+def test_items_that_nobody_knows_are_left_out():
+    log = fold([marker(0, "seats", 3), shown(1, "s-3", "s-9", "s-0", "s-2", "s-2"), shown(2, "nobody"), click(3)])
+    rows = [json.loads(data) for _, data in log.written()]
+    assert [row.get("attributes") for row in rows] == [{"s-0": {}, "s-2": {"row": "r2", "price": 1.0}}, None, None]
+    assert [row["dimensions"] for row in rows] == [{"seats": 3}] * 3
+
+
+def test_attributes_have_a_bound_and_the_largest_row_still_fits():
+    state = empty_state()
+    for number in range(20):
+        KNOWN["seats"].add(KNOWN["seats"].end, f"large-{number}", {"row": "\x01" * 1000})
+    state.dimensions = {"seats": KNOWN["seats"].end}
+    row = settle_one(shown(0, *(f"large-{number}" for number in range(20))), state=state)
+    assert MAX_ATTRIBUTES_BYTES - 7000 < len(bytes(row.attributes)) <= MAX_ATTRIBUTES_BYTES
+    assert list(json.loads(bytes(row.attributes))) == [f"large-{number}" for number in range(10)]
+    full = shown(1, "large-1", name="")
+    full = shown(1, "large-1", name="x" * (MAX_VALUE_BYTES - len(full.value)))
+    assert len(full.value) == MAX_VALUE_BYTES
+    row = settle_one(full, state=state)
+    assert row.attributes is settled.UNSET
+    check_row(row)
+
+
+def test_paths_into_what_no_type_names_never_raise():
+    odd = Event("Odd", item="a[].b.c", of=SEATS)
+    rules = Rules({"Odd": odd})
+    state = empty_state()
+    state.dimensions = {"seats": 30}
+    deep = [b'{"a":' + b"[" * 300 + b"]" * 300 + b"}", b'{"a":[{"b":{"c":"s-1"}}, {"b":7}, 3]}', b'{"a":5}', b"{}"]
+    for offset, properties in enumerate(deep):
+        raw = b'{"event":"Odd","type":"track","anonymousId":"a","properties":' + properties + b"}"
+        row = settle_one(click(offset, raw), state=state, rules=rules)
+        assert (row.attributes is not settled.UNSET) == (b"s-1" in properties)
+
+
 def test_definitions_name_what_judged():
     assert STRICT.definitions == Rules(dict(STRICT.declared)).definitions
     others = {LENIENT.definitions, Rules().definitions, Rules(tolerance_us=1).definitions, SHORT.definitions}
     assert len(others | {STRICT.definitions}) == 5
+    wider = Dimension("plays", key="play", attributes=(Attribute("genre"), Attribute("length")))
+    events = [Event("Play Shown", item="play", of=of) for of in (PLAYS, wider, None)]
+    assert len({Rules({"Play Shown": event}).definitions for event in events}) == 3
 
 
 def test_nothing_comes_of_no_records():

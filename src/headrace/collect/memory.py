@@ -31,12 +31,14 @@ _FORMAT = (
     create table visitors(visitor text primary key, log_us integer not null, remembered blob not null) without rowid;
     create index visitors_by_time on visitors(log_us);
     """,
+    "alter table progress add column dimensions blob not null default '{}'",
 )
 _CACHED_VISITORS = 50_000
 _FORGOTTEN_AT_ONCE = 2_000
 
 _encoder = msgspec.msgpack.Encoder()
 _visitors = msgspec.msgpack.Decoder(Visitor)
+_dimensions = msgspec.json.Decoder(dict[str, int]).decode
 
 
 class Visitors(dict[str, Visitor]):
@@ -96,13 +98,15 @@ class Memory:
             connection.execute("pragma synchronous = normal")
             migrate(connection, _FORMAT, what=str(path))
             row = connection.execute(
-                "select incarnation, position, newest_us, settled, failed, seen from progress"
+                "select incarnation, position, newest_us, settled, failed, dimensions, seen from progress"
             ).fetchone()
             visitors = Visitors(connection)
             if row is None or row[0] != incarnation:
                 connection.execute("delete from visitors")
-                row = (incarnation, 0, 0, 0, 0, b"")
-            state = State(Seen.open(folder / "seen", row[5]), visitors, partition, *row[1:5])
+                row = (incarnation, 0, 0, 0, 0, b"{}", b"")
+            numbers = {name: row[place] for place, name in enumerate(("offset", "newest_us", "settled", "failed"), 1)}
+            dimensions, seen = _dimensions(row[5]), Seen.open(folder / "seen", row[6])
+            state = State(seen, visitors, partition, **numbers, dimensions=dimensions)
         except (HeadraceError, sqlite3.Error):
             connection.close()
             raise
@@ -123,7 +127,7 @@ class Memory:
     def _save(self, incarnation: str, before_us: int) -> None:
         state, seen = self.state, self._seen
         seen.forget(before_us << 1)
-        manifest = seen.save()
+        manifest, dimensions = seen.save(), msgspec.json.encode(state.dimensions)
         rows = []
         for key in self._touched:
             visitor = self._visitors[key]
@@ -135,8 +139,9 @@ class Memory:
                 (before_us, _FORGOTTEN_AT_ONCE),
             )
             self._connection.execute(
-                "insert or replace into progress values (1, ?, ?, ?, ?, ?, ?)",
-                (incarnation, state.offset, state.newest_us, state.settled, state.failed, manifest),
+                "insert or replace into progress(one, incarnation, position, newest_us, settled, failed, dimensions, "
+                "seen) values (1, ?, ?, ?, ?, ?, ?, ?)",
+                (incarnation, state.offset, state.newest_us, state.settled, state.failed, dimensions, manifest),
             )
         seen.saved()
         self._touched.clear()

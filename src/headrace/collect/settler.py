@@ -10,11 +10,14 @@ from contextlib import ExitStack
 from itertools import groupby, islice
 from pathlib import Path
 
+from msgspec import UNSET
+
 from headrace.base import fault
 from headrace.base.clock import machine_us
 from headrace.base.errors import FencedError, OutsideError
 from headrace.base.telemetry import Metric, Metrics, get_logger
 from headrace.collect.app import CLICKS
+from headrace.collect.dimensions import Dimensions
 from headrace.collect.memory import Home, Memory
 from headrace.events import settled
 from headrace.events.settle import Outcome, Rules, restore, settle, visitor_key
@@ -51,6 +54,9 @@ class Settler:
         self._topics = topics
         self._rules = rules
         self._incarnation = topics.describe(CLICKS).incarnation
+        self._dimensions = Dimensions(topics, rules.dimensions)
+        # Before a lease runs: a large dimension takes longer to read than one lasts.
+        self._dimensions.refresh()
         self._share = topics.share(CLICKS, GROUP, member=member, lease_seconds=6.0)
         # Last: nothing may fail between taking it and `run`, which gives it back.
         try:
@@ -102,6 +108,7 @@ class Settler:
     def _renew(self) -> None:
         for partition in sorted(self._hold() - self._memories.keys()):
             self._memories[partition] = self._take(partition)
+        self._dimensions.refresh()
         bounds = self._topics.bounds(CLICKS)
         self._lag.set(sum(bounds[p].end - memory.state.offset for p, memory in self._memories.items()))
 
@@ -149,6 +156,7 @@ class Settler:
         if saved is None and bound.start:
             _LOGGER.error("partition %d: %d clicks are gone that were never settled", partition, bound.start)
         memory = Memory.open(self._home.partition(partition), partition, self._incarnation, position=position)
+        memory.state.histories = self._dimensions
         with ExitStack() as stack:
             # A settler that cannot begin is begun anew again and again, and must not leave files open.
             stack.callback(memory.close)
@@ -207,7 +215,7 @@ def _outputs(outcome: Outcome, memory: Memory) -> dict[str, list[Record]]:
         Record((event.visitor or event.user_id or "").encode(), settled.encode(event), event.log_us)
         for event in outcome.events
     ]
-    if outcome.is_silent:
+    if outcome.is_silent or outcome.markers:
         events.append(_progress(memory))
     failures = [
         Record(None if failure.key is None else failure.key.encode(), settled.encode(failure), failure.log_us)
@@ -224,6 +232,7 @@ def _progress(memory: Memory) -> Record:
         log_us=state.newest_us,
         settled=state.settled,
         failed=state.failed,
+        dimensions=dict(sorted(state.dimensions.items())) or UNSET,
     )
     return Record(None, settled.encode(progress), state.newest_us, PROGRESS_HEADERS)
 

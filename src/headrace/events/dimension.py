@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 
 import msgspec
 
@@ -14,6 +15,9 @@ VERSION = 1
 
 MARKER = "dimension"
 """The header of a record of `clicks` that is no event: from here on a dimension holds up to an offset."""
+
+TAKEN = ("clicks", "decisions", "events", "failed", "sessions")
+"""The names of topics and views that a dimension cannot have."""
 
 Scalar = str | int | float | bool | None
 """What an attribute may be."""
@@ -49,6 +53,8 @@ class Dimension:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ProjectError(f"Dimension({self.name!r}): write a name as Python writes them, such as 'items'")
+        if self.name.lower() in TAKEN:
+            raise ProjectError(f"Dimension({self.name!r}): a topic or view has that name; choose another, not {TAKEN}")
         if not isinstance(self.key, str) or not self.key.isidentifier():
             raise ProjectError(f"Dimension({self.name!r}): key={self.key!r} must name a column, such as 'product_id'")
         found = self.attributes
@@ -93,9 +99,84 @@ class Marker(msgspec.Struct, kw_only=True, gc=False):
     """What lies below counts."""
 
 
+MAX_KEY = 1024
+"""How many characters a key has at most, as any id."""
+
+MAX_MEMBER_BYTES = 32 << 10
+"""How long a member gets as JSON: every event that names it carries what is known of it."""
+
 encode = msgspec.json.Encoder().encode
 decode_member = msgspec.json.Decoder(Member).decode
 decode_marker = msgspec.json.Decoder(Marker).decode
+
+
+def read_marker(value: bytes) -> Marker | None:
+    """Returns the marker in a header's value; None for what is none that this version can read.
+
+    >>> read_marker(b'{"version":1,"name":"items","incarnation":"i","offset":240}').offset
+    240
+    >>> read_marker(b"240")
+    """
+    try:
+        marker = decode_marker(value)
+    except (ValueError, RecursionError):
+        return None
+    return marker if marker.version == VERSION and 0 <= marker.offset < 1 << 63 else None
+
+
+class _Mark(msgspec.Struct):
+    """What every version of a member has."""
+
+    version: int
+    key: str
+
+
+_marks = msgspec.json.Decoder(_Mark)
+
+
+def is_member(value: bytes) -> bool:
+    """Returns whether a record of a dimension's topic is a member, of whatever version.
+
+    >>> is_member(b"hello"), is_member(b'{"version":9,"key":"item-1"}')
+    (False, True)
+    """
+    try:
+        _marks.decode(value)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def fault_of(key: object, attributes: Mapping[str, object]) -> tuple[str | None, str] | None:
+    """Returns the attribute, or None for the key or the whole, and why it can be no member; nothing if it can.
+
+    >>> fault_of("item-1", {"genre": ["drama"]})
+    ('genre', "['drama'] is of the type list; an attribute is a text, a number, true, false or null")
+    >>> fault_of("item-1", {"genre": "drama"})
+    """
+    if not isinstance(key, str) or not 0 < len(key) <= MAX_KEY:
+        return None, f"{_shown(key)} is no key; a key is a text of 1 to {MAX_KEY:,} characters"
+    for name, value in attributes.items():
+        if value is None or type(value) in (str, bool):
+            continue
+        if type(value) not in (int, float):
+            kind = type(value).__name__
+            text = f"{_shown(value)} is of the type {kind}; an attribute is a text, a number, true, false or null"
+            return name, text
+        if not -(1 << 63) <= value < 1 << 63 if isinstance(value, int) else not isfinite(value):  # type: ignore[arg-type]  # it is a float
+            return name, f"{_shown(value)} is beyond all numbers that every engine reads; write it as a text"
+    size = len(encode(attributes)) + len(key)
+    if size > MAX_MEMBER_BYTES:
+        return (
+            None,
+            f"it has {size:,} bytes as JSON, a member has at most {MAX_MEMBER_BYTES:,}; leave a long column out",
+        )
+    return None
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 class History:

@@ -14,6 +14,7 @@ from msgspec import UNSET, Raw, UnsetType
 
 from headrace.base.errors import FormatError
 from headrace.events.click import HEADER, Door, decode_door
+from headrace.events.dimension import MARKER
 from headrace.events.event import Envelope, read_envelope
 from headrace.events.settled import MAX_ID, MAX_VALUE_BYTES, REPLAY
 
@@ -46,7 +47,7 @@ class RawClick(Protocol):
 
     @property
     def headers(self) -> tuple[tuple[str, bytes], ...]:
-        """The door's header, and that of a replay."""
+        """The door's header and that of a replay, or that of a dimension's marker."""
 
     @property
     def offset(self) -> int:
@@ -72,6 +73,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     place: str | None = None
     """Where it stood when it failed, if this is a replay."""
     failure: tuple[str, str] | None = None
+    marker: bytes | None = None
+    """What the header of a dimension's marker holds: with it the record is no event."""
 
 
 class Click(msgspec.Struct, gc=False):
@@ -133,6 +136,9 @@ def _check_size(value: bytes) -> None:
 
 def read_request(headers: tuple[tuple[str, bytes], ...]) -> Request:
     """Returns what a record's headers say, or why they fail every event under them."""
+    for name, value in headers:
+        if name == MARKER:
+            return Request("", _source_hash(""), marker=value)
     place = None
     try:
         if len(headers) > 1:

@@ -1,4 +1,4 @@
-"""The contracts `settled event` and `failed event`, version 1: what the topics `events` and `failed` hold."""
+"""The contracts `settled event`, version 2, and `failed event`, version 1: what `events` and `failed` hold."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from headrace.base.errors import RecordError
 
 EVENTS = "events"
 FAILED = "failed"
-VERSION = 1
+VERSION = 2
+"""Of the settled event; 1 had no `attributes` and no `dimensions`, and is read all the same."""
+FAILED_VERSION = 1
 
 PROGRESS_HEADERS = (("progress", b""),)
 """What marks a record of `events` which is no event: it only says how far `clicks` was settled."""
@@ -28,6 +30,9 @@ MAX_VALUE_BYTES = 900_000
 
 MAX_ROW_BYTES = 960_000
 """How large a settled or failed event gets; a topic takes records of 1,000,000 bytes with key and headers."""
+
+MAX_ATTRIBUTES_BYTES = 64 << 10
+"""How long `attributes` gets: a request of a few bytes that names hundreds of items must not fill memory."""
 
 
 class SettledEvent(msgspec.Struct, omit_defaults=True, gc=False):
@@ -190,6 +195,8 @@ class Progress(msgspec.Struct, kw_only=True):
     """How many events were settled, which after a long pause no other row in reach says."""
     failed: int = 0
     """How many events failed."""
+    dimensions: dict[str, int] | UnsetType = UNSET
+    """Up to which offset of each dimension that was known."""
 
 
 class _Mark(msgspec.Struct):
@@ -219,7 +226,8 @@ def is_ours(value: bytes) -> bool:
     """
     try:
         _marks.decode(value)
-    except msgspec.MsgspecError:
+    except (ValueError, RecursionError):
+        # Text that is no UTF-8, and nesting without end, have errors of their own.
         return False
     return True
 
