@@ -12,15 +12,19 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from msgspec import UNSET, Raw, UnsetType
 
+from headrace.base.errors import CallError
 from headrace.endpoints.carousel import Rule, choose
 from headrace.endpoints.follower import SEEN_US
 from headrace.engines import Source, open_engine
+from headrace.events.dimension import Scalar, text_of
 from headrace.events.event import Event
 from headrace.events.visit import ClientEvent, PageShown, PageWanted
 from headrace.events.world import DAY, Habits, World
@@ -28,7 +32,11 @@ from headrace.experiments.analyse import Scope, Visitors, judge
 from headrace.experiments.assign import assign
 from headrace.experiments.experiment import ARMS, VERSION, Trial
 from headrace.experiments.verdict import Verdict
-from headrace.models import Bundle, Model, Scorer, open_bundle
+from headrace.features import Column
+from headrace.features.online import Online, Snapshot, State
+from headrace.features.serve import Items, Reader
+from headrace.features.tiles import Blob, Fold, Row, is_watched, make_blob, pack
+from headrace.models import Bundle, Model, Scorer, Values, open_bundle
 
 VIEWS = Event("Product List Viewed", item="products[].product_id")
 CLICKS = Event("Product Clicked", item="product_id")
@@ -60,6 +68,96 @@ class Lift:
             return verdict.lift_interval[0] <= self.lift <= verdict.lift_interval[1]
         found = verdict.difference_interval
         return found is not None and found[0] <= self.difference <= found[1]
+
+
+class Tally:
+    """The online features of a rehearsal, kept in memory: readers see what was told until then."""
+
+    def __init__(self, columns: Sequence[Column], attributes: Mapping[str, Mapping[str, Scalar]]) -> None:
+        self._columns = tuple(columns)
+        self._fold = Fold(columns)
+        self._attributes = attributes
+        self._blobs: dict[bytes, Blob] = {}
+        self._changed: dict[bytes, int] = {}
+        self._state = State(generation=1, definitions="", incarnation="", known=(0,), newest_us=(0,))
+
+    def tell(self, row: Row) -> None:
+        """Counts one event."""
+        state, revision = self._state, self._state.revision + 1
+        for entity, addition in self._fold.additions(row):
+            blob = self._blobs.setdefault(entity, make_blob())
+            self._fold.extend(blob, (addition,))
+            self._changed[entity] = revision
+        newest_us = (max(state.newest_us[0], row.event_us),)
+        self._state = msgspec.structs.replace(
+            state, revision=revision, known=(state.known[0] + 1,), newest_us=newest_us
+        )
+
+    def tell_visit(self, person: str, events: Iterable[ClientEvent], at_us: int) -> None:
+        """Counts what a visitor did, all at one instant."""
+        for event in events:
+            if event.event is not None and event.properties is not None:
+                properties = Raw(msgspec.json.encode(event.properties))
+                number = self._state.known[0]
+                row = Row("track", event.event, at_us, person, number, number, properties=properties)
+                row.attributes = self._known(event)
+                self.tell(row)
+
+    def items(self, scorer: Scorer) -> Items:
+        """Returns the items of a bundle with what is known of them."""
+        names = {
+            part.removeprefix("@") for one in scorer.columns for part in (*one.by, one.value) if part.startswith("@")
+        }
+        known = [self._attributes.get(item, {}) for item in scorer.items]
+        return Items(scorer.items, {name: [text_of(one.get(name)) for one in known] for name in names})
+
+    def _known(self, event: ClientEvent) -> Raw | UnsetType:
+        product = (event.properties or {}).get("product_id")
+        known = self._attributes.get(product) if product is not None else None
+        return UNSET if known is None else Raw(msgspec.json.encode({product: known}))
+
+    def read_columns(self, generation: int) -> tuple[Column, ...]:  # noqa: ARG002 - there is one
+        """Returns the columns."""
+        return self._columns
+
+    def snapshot(self, entities: Sequence[bytes], *, since: tuple[int, int] | None = None) -> Snapshot:
+        """Returns what was told until now, as an online store does."""
+        asked = {entity: self._pack(entity) for entity in entities}
+        first = since[1] if since is not None and since[0] else -1
+        watched = () if since is None else self._changed.items()
+        changed = [
+            ((entity, partition), value)
+            for entity, revision in watched
+            if revision > first and is_watched(entity)
+            for partition, value in self._pack(entity)
+        ]
+        return Snapshot(self._state, asked, changed)
+
+    def _pack(self, entity: bytes) -> list[tuple[int, bytes]]:
+        blob = self._blobs.get(entity)
+        if blob is None:
+            return []
+        self._fold.prune(blob)
+        return [(0, pack(blob, (entity, 0)))]
+
+
+@dataclass(frozen=True)
+class Past:
+    """What was known before a rehearsal."""
+
+    rows: Sequence[Row]
+    """The events."""
+    attributes: Mapping[str, Mapping[str, Scalar]]
+    """What is known of the items."""
+
+    def tally(self, scorer: Scorer) -> Tally | None:
+        """Returns the features as they stood then; None for a bundle that needs none."""
+        if not scorer.columns:
+            return None
+        tally = Tally(scorer.columns, self.attributes)
+        for row in self.rows:
+            tally.tell(row)
+        return tally
 
 
 @dataclass(frozen=True)
@@ -138,6 +236,7 @@ def tell_lift(
     visits: Sequence[tuple[int, int]],
     *,
     seen: Mapping[str, Mapping[str, int]] = {},
+    past: Past | None = None,
 ) -> Lift:
     """Returns the true lift: the same visits with everybody in control, and again with everybody in treatment.
 
@@ -146,8 +245,15 @@ def tell_lift(
     pages at one instant says something else: in 30 worlds 27 % instead of the 22 % that their trials found.
     """
     stages = [
-        Stage(world, trial, scorers, arm=arm, clicked={person: dict(mine) for person, mine in seen.items()})
-        for arm in range(len(ARMS))
+        Stage(
+            world,
+            trial,
+            scorers,
+            arm=arm,
+            clicked={person: dict(mine) for person, mine in seen.items()},
+            tally=past.tally(scorer) if past is not None else None,
+        )
+        for arm, scorer in enumerate(scorers)
     ]
     return Lift(*(_play(stage, visits).ratio for stage in stages))
 
@@ -213,6 +319,10 @@ class _Past:
         """Returns the answer to one SELECT as Arrow."""
         return self._engine.query(sql, sources=[self._clicks], parameters=parameters).table()
 
+    def join(self, columns: Sequence[Column], labels: pa.Table) -> pa.Table:  # noqa: ARG002 - nothing was decided yet
+        """Raises CallError: a rehearsal's past has no decisions to learn from."""
+        raise CallError("a rehearsal fits from past clicks alone; give it models that need no features")
+
     def items_of(self, event: Event) -> str:  # noqa: ARG002 - all that is remembered are clicks
         """Returns a SELECT with a row for each click."""
         return "SELECT * FROM clicks"
@@ -248,6 +358,8 @@ class Stage:
     arm: int | None = None
     clicked: dict[str, dict[str, int]] = field(default_factory=dict)
     """What each person has clicked, and when."""
+    tally: Tally | None = None
+    """The features that the bundle of `arm` ranks by."""
     asked: list[_Asked] = field(default_factory=list)
     num_viewed: int = 0
     expected: float = 0.0
@@ -295,8 +407,11 @@ class Stage:
             try:
                 wanted = visiting.send(PageShown(items))
             except StopIteration as done:
-                clicks = list(_clicks_of(done.value, at_us))
+                events = done.value
                 break
+        clicks = list(_clicks_of(events, at_us))
+        if self.tally is not None:
+            self.tally.tell_visit(self.asked[-1].person, events, at_us)
         counts[2] += len(clicks)
         for person, item, _, us in clicks:
             self.clicked.setdefault(person, {})[item] = us
@@ -311,8 +426,27 @@ class Stage:
         return shown
 
     def _make(self, asked: _Asked, arm: int) -> tuple[str, ...]:
-        seed = asked.visitor << 40 ^ asked.at_us
-        return choose(self.scorers[arm], asked.person, asked.seen, rule=self.rule, seed=seed).items
+        seed, scorer = asked.visitor << 40 ^ asked.at_us, self.scorers[arm]
+        values = self._read(asked, arm) if scorer.columns else ()
+        return choose(scorer, asked.person, asked.seen, rule=self.rule, seed=seed, values=values).items
+
+    def _read(self, asked: _Asked, arm: int) -> Values:
+        """Returns the features of all items as of a page."""
+        assert arm == self.arm
+        return self._reader.read(asked.person, self._items, asked.at_us).values
+
+    @cached_property
+    def _reader(self) -> Reader:
+        assert self.arm is not None
+        assert self.tally is not None
+        # A reader asks an online store for no more than a tally answers.
+        return Reader(cast("Online", self.tally), self.scorers[self.arm].columns)
+
+    @cached_property
+    def _items(self) -> Items:
+        assert self.arm is not None
+        assert self.tally is not None
+        return self.tally.items(self.scorers[self.arm])
 
     def visitors(self) -> Visitors:
         """Returns the exposures, sorted by visitor."""
