@@ -96,6 +96,12 @@ COMMANDS = (
         "status", "headrace.console.roles:status", "say what runs, how far readers lag, what the disk holds", (JSON,)
     ),
     Command(
+        "plan",
+        "headrace.console.plan:plan",
+        "say what a profile needs, whether it can be reached and what would be made; it changes nothing",
+        (JSON,),
+    ),
+    Command(
         "explain",
         "headrace.console.explain:explain",
         "follow one event from the door to its file in the lake; exit code 1 if nothing is known of it",
@@ -326,6 +332,28 @@ COMMANDS = (
         (
             EXPERIMENT,
             _option("--max", text="at most this many (default: all, 20 where people read)", type=int),
+            JSON,
+        ),
+    ),
+    Command(
+        "pipeline run",
+        "headrace.console.pipelines:run",
+        "run a pipeline now, or go on with a run that was broken off; exit code 1 if a step failed",
+        (_option("name", text="the pipeline's name in project.py", metavar="NAME"), JSON),
+    ),
+    Command(
+        "pipeline status",
+        "headrace.console.pipelines:status",
+        "say of each pipeline what it did last, and when it is due next",
+        (JSON,),
+    ),
+    Command(
+        "pipeline history",
+        "headrace.console.pipelines:history",
+        "list what pipelines did and what became of it, the newest first",
+        (
+            _option("name", text="the pipeline's name (default: all)", nargs="?", metavar="NAME"),
+            _option("--limit", text="at most this many (default 20)", type=int, default=20),
             JSON,
         ),
     ),
