@@ -767,7 +767,7 @@ STEPS = st.tuples(
             "mark",
             "mark",
             "odd-mark",
-        ]  # fmt: skip
+        ]
     ),
     st.integers(0, 3),  # which visitor
     st.integers(0, 9),  # which id, or which earlier record

@@ -24,6 +24,7 @@ class Seat(msgspec.Struct):
     notes: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+NESTED = b'{"seat":"s","x":' + b"[" * 3000 + b"]" * 3000 + b"}"
 PROGRESS = (("progress", b""),)
 CODEC = make_codec(Seat, msgspec.json.Decoder(Seat).decode, ours=(lambda value: b"received_us" in value, PROGRESS))
 NOW = Flush(seconds=0.0, advance_seconds=0.0)
@@ -169,14 +170,24 @@ def test_row_that_cannot_be_read_stops_the_sink_and_names_its_place(bench):
         bench.drain()
 
 
+@pytest.mark.parametrize("value", [b'{"received_us":1,"notes":"\xff"}', b'{"received_us":%d}' % 10**30])
+def test_row_that_no_column_can_hold_stops_the_sink_too(bench, value):
+    Topic(bench.topics, "seats").append([Record(b"0", value)])
+    with pytest.raises(FormatError, match="holds a row that this Headrace cannot read"):
+        bench.drain()
+
+
 def test_record_that_somebody_appended_by_hand_is_passed_over(bench):
     bench.append(0, 3)
     foreign = [Record(b"0", b"hello"), Record(b"1", b"{}", 0, (("h", b""),)), Record(b"2", None)]
+    # Each has an error of its own: no UTF-8, in text and in what is passed over, and nesting without end.
+    odd = [b"\xff\xfe", b'{"seat":"\xff"}', b'{"\xff":1}', b"[" * 3000 + b"]" * 3000, NESTED]
+    foreign += [Record(b"3", value) for value in odd]
     Topic(bench.topics, "seats").append(foreign)
     bench.append(3, 3)
     bench.drain()
     assert bench.seats() == list(range(6))
-    assert bench.metrics.values()["headrace_sink_skipped_total"] == 3
+    assert bench.metrics.values()["headrace_sink_skipped_total"] == 8
 
 
 def test_new_column_is_added_to_the_table_that_stands(bench):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import msgspec
 import numpy as np
@@ -24,6 +24,7 @@ _KINDS: Mapping[Any, pa.DataType] = MappingProxyType(
         bool: pa.bool_(),
         str: pa.string(),
         Raw: pa.string(),
+        dict: pa.string(),
         tuple[str, ...]: pa.list_(pa.string()),
         tuple[int, ...]: pa.list_(pa.int64()),
         tuple[float, ...]: pa.list_(pa.float64()),
@@ -51,7 +52,7 @@ class Codec:
         return message.headers != self.passed_over and self.is_ours(message.value or b"")
 
     def read(self, messages: Sequence[Message]) -> pa.RecordBatch:
-        """Returns the rows of messages; raises msgspec.DecodeError for one that is none of this codec's."""
+        """Returns the rows of messages; raises a ValueError, mostly, for one that is none of this codec's."""
         decode = self.decode
         rows: list[Any] = [decode(message.value or b"") for message in messages]
         columns = [_column(name, kind, rows) for name, kind in self.members]
@@ -93,6 +94,8 @@ def _kind_of(hint: Any) -> Any:
     """Returns what a member holds if it is there."""
     if hint in _KINDS:
         return hint
+    if get_origin(hint) is dict:
+        return dict
     return next(option for option in get_args(hint) if option not in (type(None), UnsetType))
 
 
@@ -101,4 +104,7 @@ def _column(name: str, kind: Any, rows: Sequence[Any]) -> pa.Array:
         values = [getattr(row, name) for row in rows]
         texts = [None if isinstance(value, UnsetType) else bytes(value) for value in values]
         return pa.array(texts, pa.binary()).cast(pa.string())
+    if kind is dict:
+        # As JSON, like all that has no fixed members.
+        return pa.array([msgspec.json.encode(getattr(row, name)).decode() for row in rows], pa.string())
     return pa.array([getattr(row, name) for row in rows], _KINDS[kind])

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
 import pyarrow as pa
 
 from headrace.base import fault
@@ -37,6 +36,8 @@ METRICS = (
 _PORTION = 8192
 _WAIT_SECONDS = 0.2
 _RENEW_SECONDS = 0.5
+# Text that is no UTF-8, nesting without end, and numbers beyond 64 bits have errors of their own.
+_UNREADABLE = (ValueError, RecursionError, OverflowError)
 _LOGGER = get_logger("sink")
 
 
@@ -179,7 +180,7 @@ class Sink:
     def _decode(self, messages: Sequence[Message]) -> pa.RecordBatch:
         try:
             return self._codec.read(messages)
-        except msgspec.MsgspecError:
+        except _UNREADABLE:
             return self._codec.read([message for message in messages if self._is_row(message)])
 
     def _is_row(self, message: Message) -> bool:
@@ -187,8 +188,8 @@ class Sink:
         value = message.value or b""
         place = f"topic {self._topic!r}, partition {message.partition}, offset {message.offset}"
         try:
-            self._codec.decode(value)
-        except msgspec.MsgspecError as error:
+            self._codec.read([message])
+        except _UNREADABLE as error:
             if self._codec.is_ours(value):
                 raise FormatError(f"{place} holds a row that this Headrace cannot read: {error}") from error
             # Somebody has appended it by hand; no table may stand still for that.
