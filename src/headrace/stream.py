@@ -13,9 +13,11 @@ from functools import partial
 from headrace.base.clock import machine_us
 from headrace.base.process import Life, Loops
 from headrace.base.telemetry import Metrics
+from headrace.collect.load import make_dimension
 from headrace.collect.settler import METRICS as SETTLE_METRICS
 from headrace.collect.settler import Settler
 from headrace.events.decision import DECISIONS, Decision, decode_decision, is_decision
+from headrace.events.dimension import Dimension, Member, decode_member, is_member
 from headrace.events.settled import (
     EVENTS,
     FAILED,
@@ -30,7 +32,7 @@ from headrace.features.updater import METRICS as UPDATE_METRICS
 from headrace.features.updater import Sources, Updater
 from headrace.project import STREAM, OpenProject, note_failure, open_project
 from headrace.tables import Table
-from headrace.tables.codec import make_codec
+from headrace.tables.codec import Codec, make_codec
 from headrace.tables.keeper import FAR, Care, Keeper, day_before
 from headrace.tables.keeper import METRICS as KEEPER_METRICS
 from headrace.tables.sink import INCARNATION, TOPIC, Flush, Sink
@@ -50,6 +52,8 @@ CODECS = {
 }
 """The topics that have a table, and how their records become rows."""
 
+_MEMBERS = make_codec(Member, decode_member, without=("version",), ours=(is_member, None))
+
 METRICS = (*SETTLE_METRICS, *SINK_METRICS, *KEEPER_METRICS, *UPDATE_METRICS)
 
 _DESCRIPTIONS = {
@@ -57,6 +61,17 @@ _DESCRIPTIONS = {
     DECISIONS: "What was shown to whom, and by which chances: one row for each page answered.",
     FAILED: "What could not be settled, with its reason and all that a replay needs.",
 }
+_DESCRIPTION = "What is known of each member, and from which offset on: the one with the highest offset holds."
+
+
+def codec_of(topic: str) -> Codec:
+    """Returns how the records of a topic become rows; what is none of ours is a dimension."""
+    return CODECS.get(topic, _MEMBERS)
+
+
+def list_dimensions(project: OpenProject) -> dict[str, Dimension]:
+    """Returns the declared dimensions by name; none without a project file, as a role in a container may run."""
+    return {event.of.name: event.of for event in project.events if event.of is not None}
 
 
 def make_table(project: OpenProject, name: str) -> Table:
@@ -64,7 +79,8 @@ def make_table(project: OpenProject, name: str) -> Table:
     if name in project.tables.names():
         return project.tables.open(name)
     properties = {INCARNATION: project.topics.describe(name).incarnation, TOPIC: name}
-    return project.tables.create(name, CODECS[name].schema, description=_DESCRIPTIONS[name], properties=properties)
+    description = _DESCRIPTIONS.get(name, _DESCRIPTION)
+    return project.tables.create(name, codec_of(name).schema, description=description, properties=properties)
 
 
 def tail_offsets(project: OpenProject, topic: Topic) -> dict[int, int]:
@@ -82,7 +98,10 @@ def run_stream(life: Life, *, folder: str, profile: str, roles: Sequence[str], n
     """Runs roles of the stream in this process until it is told to stop."""
     with open_project(folder, profile=profile) as project:
         metrics = Metrics(METRICS, folder=project.profile.state / "metrics", process=name)
-        loops = {loop: partial(_run_loop, folder, profile, loop, metrics) for role in roles for loop in STREAM[role]}
+        names = [loop for role in roles for loop in STREAM[role]]
+        if "sink" in roles:
+            names += [f"sink-{name}" for name in list_dimensions(project)]
+        loops = {loop: partial(_run_loop, folder, profile, loop, metrics) for loop in names}
         Loops(loops, noted=partial(note_failure, project)).run(life)
 
 
@@ -90,7 +109,8 @@ def _run_loop(folder: str, profile: str, loop: str, metrics: Metrics, stop: thre
     # Each with backends of its own: what one has broken, the others do not share.
     with open_project(folder, profile=profile) as project:
         project.make_topics()
-        LOOPS[loop](project, metrics, stop)
+        run = LOOPS.get(loop) or partial(_run_sink, topic=loop.removeprefix("sink-"))
+        run(project, metrics, stop)
 
 
 def _run_settler(project: OpenProject, metrics: Metrics, stop: threading.Event) -> None:
@@ -100,8 +120,10 @@ def _run_settler(project: OpenProject, metrics: Metrics, stop: threading.Event) 
 
 def _run_sink(project: OpenProject, metrics: Metrics, stop: threading.Event, *, topic: str) -> None:
     flush = Flush(seconds=project.profile.settings.sink.flush_seconds)
+    if topic not in CODECS:
+        make_dimension(project.topics, list_dimensions(project)[topic])
     table = make_table(project, topic)
-    Sink(project.topics, topic, table, CODECS[topic], member=(project.member, flush), metrics=metrics).run(stop)
+    Sink(project.topics, topic, table, codec_of(topic), member=(project.member, flush), metrics=metrics).run(stop)
 
 
 def _run_keeper(project: OpenProject, metrics: Metrics, stop: threading.Event) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.base.errors import CallError, FormatError, PositionError, ProjectError, UnavailableError, UnknownNameError
+from headrace.base.errors import CallError, FormatError, PositionError, UnavailableError, UnknownNameError
 from headrace.base.telemetry import Metrics
 from headrace.collect.app import CLICKS
 from headrace.collect.dimensions import Dimensions
@@ -233,11 +233,6 @@ def test_member_that_cannot_be_loaded_leaves_all_as_it_was(bench, members, match
     with pytest.raises(CallError, match=match):
         bench.load({"fine": FERRY} | members)
     assert "items" not in bench.topics.names()
-
-
-def test_dimension_cannot_take_the_name_of_a_topic_of_ours():
-    with pytest.raises(ProjectError, match="a topic or view has that name"):
-        Dimension("events", key="a", attributes=(Attribute("b"),))
 
 
 # ---- the contract

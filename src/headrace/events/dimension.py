@@ -16,9 +16,6 @@ VERSION = 1
 MARKER = "dimension"
 """The header of a record of `clicks` that is no event: from here on a dimension holds up to an offset."""
 
-TAKEN = ("clicks", "decisions", "events", "failed", "sessions")
-"""The names of topics and views that a dimension cannot have."""
-
 Scalar = str | int | float | bool | None
 """What an attribute may be."""
 
@@ -53,8 +50,6 @@ class Dimension:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.isidentifier():
             raise ProjectError(f"Dimension({self.name!r}): write a name as Python writes them, such as 'items'")
-        if self.name.lower() in TAKEN:
-            raise ProjectError(f"Dimension({self.name!r}): a topic or view has that name; choose another, not {TAKEN}")
         if not isinstance(self.key, str) or not self.key.isidentifier():
             raise ProjectError(f"Dimension({self.name!r}): key={self.key!r} must name a column, such as 'product_id'")
         found = self.attributes
