@@ -27,9 +27,11 @@ from headrace.base.errors import (
     PositionError,
     RecordError,
     StopError,
+    UnavailableError,
     UnknownNameError,
 )
 from headrace.base.ids import make_id
+from headrace.features.online import Online, State
 from headrace.topics import Consumer, Message, Move, Place, Position, Record, Share, Topic, Topics, replay
 from headrace.topics.topic import DEFAULT_LEASE_SECONDS, MAX_READ_BYTES, MAX_RECORD_BYTES
 
@@ -604,6 +606,45 @@ TOPIC_CHECKS: tuple[TopicCheck, ...] = (
     other_incarnations_stop_a_share,
 )
 """Every check of a topic backend; each makes a topic of its own and drops it."""
+
+
+def check_online(open_online: Callable[[], Online]) -> None:
+    """Tries what Headrace relies on of an online store that is empty; each call opens the same one once more."""
+    ours, theirs, person, thing = open_online(), open_online(), (b"person\0ann", 1), (b"item\0i", 0)
+    _same("state of an empty store", (ours.read_state(), ours.read_states()), (None, []))
+    _refuses(UnavailableError, lambda: theirs.snapshot(()))
+    first, second = _begun(ours, 1), _begun(ours, 2)
+    _refuses(UnavailableError, lambda: theirs.snapshot(()))
+    moved = State(generation=1, definitions="d", incarnation="i", revision=1, offsets=(3, 4), known=(1, 2))
+    ours.commit({person: b"old", thing: b"thing"}, moved, first)
+    _refuses(FencedError, lambda: theirs.commit({person: b"lost"}, moved, first))
+    _same("promotion", (ours.promote(moved), theirs.read_state()), (True, moved))
+    _same("blobs", theirs.load(1, [person, thing, (b"item\0i", 1)]), {person: b"old", thing: b"thing"})
+    _refuses(FencedError, lambda: theirs.commit({}, second, second), "2")
+    seen = theirs.snapshot([person[0], b"person\0bob"], since=(0, 0))
+    _same("state", seen.state, moved)
+    _same("blobs asked for", dict(seen.blobs), {person[0]: [(1, b"old")], b"person\0bob": []})
+    _same("blobs in memory", list(seen.changed), [(thing, b"thing")])
+    _same("changes since", list(theirs.snapshot((), since=(1, 1)).changed), [])
+    third = _begun(ours, 3)
+    _same("promotion of one that lags", (ours.promote(third), theirs.read_state()), (False, moved))
+    level = State(generation=3, definitions="d", incarnation="i", revision=1, offsets=(3, 4))
+    theirs.commit({thing: b"new"}, level, third)
+    _same("promotion of one that has caught up", theirs.promote(level), True)
+    while ours.sweep():
+        pass
+    _same("changes of another generation", list(ours.snapshot((), since=(1, 1)).changed), [(thing, b"new")])
+    _same("blobs of what was replaced", ours.load(1, [person, thing]), {})
+    _refuses(FencedError, lambda: ours.commit({}, moved, moved))
+    ours.close()
+    theirs.close()
+
+
+def _begun(online: Online, generation: int) -> State:
+    state = State(generation=generation, definitions="d", incarnation="i", offsets=(0, 0))
+    online.begin(state, ())
+    _same("columns", online.read_columns(generation), ())
+    return state
 
 
 @contextmanager
