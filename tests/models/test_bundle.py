@@ -211,7 +211,7 @@ def test_kind_that_nobody_knows_is_refused_by_name():
     whole = make_popular(6)
     with pytest.raises(FormatError, match=r"bundle 'popular' cannot be opened: no kind 'tasty'. Did you mean taste"):
         open_bundle(Bundle("popular", "tasty", {}, {}, whole.arrays))
-    assert sorted(KINDS) == ["popularity", "taste"]
+    assert sorted(KINDS) == ["click", "popularity", "taste"]
 
 
 def test_bundle_of_nothing_can_be_opened():

@@ -94,9 +94,9 @@ def test_scores_are_shares_with_a_click_more_for_everybody(project):
 def test_source_says_where_the_rows_came_from(project):
     source = fit(project, "popular", at_us=AT).source
     events = project.topics.describe("events")
-    assert (source["table"], source["version"], source["at_us"]) == ("events", _version(project), AT)
-    assert source["incarnation"] == events.incarnation
-    assert source["positions"] == [bound.end for bound in project.topics.bounds("events")]
+    positions = [bound.end for bound in project.topics.bounds("events")]
+    table = {"version": _version(project), "incarnation": events.incarnation, "positions": positions}
+    assert (source["tables"], source["at_us"]) == ({"events": table}, AT)
 
 
 class Shuffled(LakeView):
@@ -110,13 +110,13 @@ class Shuffled(LakeView):
 
 def test_order_of_rows_and_threads_change_nothing(project):
     model, version = popularity("popular", CLICKS), _version(project)
-    plain = model.fit(LakeView(project, version, AT))
+    plain = model.fit(LakeView(project, {"events": version}, AT))
     found = []
 
     def work(order):
         with open_project(project.folder) as other:
             other.engine._options.threads = 1 + order % 4
-            view = Shuffled(other, version, AT)
+            view = Shuffled(other, {"events": version}, AT)
             object.__setattr__(view, "order", str(order))
             found.append(model.fit(view).hash)
 
@@ -130,12 +130,12 @@ def test_order_of_rows_and_threads_change_nothing(project):
 
 def test_half_life_decides_what_counts_more(project):
     version = _version(project)
-    short = popularity("popular", CLICKS, half_life="3h").fit(LakeView(project, version, AT))
+    short = popularity("popular", CLICKS, half_life="3h").fit(LakeView(project, {"events": version}, AT))
     found = dict(zip(read_texts(short.arrays["items"]), short.arrays["counts"].tolist(), strict=True))
     # After twenty half-lives a click is forgotten; 4 and 5 hours are 21 and 26 sixteenths of three.
     assert "half" not in found
     assert found["step"] == pytest.approx(2 ** (-21 / 16) + 2 ** (-26 / 16))
-    late = popularity("popular", CLICKS).fit(LakeView(project, version, AT + 3 * DAY))
+    late = popularity("popular", CLICKS).fit(LakeView(project, {"events": version}, AT + 3 * DAY))
     found = dict(zip(read_texts(late.arrays["items"]), late.arrays["counts"].tolist(), strict=True))
     assert (found["whole"], found["half"], found["future"]) == (0.5, 0.25, 0.5)
 
@@ -156,7 +156,7 @@ def test_fit_at_an_older_version_is_what_it_was_then(tmp_path):
         write(project, events=[clicked("ann", f"item-{number}", at_us=BEGAN_US) for number in (1, 2, 2)])
         after = fit(project, "popular", at_us=AT)
         assert (len(open_bundle(before).items), len(open_bundle(after).items)) == (1, 2)
-        again = fit(project, "popular", version=version, at_us=AT)
+        again = fit(project, "popular", versions={"events": version}, at_us=AT)
         assert again.packed == before.packed
         # Three fits made two bundles, whose versions nobody may clear away.
         assert [found.hash for found in project.registry.bundles("popular")] == [after.hash, before.hash]
@@ -181,7 +181,7 @@ def test_lists_of_items_count_each_item(tmp_path):
         products = [{"product_id": "a", "category": "drama"}, {"product_id": "b"}, {"product_id": "a"}, {}]
         write(project, events=[tracked("Order Completed", "ann", {"order_id": "o", "products": products}, at_us=AT)])
         bought = popularity("bought", Event("Order Completed", item="products[].product_id"))
-        bundle = bought.fit(LakeView(project, _version(project), AT))
+        bundle = bought.fit(LakeView(project, {"events": _version(project)}, AT))
         assert read_texts(bundle.arrays["items"]) == ["a", "b"]
         assert bundle.arrays["counts"].tolist() == [2.0, 1.0]
         assert read_texts(bundle.arrays["categories"]) == ["drama", ""]

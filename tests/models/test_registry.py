@@ -87,8 +87,8 @@ def test_stamp_changes_with_every_bundle_and_row(open_one):
 
 def test_row_is_written_only_on_top_of_the_newest(open_one):
     one, other = open_one(), open_one()
-    first = one.write(_entry(0, value=b"1"))
-    second = other.write(_entry(first.id, value=b"2"))
+    (first,) = one.write(_entry(0, value=b"1"))
+    (second,) = other.write(_entry(first.id, value=b"2"))
     for late in (0, first.id, second.id + 1):
         with pytest.raises(FencedError, match="the trial of 'home' was changed by somebody else meanwhile"):
             one.write(_entry(late, value=b"3"))
@@ -110,7 +110,7 @@ def test_of_many_who_write_at_once_each_row_has_one_winner(path, open_one):
         for _ in range(20):
             newest = registry.newest("trial").get("home")
             with contextlib.suppress(FencedError):
-                won.append(registry.write(_entry(newest.id if newest else 0, value=str(number).encode())).id)
+                won.append(registry.write(_entry(newest.id if newest else 0, value=str(number).encode()))[0].id)
         registry.close()
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
@@ -190,7 +190,7 @@ def test_registry_that_somebody_locks_is_read_and_told_as_unavailable_to_writers
         with pytest.raises(UnavailableError, match="does not answer: database is locked"):
             registry.add(make_tastes())
         other.execute("rollback")
-    assert registry.write(_entry(0)).id == 1
+    assert registry.write(_entry(0))[0].id == 1
 
 
 def test_file_that_is_put_in_the_registrys_place_is_followed(path, open_one, tmp_path):

@@ -93,8 +93,8 @@ def test_persons_are_found_by_their_keys_whatever_their_order():
 
 def test_order_of_rows_changes_nothing(project):
     model, version = taste("tastes", CLICKS, base=POPULAR), project.tables.open("events").version
-    plain = model.fit(LakeView(project, version, AT))
-    view = Shuffled(project, version, AT)
+    plain = model.fit(LakeView(project, {"events": version}, AT))
+    view = Shuffled(project, {"events": version}, AT)
     assert model.fit(view).hash == plain.hash
 
 

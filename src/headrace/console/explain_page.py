@@ -14,6 +14,7 @@ from headrace.events.decision import DECISIONS, decode_decision, is_decision
 from headrace.events.event import Event
 from headrace.events.settled import EVENTS
 from headrace.experiments.experiment import Metric
+from headrace.learn import read_tables
 from headrace.models import Bundle
 from headrace.project import OpenProject
 from headrace.stream import tail_offsets
@@ -164,6 +165,9 @@ def _bundle_text(story: Row) -> str:
     if source is None:
         return f"{story['bundle']}, which the registry does not have or cannot read"
     made = f"{story['model']} ({story['model_kind']}), {story['bundle']}"
-    if "version" not in source:
+    tables = read_tables(source)
+    if not tables:
         return made
-    return f"{made}, fitted from {source.get('rows', 0):,} clicks in version {source['version']} of {source['table']}"
+    versions = ", ".join(f"version {found['version']} of {name}" for name, found in tables.items())
+    rows = "viewed items" if "clicks" in source else "clicks"
+    return f"{made}, fitted from {source.get('rows', 0):,} {rows} in {versions}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -42,7 +42,7 @@ class Lake(Protocol):
 
     @property
     def source(self) -> Mapping[str, Any]:
-        """Where the rows come from: table, version, positions."""
+        """Where the rows come from: version and positions of each table, by `tables`."""
 
     def ask(self, sql: str, parameters: Mapping[str, Any]) -> Mapping[str, list[Any]]:
         """Returns the columns of the answer to one SELECT."""
@@ -52,6 +52,9 @@ class Lake(Protocol):
 
     def items_of(self, event: Event) -> str:
         """Returns a SELECT with a row for each item of an event: all of `events`, `item`, `category`, `known` of it."""
+
+    def join(self, columns: Sequence[Column], labels: pa.Table) -> pa.Table:
+        """Returns the features of labels, in their order, as they were known at the instant of each."""
 
 
 class Model(Protocol):
@@ -75,6 +78,20 @@ class Model(Protocol):
 
     def fit(self, lake: Lake) -> Bundle:
         """Returns what the model learns from the lake: the same rows and instant give the same bundle."""
+
+
+@runtime_checkable
+class Judged(Model, Protocol):
+    """The declaration of a model that can be judged by rows, before anybody sees what it ranks."""
+
+    def read(self, lake: Lake) -> Any:
+        """Returns what it learns from."""
+
+    def make(self, lake: Lake, rows: Any) -> Bundle:
+        """Returns what it learns from that."""
+
+    def judge(self, lake: Lake, rows: Any, bundle: Bundle) -> Any:
+        """Returns the report on a bundle, from the rows seen last."""
 
 
 class Scorer(Protocol):

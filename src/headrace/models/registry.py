@@ -47,8 +47,8 @@ class Registry(Protocol):
     def stamp(self) -> int:
         """Returns a number that changes whenever a bundle or a row is added."""
 
-    def add(self, bundle: Bundle) -> str:
-        """Returns the hash of a bundle, which stands in the registry from then on."""
+    def add(self, bundle: Bundle, *entries: Entry) -> str:
+        """Returns the hash of a bundle, which stands in the registry from then on, and rows with it, all or none."""
 
     def load(self, name_hash: str) -> Bundle:
         """Returns a bundle; raises UnknownNameError, or FormatError if it is damaged."""
@@ -56,10 +56,10 @@ class Registry(Protocol):
     def bundles(self, name: str | None = None) -> list[Fitted]:
         """Returns the bundles, the newest first."""
 
-    def write(self, entry: Entry) -> Entry:
-        """Returns the row with its id; raises FencedError unless `entry.id` is that of the newest of kind and name.
+    def write(self, *entries: Entry) -> tuple[Entry, ...]:
+        """Returns the rows with their ids, all written or none.
 
-        0 stands for none yet.
+        Raises FencedError unless the `id` of each is that of the newest of its kind and name; 0 stands for none yet.
         """
 
     def newest(self, kind: str) -> dict[str, Entry]:

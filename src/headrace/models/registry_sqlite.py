@@ -68,8 +68,8 @@ class SqliteRegistry:
         # Another file may have as many rows as the one before.
         return (self._reopened << 32) + int(found[0])
 
-    def add(self, bundle: Bundle) -> str:
-        """Returns the hash of a bundle, which stands in the registry from then on."""
+    def add(self, bundle: Bundle, *entries: Entry) -> str:
+        """Returns the hash of a bundle, which stands in the registry from then on, and rows with it, all or none."""
         packed = bundle.packed
         if len(packed) > _MAX_BYTES:
             raise CallError(f"the bundle {bundle.name!r} has {len(packed):,} bytes, the registry takes {_MAX_BYTES:,}")
@@ -79,6 +79,8 @@ class SqliteRegistry:
                 "insert or ignore into bundles (hash, name, kind, at_us, manifest, packed) values (?, ?, ?, ?, ?, ?)",
                 row,
             )
+            for entry in entries:
+                _insert(connection, entry)
         return bundle.hash
 
     def load(self, name_hash: str) -> Bundle:
@@ -100,22 +102,13 @@ class SqliteRegistry:
         )
         return [Fitted(*row) for row in rows]
 
-    def write(self, entry: Entry) -> Entry:
-        """Returns the row with its id; raises FencedError unless `entry.id` is that of the newest of kind and name."""
+    def write(self, *entries: Entry) -> tuple[Entry, ...]:
+        """Returns the rows with their ids, all written or none.
+
+        Raises FencedError unless the `id` of each is that of the newest of its kind and name; 0 stands for none yet.
+        """
         with self._written() as connection:
-            (newest,) = connection.execute(
-                "select ifnull(max(id), 0) from entries where kind = ? and name = ?", (entry.kind, entry.name)
-            ).fetchone()
-            if newest != entry.id:
-                raise FencedError(
-                    f"the {entry.kind} of {entry.name!r} was changed by somebody else meanwhile "
-                    f"(row {newest}, expected {entry.id}). Look at it again"
-                )
-            row = (entry.kind, entry.name, entry.value, entry.at_us, entry.by)
-            made = connection.execute(
-                "insert into entries (kind, name, value, at_us, by) values (?, ?, ?, ?, ?)", row
-            ).lastrowid
-        return msgspec.structs.replace(entry, id=made)
+            return tuple(_insert(connection, entry) for entry in entries)
 
     def newest(self, kind: str) -> dict[str, Entry]:
         """Returns the newest row of each name."""
@@ -183,3 +176,19 @@ class SqliteRegistry:
             raise UnavailableError(f"the registry {str(self._path)!r} does not answer: {error}") from error
         except sqlite3.DatabaseError as error:
             raise FormatError(f"the registry {str(self._path)!r} cannot be read: {error}") from error
+
+
+def _insert(connection: sqlite3.Connection, entry: Entry) -> Entry:
+    (newest,) = connection.execute(
+        "select ifnull(max(id), 0) from entries where kind = ? and name = ?", (entry.kind, entry.name)
+    ).fetchone()
+    if newest != entry.id:
+        raise FencedError(
+            f"the {entry.kind} of {entry.name!r} was changed by somebody else meanwhile "
+            f"(row {newest}, expected {entry.id}). Look at it again"
+        )
+    row = (entry.kind, entry.name, entry.value, entry.at_us, entry.by)
+    made = connection.execute(
+        "insert into entries (kind, name, value, at_us, by) values (?, ?, ?, ?, ?)", row
+    ).lastrowid
+    return msgspec.structs.replace(entry, id=made)
