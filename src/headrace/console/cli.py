@@ -212,6 +212,19 @@ COMMANDS = (
         ),
     ),
     Command(
+        "table load",
+        "headrace.console.load:load",
+        "load a file of items or users into the dimension that knows them: all of its rows or none",
+        (
+            _option("file", text="a CSV, JSON lines or Parquet file", metavar="FILE"),
+            _option("--table", text="the dimension's name in project.py", metavar="NAME", required=True),
+            _option(
+                "--format", text="what the file is (default: as its suffix says)", choices=("csv", "jsonl", "parquet")
+            ),
+            JSON,
+        ),
+    ),
+    Command(
         "table failed",
         "headrace.console.failed:failed",
         "list the events that stand as failed, or give them a second chance",
