@@ -31,15 +31,14 @@ from headrace.experiments.verdict import OUTCOMES, VERDICTS, Exposure, Verdict, 
 from headrace.experiments.verdict import VERSION as VERDICT_VERSION
 from headrace.learn import wait_for_lake
 from headrace.models import Model, open_bundle
+from headrace.models.gate import GATE, decode_gate
+from headrace.models.gate import Gate as OfflineGate
 from headrace.models.registry import Entry
 from headrace.project import OpenProject
 from headrace.survey import find_experiment, read_gate
 
 VERDICT = "verdict"
 """The kind of the registry's rows that hold verdicts."""
-
-GATE = "gate"
-"""The kind of the registry's rows, by bundle, that say whether it may meet visitors."""
 
 LONGEST_US = 28 * 86_400_000_000
 """How long a trial lasts at most, by the project's clock; so it is judged then whoever has come."""
@@ -97,20 +96,19 @@ def _find_arms(project: OpenProject, page: Page, challenger: str | None) -> tupl
             f"the newest bundle of {ranker.name!r} serves the page {page.name!r} already, so there is nothing to test. "
             f"Fit another: headrace model fit {ranker.name}"
         )
-    refused = read_gate_row(project, treatment)
-    if refused is not None and not refused["passed"]:
+    said = read_offline_gate(project, treatment)
+    if said is not None and not said.passed:
         raise StopError(
-            f"the offline gate refuses the bundle {treatment} of {ranker.name!r}: {'; '.join(refused['reasons'])}. "
+            f"the offline gate refuses the bundle {treatment} of {ranker.name!r}: {'; '.join(said.reasons)}. "
             f"Fit another: headrace model fit {ranker.name}"
         )
     return control, treatment
 
 
-def read_gate_row(project: OpenProject, bundle: str) -> dict[str, Any] | None:
-    """Returns what the offline gate said of a bundle: `passed`, `reasons` and `metrics`; None if it was not asked."""
+def read_offline_gate(project: OpenProject, bundle: str) -> OfflineGate | None:
+    """Returns what the offline gate said of a bundle; None if it was not asked."""
     entries = project.registry.entries(GATE, bundle)
-    found: dict[str, Any] | None = msgspec.json.decode(entries[-1].value) if entries else None
-    return found
+    return decode_gate(entries[-1].value) if entries else None
 
 
 def _pass_aa(project: OpenProject, name: str) -> tuple[Gate, int]:
@@ -294,11 +292,10 @@ def stop(project: OpenProject, name: str) -> Verdict:
         given = _judge_now(project, trial)
         fault.point("promote.judged")
         kind, promotion = _conclude(project, trial, given)
-        for entry in (
+        project.registry.write(
             _entry(project, VERDICT, name, encode_verdict(given), over=before[VERDICT]),
             _entry(project, kind, trial.page, encode_promotion(promotion), over=before[kind]),
-        ):
-            project.registry.write(entry)
+        )
         fault.point("promote.promoted")
     save_verdict(project, given)
     return given

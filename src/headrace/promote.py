@@ -18,7 +18,7 @@ from headrace.events.decision import DECISIONS
 from headrace.experiments.analyse import exposures_sql, read_visitors, trial_scope
 from headrace.experiments.experiment import ARMS, Trial, decode_trial
 from headrace.experiments.promotion import CHALLENGER, decode_refusal
-from headrace.loop import LONGEST_US, find_champion, find_verdict_on, read_gate_row, save_verdict, start, stop
+from headrace.loop import LONGEST_US, find_champion, find_verdict_on, read_offline_gate, save_verdict, start, stop
 from headrace.project import OpenProject
 from headrace.survey import find_experiment, read_plan
 
@@ -71,8 +71,8 @@ def find_challenger(project: OpenProject, page: Page) -> str | None:
         if fitted.hash in tried:
             # What is older than this one is not worth a trial any more.
             return None
-        gate = read_gate_row(project, fitted.hash)
-        if gate is not None and gate["passed"]:
+        gate = read_offline_gate(project, fitted.hash)
+        if gate is not None and gate.passed:
             return fitted.hash
     return None
 

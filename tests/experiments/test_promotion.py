@@ -168,7 +168,7 @@ def test_rolling_back_goes_to_what_served_before_and_stays_in_the_history(projec
 
 
 def test_promotion_by_hand_is_refused_where_it_makes_no_sense(project):
-    with pytest.raises(CallError, match="no page 'hom'. Did you mean home"):
+    with pytest.raises(CallError, match=r"no page 'hom'\. Did you mean home"):
         loop.promote(project, "hom", TASTES.hash)
     with pytest.raises(CallError, match="no bundle 'ffff"):
         loop.promote(project, PAGE, "f" * 32)
@@ -191,7 +191,7 @@ def test_bad_challenger_planted_past_the_gate_is_refused_by_the_verdict_and_not_
 def test_gate_that_refuses_keeps_a_challenger_from_its_trial(project):
     pass_gate(project, TASTES, passed=False, reasons=["it is worse than popularity"])
     assert advance(project, NAME).state == "idle"
-    with pytest.raises(StopError, match="the offline gate refuses the bundle .*it is worse than popularity"):
+    with pytest.raises(StopError, match=r"the offline gate refuses the bundle .*it is worse than popularity"):
         loop.start(project, NAME)
     # An older bundle past the gate may be tried.
     newer = make_tastes(people=("eve",))
