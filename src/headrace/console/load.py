@@ -159,7 +159,7 @@ def _open(path: Path, given: str | None, dimension: Dimension) -> _File:
 
 
 def _read_csv(file: _File) -> Iterator[_Row]:
-    with file.path.open(encoding="utf-8-sig", newline="") as lines:
+    with file.path.open("rb") as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as lines:
         reader = csv.reader(lines, strict=True)
         try:
             names = next(reader, [])
@@ -175,7 +175,7 @@ def _read_csv(file: _File) -> Iterator[_Row]:
                     raise file.fault(reader.line_num, text)
                 yield (
                     reader.line_num,
-                    lines.buffer.tell(),
+                    raw.tell(),
                     {n: cell or None for n, cell in zip(names, cells, strict=True)},
                 )
         except (csv.Error, UnicodeDecodeError) as error:

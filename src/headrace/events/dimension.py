@@ -170,7 +170,7 @@ def fault_of(key: object, attributes: Mapping[str, object]) -> tuple[str | None,
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = "null" if value is None else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
