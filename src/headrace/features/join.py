@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from headrace.base.errors import CallError, StopError
@@ -94,24 +95,31 @@ class _Rows:
     """Of each sorted row its number in the table."""
     starts: Ints
     event_us: Ints
-    place: Ints
 
     def column(self, name: str) -> Ints:
         """Returns a column of numbers in this order."""
-        return cast("Ints", self.table.column(name).to_numpy()[self.order].astype(np.int64))
+        return cast("Ints", self.table.column(name).to_numpy()[self.order].astype(np.int64, copy=False))
 
     def only(self, kept: NDArray[np.bool_]) -> _Rows:
         """Returns some of the rows."""
         starts = np.concatenate([[0], np.cumsum(kept)])[self.starts]
-        return _Rows(self.table, self.order[kept], starts, self.event_us[kept], self.place[kept])
+        return _Rows(self.table, self.order[kept], starts, self.event_us[kept])
 
-    @cached_property
-    def runs(self) -> Ints:
-        """The number of each row's event: one that names several items has several rows, at the same place."""
-        differs = (np.diff(self.event_us) != 0) | (np.diff(self.place) != 0)
-        firsts = self.starts[1:-1]
-        differs[firsts[(firsts > 0) & (firsts <= len(differs))] - 1] = True
-        return np.concatenate([[0], np.cumsum(differs)]).astype(np.int64)[: len(self.event_us)]
+    def find_ties(self) -> NDArray[np.bool_]:
+        """Returns of each row whether it has the key and event of the one before: an event may name many items."""
+        tied = np.zeros(len(self.order), np.bool_)
+        tied[1:] = np.diff(self.event_us) == 0
+        tied[self.starts[self.starts < len(tied)]] = False
+        places, rows = _places(self.table), np.flatnonzero(tied)
+        tied[rows] = places[self.order[rows]] == places[self.order[rows - 1]]
+        return tied
+
+
+def _places(table: pa.Table) -> Ints:
+    """Returns partition and offset in `clicks` of each row as one number."""
+    places = table.column("log_partition").to_numpy().astype(np.int64) << _OFFSET_BITS
+    places |= table.column("src_offset").to_numpy()
+    return cast("Ints", places)
 
 
 # Labels.
@@ -149,12 +157,12 @@ def _read_known(column: pa.ChunkedArray) -> Ints:
     return known
 
 
-def bounds_of(at_us: Ints, columns: Sequence[Column]) -> tuple[Ints, Ints]:
-    """Returns, for each instant and column, where the window begins, and for each instant where all of them end."""
-    tails = np.empty((len(at_us), len(columns)), np.int64)
-    for number, column in enumerate(columns):
+def bounds_of(at_us: Ints, windows: Sequence[int]) -> tuple[Ints, Ints]:
+    """Returns, for each instant and window, where it begins, and for each instant where all of them end."""
+    tails = np.empty((len(at_us), len(windows)), np.int64)
+    for number, window_us in enumerate(windows):
         # The one definition of a window's tail serves whole arrays as well.
-        tails[:, number] = tail_of(cast("Any", at_us), column.window_us)
+        tails[:, number] = tail_of(cast("Any", at_us), window_us)
     return tails, at_us
 
 
@@ -173,8 +181,7 @@ def _join_source(lake: Lake, source: _Source, columns: Sequence[Column], labels:
 
 
 def _read_rows(lake: Lake, source: _Source, columns: Sequence[Column], labels: _Labels) -> pa.Table:
-    widest = max(columns, key=lambda column: column.window_us)
-    tails, heads = bounds_of(labels.at_us, [widest])
+    tails, heads = bounds_of(labels.at_us, [max(column.window_us for column in columns)])
     if not len(heads):
         heads, tails = np.zeros(1, np.int64), np.zeros((1, 1), np.int64)
     return lake.rows(
@@ -212,10 +219,8 @@ def _path(name: str) -> str:
 
 
 def _number(path: str) -> str:
-    # A text is no number here: what it might mean differs from reader to reader.
-    json = f"json_extract(properties, {_path(path)})"
-    kinds = "('UBIGINT', 'BIGINT', 'HUGEINT', 'DOUBLE')"
-    return f"CASE WHEN json_type({json}) IN {kinds} THEN TRY_CAST({json} ->> '$' AS DOUBLE) END"
+    # A text is no number here: what it might mean differs from reader to reader. In JSON it keeps its quotes.
+    return f"TRY_CAST(json_extract(properties, {_path(path)})::VARCHAR AS DOUBLE)"
 
 
 def _summed(columns: Sequence[Column]) -> list[str]:
@@ -238,14 +243,15 @@ def scale(numbers: NDArray[np.float64]) -> Ints:
 
 def _sort(table: pa.Table, group: Ints, num_keys: int) -> _Rows:
     """Returns the rows that have a label's key, sorted, whatever order they came in."""
+    event_us, places = table.column("event_us").to_numpy(), _places(table)
     kept = np.flatnonzero(group >= 0)
-    event_us = table.column("event_us").to_numpy()[kept]
-    place = (table.column("log_partition").to_numpy().astype(np.int64) << _OFFSET_BITS)[kept]
-    place |= table.column("src_offset").to_numpy()[kept]
+    some = len(kept) < len(group)
+    if some:
+        group, event_us, places = group[kept], event_us[kept], places[kept]
     # Numba is loaded where rows are asked for, and nowhere else.
     kernel = import_module("headrace.features.kernel")
-    starts, order = kernel.sort_rows(group[kept], event_us, place, num_keys, threads=count_threads())
-    return _Rows(table, kept[order], starts, event_us[order], place[order])
+    starts, order, sorted_us = kernel.sort_rows(group, event_us, places, num_keys, threads=count_threads())
+    return _Rows(table, kept[order] if some else order, starts, sorted_us)
 
 
 # Answers.
@@ -274,9 +280,9 @@ class _Ask:
     columns: tuple[Column, ...]
 
     @cached_property
-    def windows(self) -> list[Column]:
-        """A column of each window."""
-        return list({column.window_us: column for column in self.columns}.values())
+    def windows(self) -> list[int]:
+        """The lengths of its windows."""
+        return list(dict.fromkeys(column.window_us for column in self.columns))
 
     def answer(self, value: str) -> dict[str, pa.Array]:
         """Returns each column, with a value for each label."""
@@ -295,16 +301,28 @@ class _Ask:
                 places = chosen[order]
                 self._check_overflow(found, places)
                 count[places], total[places], newest[places] = found.counts, found.totals, found.newest
-        return {column.name: self._pick(column, count, total, newest) for column in self.columns}
+        remembered = {column.value for column in self.columns if column.kind == "last"}
+        texts = {name: self._find_texts(name, newest.max(axis=1)) for name in remembered}
+        answers: dict[str, pa.Array] = {}
+        for column in self.columns:
+            number = self.windows.index(column.window_us)
+            if column.kind == "count":
+                answers[column.name] = pa.array(count[:, number])
+            elif column.kind == "total":
+                answers[column.name] = pa.array(total[:, number] / MILLIONTHS)
+            else:
+                # The newest of all windows is the newest of each that reaches back to it.
+                answers[column.name] = pc.if_else(pa.array(newest[:, number] >= 0), texts[column.value], None)
+        return answers
 
     def _evaluate(self, chosen: Ints, amount: Ints, *, served: bool) -> tuple[Found, Ints]:
         kernel = import_module("headrace.features.kernel")
         tails, heads = bounds_of(self.labels.at_us[chosen], self.windows)
-        starts, order = kernel.sort_rows(
+        starts, order, sorted_us = kernel.sort_rows(
             self.group[chosen], heads, np.arange(len(chosen)), self.num_keys, threads=count_threads()
         )
-        known = self.labels.known[chosen][order] if served else np.zeros((len(chosen), 0), np.int64)
-        labels = kernel.Labels(starts, heads[order], tails[order], known)
+        known = self.labels.known[chosen[order]] if served else np.zeros((len(chosen), 0), np.int64)
+        labels = kernel.Labels(starts, sorted_us, tails[order], known)
         found = kernel.evaluate(self._events(amount, served=served), labels, threads=count_threads())
         return cast("Found", found), order
 
@@ -317,53 +335,42 @@ class _Ask:
         return cast("Events", kernel.Events(rows.starts, rows.event_us, ready_us, partition, seq, amount))
 
     def _check_overflow(self, found: Found, places: Ints) -> None:
-        for number, window in enumerate(self.windows):
+        for number, window_us in enumerate(self.windows):
             over = found.overflowed[:, number]
             for column in self.columns:
-                if column.kind == "total" and column.window_us == window.window_us and over.any():
+                if column.kind == "total" and column.window_us == window_us and over.any():
                     row = int(places[np.flatnonzero(over)[0]])
                     raise StopError(
                         f"{column.name}: the sum of {column.value!r} for label {row} does not fit into 64 bits of "
                         f"millionths. Is {column.value!r} of {column.event!r} what should be added up?"
                     )
 
-    def _pick(self, column: Column, count: Ints, total: Ints, newest: Ints) -> pa.Array:
-        number = [window.window_us for window in self.windows].index(column.window_us)
-        if column.kind == "count":
-            return pa.array(count[:, number])
-        if column.kind == "total":
-            return pa.array(total[:, number] / MILLIONTHS)
-        return self._pick_text(column.value, newest[:, number])
-
-    def _pick_text(self, name: str, newest: Ints) -> pa.Array:
-        """Returns the texts of the newest events; of one that names several items that of the greatest text."""
+    def _find_texts(self, name: str, newest: Ints) -> pa.Array:
+        """Returns the texts of the newest events; of one that names several items the greatest text."""
         texts = self.rows.table.column(name)
         some = newest >= 0
-        best = _greatest(self.rows, texts) if some.any() else newest
-        taken = self.rows.order[best[newest[some]]]
-        found = np.full(len(newest), 0, np.int64)
-        found[some] = taken
-        picked = texts.take(pa.array(found, mask=~some)).cast(pa.string())
-        return picked.combine_chunks() if isinstance(picked, pa.ChunkedArray) else picked
+        if some.any():
+            newest = np.where(some, self.rows.order[_greatest(self.rows, texts)[newest]], 0)
+        # To take from thousands of chunks costs more than to make them one.
+        picked = texts.cast(pa.large_string()).combine_chunks().take(pa.array(newest, mask=~some))
+        return picked.cast(pa.string())
 
 
 def _greatest(rows: _Rows, texts: pa.ChunkedArray) -> Ints:
-    """Returns, for each row, the row of the same event and key with the greatest text: any order of rows gives that."""
-    runs = rows.runs
-    best = np.arange(len(runs))
-    same = np.zeros(len(runs), np.bool_)
-    equal = np.diff(runs) == 0
-    same[1:] |= equal
-    same[:-1] |= equal
-    tied = np.flatnonzero(same)
-    if not len(tied):
+    """Returns, for each row, the row of the same key and event with the greatest text: any order of rows gives that."""
+    best = np.arange(len(rows.order))
+    again = rows.find_ties()
+    if not again.any():
         return best
-    encoded = texts.take(pa.array(rows.order[tied])).combine_chunks().dictionary_encode()
+    tied = again.copy()
+    tied[:-1] |= again[1:]
+    several = np.flatnonzero(tied)
+    run = np.cumsum(~again)[several]
+    encoded = texts.take(pa.array(rows.order[several])).combine_chunks().dictionary_encode()
     rank = np.empty(len(encoded.dictionary), np.int64)
-    rank[pa.compute.sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(rank))
-    by_rank = tied[np.lexsort((rank[encoded.indices.to_numpy()], runs[tied]))]
-    lasts = np.concatenate([np.flatnonzero(np.diff(runs[by_rank])), [len(by_rank) - 1]])
-    of_run = np.zeros(int(runs[-1]) + 1, np.int64)
-    of_run[runs[by_rank[lasts]]] = by_rank[lasts]
-    best[tied] = of_run[runs[tied]]
+    rank[pc.sort_indices(encoded.dictionary).to_numpy()] = np.arange(len(rank))
+    by_rank = np.lexsort((rank[encoded.indices.to_numpy()], run))
+    is_last = np.append(np.diff(run[by_rank]) != 0, [True])
+    # By run and rank, so that each run's rows stand where they stood: the last of a run is the greatest.
+    best[several] = several[by_rank[is_last]][np.cumsum(np.append([0], is_last[:-1]))]
     return best

@@ -61,13 +61,11 @@ class Found(NamedTuple):
     overflowed: NDArray[np.bool_]
 
 
-def sort_rows(group: Ints, time_us: Ints, place: Ints, num_groups: int, *, threads: int) -> tuple[Ints, Ints]:
-    """Returns where the rows of each group begin, and their order by group, time and place."""
-    starts, order = _spread(group, num_groups)
-    time_us, place = time_us[order], place[order]
-    within = np.arange(len(order), dtype=np.int64)
-    _in_threads(lambda first, end: _sort_groups(starts, first, end, (time_us, place, within)), starts, threads)
-    return starts, order[within]
+def sort_rows(group: Ints, time_us: Ints, place: Ints, num_groups: int, *, threads: int) -> tuple[Ints, Ints, Ints]:
+    """Returns where the rows of each group begin, their order by group, time and place, and their times in it."""
+    starts, order, sorted_us = _spread(group, time_us, num_groups)
+    _in_threads(lambda first, end: _sort_groups(starts, first, end, (sorted_us, order, place)), starts, threads)
+    return starts, order, sorted_us
 
 
 def evaluate(events: Events, labels: Labels, *, threads: int) -> Found:
@@ -105,36 +103,38 @@ def _in_threads(work: Callable[[int, int], None], starts: Ints, threads: int) ->
 def _sort_bands(events: Events, *, threads: int) -> tuple[Ints, Ints]:
     """Returns the events of each key by partition and `seq`, and what they are sorted by."""
     group = np.repeat(np.arange(len(events.starts) - 1), np.diff(events.starts))
-    _, order = sort_rows(group, events.partition, events.seq, len(events.starts) - 1, threads=threads)
+    _, order, _ = sort_rows(group, events.partition, events.seq, len(events.starts) - 1, threads=threads)
     return order, events.seq[order]
 
 
 @_compiled
-def _spread(group: Ints, num_groups: int) -> tuple[Ints, Ints]:
-    """Returns where each group begins, and the rows by group, in the order in which they stand."""
+def _spread(group: Ints, time_us: Ints, num_groups: int) -> tuple[Ints, Ints, Ints]:
+    """Returns where each group begins, and the rows and their times by group, in the order in which they stand."""
     starts = np.zeros(num_groups + 1, np.int64)
     for one in group:
         starts[one + 1] += 1
     for number in range(num_groups):
         starts[number + 1] += starts[number]
-    place = starts[:-1].copy()
+    free = starts[:-1].copy()
     order = np.empty(len(group), np.int64)
+    sorted_us = np.empty(len(group), np.int64)
     for row, one in enumerate(group):
-        order[place[one]] = row
-        place[one] += 1
-    return starts, order
+        order[free[one]] = row
+        sorted_us[free[one]] = time_us[row]
+        free[one] += 1
+    return starts, order, sorted_us
 
 
 @_compiled
 def _sort_groups(starts: Ints, first: int, end: int, columns: tuple[Ints, Ints, Ints]) -> None:
-    """Sorts the rows of each group by the first two columns, and moves the third along."""
-    scratch = np.empty((3, 0), np.int64)
+    """Sorts the rows of each group by time, and those at one instant by the place that a row has."""
+    scratch = np.empty((2, 0), np.int64)
     for group in range(first, end):
         begin, stop = starts[group], starts[group + 1]
         if _is_sorted(columns, begin, stop):
             continue
         if stop - begin > scratch.shape[1]:
-            scratch = np.empty((3, stop - begin), np.int64)
+            scratch = np.empty((2, stop - begin), np.int64)
         width = 16
         for left in range(begin, stop, width):
             _insert(columns, left, min(left + width, stop))
@@ -146,9 +146,11 @@ def _sort_groups(starts: Ints, first: int, end: int, columns: tuple[Ints, Ints, 
 
 @_compiled
 def _is_sorted(columns: tuple[Ints, Ints, Ints], begin: int, stop: int) -> bool:
-    time_us, place, _ = columns
+    time_us, order, place = columns
     for row in range(begin + 1, stop):
-        if time_us[row] < time_us[row - 1] or (time_us[row] == time_us[row - 1] and place[row] < place[row - 1]):
+        if time_us[row] < time_us[row - 1]:
+            return False
+        if time_us[row] == time_us[row - 1] and place[order[row]] < place[order[row - 1]]:
             return False
     return True
 
@@ -156,40 +158,37 @@ def _is_sorted(columns: tuple[Ints, Ints, Ints], begin: int, stop: int) -> bool:
 @_compiled
 def _insert(columns: tuple[Ints, Ints, Ints], begin: int, stop: int) -> None:
     """Sorts a few rows by insertion."""
-    time_us, place, within = columns
+    time_us, order, place = columns
     for row in range(begin + 1, stop):
-        one_us, one_place, one_within = time_us[row], place[row], within[row]
+        one_us, one = time_us[row], order[row]
         free = row
         while free > begin and (
-            time_us[free - 1] > one_us or (time_us[free - 1] == one_us and place[free - 1] > one_place)
+            time_us[free - 1] > one_us or (time_us[free - 1] == one_us and place[order[free - 1]] > place[one])
         ):
-            time_us[free], place[free], within[free] = time_us[free - 1], place[free - 1], within[free - 1]
+            time_us[free], order[free] = time_us[free - 1], order[free - 1]
             free -= 1
-        time_us[free], place[free], within[free] = one_us, one_place, one_within
+        time_us[free], order[free] = one_us, one
 
 
 @_compiled
 def _merge(columns: tuple[Ints, Ints, Ints], scratch: Ints, begin: int, middle: int, stop: int) -> None:
     """Merges two sorted runs that stand side by side."""
-    time_us, place, within = columns
-    if time_us[middle - 1] < time_us[middle] or (
-        time_us[middle - 1] == time_us[middle] and place[middle - 1] <= place[middle]
-    ):
+    time_us, order, place = columns
+    if time_us[middle - 1] < time_us[middle]:
         return
     length = middle - begin
     for row in range(length):
-        scratch[0, row], scratch[1, row] = time_us[begin + row], place[begin + row]
-        scratch[2, row] = within[begin + row]
+        scratch[0, row], scratch[1, row] = time_us[begin + row], order[begin + row]
     left, right, free = 0, middle, begin
     while left < length:
+        one_us, one = scratch[0, left], scratch[1, left]
         if right < stop and (
-            time_us[right] < scratch[0, left]
-            or (time_us[right] == scratch[0, left] and place[right] < scratch[1, left])
+            time_us[right] < one_us or (time_us[right] == one_us and place[order[right]] < place[one])
         ):
-            time_us[free], place[free], within[free] = time_us[right], place[right], within[right]
+            time_us[free], order[free] = time_us[right], order[right]
             right += 1
         else:
-            time_us[free], place[free], within[free] = scratch[0, left], scratch[1, left], scratch[2, left]
+            time_us[free], order[free] = one_us, one
             left += 1
         free += 1
 
