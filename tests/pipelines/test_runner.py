@@ -81,7 +81,7 @@ def _fitting(folder, *, other_than=0):
 
 def test_training_that_is_killed_half_way_is_told_and_tried_again(tmp_path):
     folder = make_project(tmp_path)
-    declare(folder, SLOW.replace("steps=(tastes, ", "steps=("))
+    declare(folder, SLOW.replace("steps=(tastes, Slow(popular))", "steps=(Slow(popular),)"))
     with open_project(folder) as project, ThreadPoolExecutor(1) as pool:
         write(project, events=[clicked("ann", f"item-{n}", at_us=BEGAN_US - HOUR, category="x") for n in range(4)])
         told = []
