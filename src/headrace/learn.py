@@ -91,6 +91,12 @@ class LakeView:
         return {"version": self.versions[name], "incarnation": incarnation, "positions": positions}
 
 
+def open_lake(project: OpenProject) -> LakeView:
+    """Returns the lake as it is now, of all tables that stand."""
+    versions = {name: project.tables.open(name).version for name in project.tables.names()}
+    return LakeView(project, versions, project.clock.now_us())
+
+
 def find_model(project: OpenProject, name: str) -> Model:
     """Returns a model that the project declares."""
     models = {model.name: model for model in project.declared.models}

@@ -295,6 +295,36 @@ COMMANDS = (
         ),
     ),
     Command(
+        "model compare",
+        "headrace.console.bundles:compare",
+        "show two bundles side by side, with what the gate measured of each",
+        (
+            _option("one", text="a bundle's hash or its beginning, or a model's name", metavar="A"),
+            _option("other", text="the other one", metavar="B"),
+            JSON,
+        ),
+    ),
+    Command(
+        "model promote",
+        "headrace.console.bundles:promote",
+        "let a bundle serve a page as its champion; exit code 1 if the gate refuses it",
+        (
+            _option("bundle", text="a bundle's hash or its beginning, or a model's name", metavar="HASH_OR_NAME"),
+            _option("--page", text="the page's name in project.py", metavar="NAME", required=True),
+            _option("--force", text="promote it even if the gate refuses", action="store_true"),
+            JSON,
+        ),
+    ),
+    Command(
+        "model reproduce",
+        "headrace.console.bundles:reproduce_model",
+        "fit a bundle again from its pinned rows; exit code 1 if other bytes come of it",
+        (
+            _option("bundle", text="a bundle's hash or its beginning, or a model's name", metavar="HASH_OR_NAME"),
+            JSON,
+        ),
+    ),
+    Command(
         "experiment list",
         "headrace.console.experiments:list_experiments",
         "list the experiments that the project declares, with what became of each",

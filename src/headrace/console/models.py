@@ -22,24 +22,29 @@ from headrace.console.show import (
 )
 from headrace.endpoints.carousel import find_best
 from headrace.endpoints.serving import Shelf
-from headrace.learn import find_model, wait_for_lake
+from headrace.learn import find_fit, find_gate, find_model, read_tables, wait_for_lake
 from headrace.learn import fit as fit_model
 from headrace.models import Bundle, open_bundle
+from headrace.models.gate import GATE, Gate, decode_gate
+from headrace.models.provenance import FIT
 from headrace.models.registry import Fitted
+from headrace.models.validate import Measures, Report
 from headrace.project import OpenProject, open_project
 
 SHOWN_HASH = 12
 """So much of a hash is shown to people; commands take it as well as the whole."""
 
 Place = Mapping[str, str | None]
-"""Where a bundle serves: a page, and the trial and arm if it is not the page's fallback."""
+"""Where a bundle serves: a page, and as what: `champion`, `fallback`, or an arm of a trial."""
 
 _TOP = 10
+_PASSED = {True: "passed", False: "refused", None: "-"}
 # Nobody's id: what it is ranked by is what somebody gets of whom nothing is known.
 _STRANGER = ""
 
 
-def _opened(given: argparse.Namespace) -> OpenProject:
+def opened(given: argparse.Namespace) -> OpenProject:
+    """Returns the project that a command is about."""
     return open_project(given.project, profile=given.profile)
 
 
@@ -47,8 +52,8 @@ def _opened(given: argparse.Namespace) -> OpenProject:
 
 
 def fit(given: argparse.Namespace) -> None:
-    """Fits a model from the lake as it is now."""
-    with _opened(given) as project:
+    """Fits a model from the lake as it is now, and says what the gate says of it."""
+    with opened(given) as project:
         began_at = time.monotonic()
         with working(f"fitting {given.name} from the lake"):
             find_model(project, given.name)
@@ -58,33 +63,80 @@ def fit(given: argparse.Namespace) -> None:
             bundle = fit_model(project, given.name)
         seconds = time.monotonic() - began_at
         found = {**_summary(bundle), "seconds": round(seconds, 3), "serves": _find_places(project).get(bundle.hash, [])}
+        gate = find_gate(project, bundle.hash)
     if given.json:
-        print_lines([found])
+        print_lines([{**found, "gate": msgspec.to_builtins(gate)}])
         return
     print_facts(
         (
             ("bundle", found["hash"]),
             ("model", f"{found['name']}, {found['kind']}"),
-            ("learned", f"{found['items']:,} items from {found['rows']:,} clicks"),
-            ("from", f"{found['table']}, version {found['version']}"),
+            ("learned", f"{found['items']:,} items from {_rows_text(bundle.source)}"),
+            ("from", _tables_text(bundle.source)),
             ("took", f"{seconds:.2f} s"),
             ("serves", _places_text(found["serves"])),
         )
     )
+    if gate.report is not None:
+        print_facts(gate_facts(gate))
+        print_measures(gate.report)
 
 
 def _summary(bundle: Bundle) -> dict[str, Any]:
-    source = bundle.source
     return {
         "hash": bundle.hash,
         "name": bundle.name,
         "kind": bundle.kind,
-        "rows": source["rows"],
+        "rows": bundle.source["rows"],
         "items": len(open_bundle(bundle).items),
-        "table": source["table"],
-        "version": source["version"],
-        "fitted_us": source["at_us"],
+        "versions": _versions(bundle.source),
+        "fitted_us": bundle.source["at_us"],
     }
+
+
+def _versions(source: Mapping[str, Any]) -> dict[str, int]:
+    return {name: found["version"] for name, found in read_tables(source).items()}
+
+
+def _tables_text(source: Mapping[str, Any]) -> str:
+    return "; ".join(f"{name}, version {version}" for name, version in _versions(source).items()) or "unknown"
+
+
+def _rows_text(source: Mapping[str, Any]) -> str:
+    rows = source.get("rows", 0)
+    return f"{rows:,} viewed items, {source['clicks']:,} clicked" if "clicks" in source else f"{rows:,} clicks"
+
+
+def gate_facts(gate: Gate) -> list[tuple[str, str]]:
+    """Returns what the gate says, a line for each reason."""
+    first = "✓ passes" if gate.passed else "✗ refuses"
+    facts = [("gate", first), *(("", reason) for reason in gate.reasons)]
+    if gate.report is not None and gate.report.idle:
+        facts.append(("idle", f"{', '.join(gate.report.idle)}: the same in all rows, so without weight"))
+    return facts
+
+
+def print_measures(report: Report) -> None:
+    """Prints what was measured after the split, side by side."""
+    print()
+    print_table(
+        ("after the split", "log loss", "NDCG@10", "recall@3", "expected / came"),
+        [
+            (name, *measured(found))
+            for name, found in (
+                ("fitted before it", report.held_out),
+                ("popularity before it", report.popularity),
+                ("this bundle, fitted on all", report.bundle),
+            )
+        ],
+    )
+
+
+def measured(found: Measures | None) -> tuple[str, ...]:
+    """Returns log loss, NDCG, recall and calibration as texts."""
+    if found is None:
+        return ("-",) * 4
+    return f"{found.log_loss:.4f}", f"{found.ndcg:.3f}", f"{found.recall:.3f}", f"{found.calibration:.2f}"
 
 
 # list.
@@ -92,15 +144,16 @@ def _summary(bundle: Bundle) -> dict[str, Any]:
 
 def list_models(given: argparse.Namespace) -> None:
     """Lists the bundles, the newest first, with where each serves."""
-    with _opened(given) as project:
+    with opened(given) as project:
         places = _find_places(project)
-        rows = [_listed(fitted, places) for fitted in project.registry.bundles()]
+        gates = _find_gates(project)
+        rows = [_listed(fitted, places, gates) for fitted in project.registry.bundles()]
         missing = [model.name for model in project.declared.models if model.name not in {row["name"] for row in rows}]
     if given.json:
         print_lines(rows)
         return
     print_table(
-        ("model", "bundle", "kind", "size", "fitted at", "version"),
+        ("model", "bundle", "kind", "size", "fitted at", "gate"),
         [
             (
                 row["name"],
@@ -108,7 +161,7 @@ def list_models(given: argparse.Namespace) -> None:
                 row["kind"],
                 format_bytes(row["size"]),
                 format_time(row["fitted_us"])[:19],
-                row["version"],
+                _PASSED[row["passed"]],
             )
             for row in rows
         ],
@@ -125,15 +178,20 @@ def list_models(given: argparse.Namespace) -> None:
         print(f"{name} was not fitted yet. Fit it with: headrace model fit {name}")
 
 
-def _listed(fitted: Fitted, places: Mapping[str, Sequence[Place]]) -> dict[str, Any]:
-    source = msgspec.json.decode(fitted.manifest)["source"]
+def _find_gates(project: OpenProject) -> dict[str, bool]:
+    """Returns of each bundle that the gate was asked about whether it passed."""
+    return {name: decode_gate(entry.value).passed for name, entry in project.registry.newest(GATE).items()}
+
+
+def _listed(fitted: Fitted, places: Mapping[str, Sequence[Place]], gates: Mapping[str, bool]) -> dict[str, Any]:
     return {
         "name": fitted.name,
         "hash": fitted.hash,
         "kind": fitted.kind,
         "size": fitted.size,
         "fitted_us": fitted.at_us,
-        "version": source.get("version"),
+        "versions": _versions(msgspec.json.decode(fitted.manifest)["source"]),
+        "passed": gates.get(fitted.hash),
         "serves": list(places.get(fitted.hash, ())),
     }
 
@@ -144,16 +202,15 @@ def _find_places(project: OpenProject) -> dict[str, list[Place]]:
     shelf.refresh()
     places: dict[str, list[Place]] = {}
     for page, serving in shelf.servings.items():
-        if serving.fallback is not None:
-            places.setdefault(serving.fallback.hash, []).append({"page": page, "trial": None, "arm": None})
-        for arm, served in serving.arms.items():
-            assert serving.trial is not None
-            places.setdefault(served.hash, []).append({"page": page, "trial": serving.trial.id, "arm": arm})
+        for role, served in (("champion", serving.champion), ("fallback", serving.fallback), *serving.arms.items()):
+            if served is not None:
+                trial = serving.trial.id if serving.trial is not None and role in serving.arms else None
+                places.setdefault(served.hash, []).append({"page": page, "role": role, "trial": trial})
     return places
 
 
 def _role_text(place: Place) -> str:
-    return "fallback" if place["arm"] is None else f"{place['arm']} of {place['trial']}"
+    return str(place["role"]) if place["trial"] is None else f"{place['role']} of {place['trial']}"
 
 
 def _places_text(places: Sequence[Place]) -> str:
@@ -165,15 +222,15 @@ def _places_text(places: Sequence[Place]) -> str:
 
 def describe_model(given: argparse.Namespace) -> None:
     """Says what a bundle holds, whence, and what it ranks first."""
-    with _opened(given) as project:
-        found = _described(project, _find_bundle(project, given.bundle))
+    with opened(given) as project:
+        found = _described(project, find_bundle(project, given.bundle))
     if given.json:
         print_lines([found])
         return
     _show(found)
 
 
-def _find_bundle(project: OpenProject, name: str) -> Fitted:
+def find_bundle(project: OpenProject, name: str) -> Fitted:
     """Returns the bundle of a hash or of its beginning, else the newest one of a model."""
     bundles = project.registry.bundles()
     begins = [one for one in bundles if one.hash.startswith(name)] if name else []
@@ -196,30 +253,40 @@ def _described(project: OpenProject, fitted: Fitted) -> dict[str, Any]:
         {"item": scorer.items[number], "category": scorer.categories[number], "score": float(scores[number])}
         for number in find_best(scores, min(_TOP, len(scorer.items))).tolist()
     ]
+    fit, entry = find_fit(project, fitted.hash), project.registry.newest(GATE).get(fitted.hash)
     return {
-        **_listed(fitted, _find_places(project)),
+        **_listed(fitted, _find_places(project), _find_gates(project)),
         "items": len(scorer.items),
         "manifest": msgspec.json.decode(fitted.manifest),
+        "fit": msgspec.to_builtins(fit) if fit else None,
+        "fitted_by": made.by if (made := project.registry.newest(FIT).get(fitted.hash)) else None,
+        "gate": msgspec.to_builtins(decode_gate(entry.value)) if entry else None,
         "top": top,
     }
 
 
 def _show(found: Mapping[str, Any]) -> None:
     manifest = found["manifest"]
-    source = manifest["source"]
-    positions = ", ".join(f"{p}/{offset}" for p, offset in enumerate(source.get("positions", ())))
+    source, parameters = manifest["source"], manifest["parameters"]
+    columns = [column["name"] for column in parameters.get("columns", ())]
     print_facts(
         (
             ("bundle", found["hash"]),
             ("model", f"{found['name']}, {found['kind']}"),
-            ("parameters", ", ".join(_parameter(*one) for one in manifest["parameters"].items()) or "none"),
-            ("size", f"{format_bytes(found['size'])}, {found['items']:,} items from {source.get('rows', 0):,} clicks"),
+            ("parameters", ", ".join(_parameter(*one) for one in parameters.items() if one[0] != "columns") or "none"),
+            *([("features", ", ".join(columns))] if columns else []),
+            ("size", f"{format_bytes(found['size'])}, {found['items']:,} items from {_rows_text(source)}"),
             ("fitted at", format_time(found["fitted_us"])),
-            ("from", f"{source.get('table')}, version {source.get('version')}"),
-            ("positions", f"{positions} of topic {source.get('table')} {source.get('incarnation')}"),
+            *_source_facts(source),
+            *(_fit_facts(found["fit"], found["fitted_by"]) if found["fit"] else []),
             ("serves", _places_text(found["serves"])),
         )
     )
+    if found["gate"]:
+        gate = msgspec.convert(found["gate"], Gate)
+        print_facts(gate_facts(gate))
+        if gate.report is not None:
+            print_measures(gate.report)
     print()
     print_table(
         ("array", "kind", "shape", "hash"),
@@ -242,3 +309,21 @@ def _parameter(name: str, value: Any) -> str:
     if name.endswith("_us"):
         return f"{name.removesuffix('_us')} {format_seconds(value / 1e6)}"
     return f"{name} {value}"
+
+
+def _source_facts(source: Mapping[str, Any]) -> list[tuple[str, str]]:
+    facts = []
+    for name, table in read_tables(source).items():
+        positions = ", ".join(f"{p}/{offset}" for p, offset in enumerate(table["positions"]))
+        facts.append(("from", f"{name}, version {table['version']}"))
+        facts.append(("positions", f"{positions} of topic {name} {table['incarnation']}"))
+    return facts
+
+
+def _fit_facts(fit: Mapping[str, Any], by: str) -> list[tuple[str, str]]:
+    versions = ", ".join(f"{name} {version}" for name, version in fit["environment"].items())
+    return [
+        ("took", f"{fit['seconds']:.2f} s, by {by}"),
+        ("code", f"{fit['code']}, seed {fit['seed']}"),
+        ("on", versions),
+    ]

@@ -16,6 +16,12 @@ GATE = "gate"
 VERSION = 1
 
 LEAST_CLICKS = 50
+LEAST_GAIN = -0.02
+"""How far NDCG may lie below popularity's: the gate keeps out what is worse, what is better the trial shows."""
+MOST_LOSS = 1.02
+"""How much of the log loss of position and popularity alone may come."""
+LEAST_AGREEMENT = 0.5
+"""How alike a bundle ranks as the fit of the same declaration that was judged; turned round it is -1."""
 CALIBRATED = (0.5, 2.0)
 
 
@@ -72,36 +78,42 @@ def _check(report: Report) -> Iterator[tuple[bool, str]]:
     needed = "" if enough else f", {LEAST_CLICKS} are needed: let the page serve for longer, and fit again"
     yield enough, f"{report.clicks:,} clicks on {report.judged:,} viewed items were judged{needed}"
     popular, held_out, bundle = report.popularity, report.held_out, report.bundle
-    if popular is None or held_out is None or bundle is None or report.least_gain is None:
-        if enough and not report.broken:
-            yield False, "nothing can be learned from the rows before the split. Let the page serve for longer"
-        return
-    yield from _check_measures(popular, held_out, bundle, report.least_gain)
+    if popular is not None and held_out is not None and report.least_gain is not None:
+        yield from _check_held_out(popular, held_out, report.least_gain)
+    elif enough:
+        yield False, "nothing can be learned from the rows before the split. Let the page serve for longer"
+    if bundle is not None and report.agreement is not None:
+        yield from _check_bundle(bundle, report.agreement)
 
 
-def _check_measures(
-    popular: Measures, held_out: Measures, bundle: Measures, least_gain: float
-) -> Iterator[tuple[bool, str]]:
-    above = least_gain > 0
-    bound = f"at least {least_gain:+.3f} in four samples of persons out of five"
+def _check_held_out(popular: Measures, held_out: Measures, least_gain: float) -> Iterator[tuple[bool, str]]:
+    close = least_gain > LEAST_GAIN
     yield (
-        above,
+        close,
         (
-            f"NDCG@10 of what came after the split is {held_out.ndcg:.3f}, popularity's {popular.ndcg:.3f}: {bound}"
-            f"{'' if above else ', which must be above 0'}"
+            f"fitted before the split, NDCG@10 after it is {held_out.ndcg:.3f}, popularity's {popular.ndcg:.3f}: in four of "
+            f"five samples of persons {least_gain:+.3f} or more{'' if close else f', which must be above {LEAST_GAIN:g}'}"
         ),
     )
-    same = bundle.ndcg > popular.ndcg
-    yield same, f"the bundle's own NDCG@10 there is {bundle.ndcg:.3f}{'' if same else ', below popularity'}"
-    less = held_out.log_loss < popular.log_loss
+    less = held_out.log_loss < MOST_LOSS * popular.log_loss
+    wanted = "" if less else f", of which it may be {MOST_LOSS:g} times as much at most"
     yield (
         less,
         (
-            f"its log loss is {held_out.log_loss:.4f}, that of position and popularity alone {popular.log_loss:.4f}"
-            f"{'' if less else ', which must be more'}"
+            f"its log loss is {held_out.log_loss:.4f}, that of position and popularity alone {popular.log_loss:.4f}{wanted}"
         ),
     )
-    for what, ratio in (("it", held_out.calibration), ("the bundle", bundle.calibration)):
-        calibrated = CALIBRATED[0] <= ratio <= CALIBRATED[1]
-        wanted = "" if calibrated else f", which must be {CALIBRATED[0]:g} to {CALIBRATED[1]:g}"
-        yield calibrated, f"{what} expects {ratio:.2f} clicks for each one that came{wanted}"
+    yield _check_calibration("it", held_out)
+
+
+def _check_bundle(bundle: Measures, agreement: float) -> Iterator[tuple[bool, str]]:
+    alike = agreement >= LEAST_AGREEMENT
+    wanted = "" if alike else f", which must be {LEAST_AGREEMENT:g} or more: its weights are not what the rows say"
+    yield alike, f"the ranks by the bundle and by that fit correlate by {agreement:.2f}{wanted}"
+    yield _check_calibration("the bundle", bundle)
+
+
+def _check_calibration(what: str, found: Measures) -> tuple[bool, str]:
+    is_right = CALIBRATED[0] <= found.calibration <= CALIBRATED[1]
+    wanted = "" if is_right else f", which must be {CALIBRATED[0]:g} to {CALIBRATED[1]:g}"
+    return is_right, f"{what} expects {found.calibration:.2f} clicks for each one that came{wanted}"

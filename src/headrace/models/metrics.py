@@ -84,6 +84,15 @@ def bound_gain(one: Ranking, other: Ranking, *, quantile: float) -> float:
     return float(np.quantile(gains, quantile))
 
 
+def correlate_ranks(rows: Rows, one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Returns how alike two scores order the items of each page: the correlation of ranks within pages."""
+    ranks = [_ranks(rows, scores).astype(np.float64) for scores in (one, other)]
+    counts = np.bincount(rows.pages)
+    first, second = (found - (np.bincount(rows.pages, found) / np.maximum(counts, 1))[rows.pages] for found in ranks)
+    spread = float(np.sqrt((first**2).sum() * (second**2).sum()))
+    return float((first * second).sum()) / spread if spread else 1.0
+
+
 def log_loss(odds: NDArray[np.float64], clicked: NDArray[np.bool_], weights: NDArray[np.float64]) -> float:
     """Returns the mean of -log of the chance that was given to what happened.
 

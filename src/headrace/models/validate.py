@@ -14,7 +14,7 @@ from headrace.events.event import Event
 from headrace.features import Column
 from headrace.models.learned import Arrays, learn, read_odds, read_scores, weigh
 from headrace.models.logistic import chance_of, fit_logistic
-from headrace.models.metrics import Ranking, bound_gain, calibration, log_loss, measure_ranking
+from headrace.models.metrics import Ranking, bound_gain, calibration, correlate_ranks, log_loss, measure_ranking
 from headrace.models.model import Bundle, Lake
 from headrace.models.popular import Popularity, read_popularity
 from headrace.models.rows import Rows
@@ -71,6 +71,8 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     """The bundle itself, which has learned from these rows too; null if some of its scores are no numbers."""
     least_gain: float | None
     """The NDCG of `held_out` less popularity's, at least: one sample of persons in five has less."""
+    agreement: float | None
+    """How alike the bundle and `held_out` rank within pages: the correlation of ranks, 1 for the same."""
     broken: int
     """How many of the bundle's scores are no numbers."""
     idle: tuple[str, ...]
@@ -125,6 +127,7 @@ def judge_ranking(lake: Lake, rows: Rows, bundle: Bundle, *, clicks: Event) -> R
         popularity=None,
         bundle=None,
         least_gain=None,
+        agreement=None,
         broken=broken,
         idle=idle,
     )
@@ -132,7 +135,8 @@ def judge_ranking(lake: Lake, rows: Rows, bundle: Bundle, *, clicks: Event) -> R
         return report
     arrays = learn(before, l2=settings["l2"], most_weight=settings["most_weight"])
     judge = _Judge(after, weigh(after, settings["most_weight"]), float(arrays["base"][1]))
-    held_out = judge.rank(read_scores(arrays, after))
+    held_out_scores = read_scores(arrays, after)
+    held_out = judge.rank(held_out_scores)
     popular = _score_popular(_Earlier(lake, split_us), clicks)
     baseline = judge.rank(popular(after))
     return msgspec.structs.replace(
@@ -142,6 +146,7 @@ def judge_ranking(lake: Lake, rows: Rows, bundle: Bundle, *, clicks: Event) -> R
         popularity=judge.measure(baseline, _baseline_odds(popular, before, after, settings["most_weight"])),
         bundle=None if broken else judge.measure(judge.rank(scores), read_odds(bundle.arrays, after)),
         least_gain=bound_gain(held_out, baseline, quantile=QUANTILE),
+        agreement=None if broken else correlate_ranks(after, scores, held_out_scores),
     )
 
 
