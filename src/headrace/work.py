@@ -26,10 +26,10 @@ from headrace.endpoints.serving import TRIAL
 from headrace.pipelines import Action, Pipeline, Run, StoppedError, Tools
 from headrace.project import WORK, OpenProject, note_failure, open_project
 
-_LOOK_SECONDS = 0.25
+_LOOK_SECONDS = 0.5
 _TICK_SECONDS = 0.02
 # A look at a trial takes a process about 1 s of CPU.
-_SHORTEST_LOOK_SECONDS = 3.0
+_SHORTEST_LOOK_SECONDS = 2.0
 _LONGEST_LOOK_SECONDS = 300.0
 _ANSWER_BYTES = 60_000
 _SHOWN_BYTES = 4_000
@@ -168,24 +168,23 @@ class _Watch:
         if time.monotonic() < self._earliest_at:
             return
         seen = self._state()
-        is_new, is_due = seen != self._seen, self._again_us is not None
-        if is_due and self._again_us is not None:
-            is_due = self._project.clock.now_us() >= self._again_us
-        if seen == (0, 0) or not (is_new or is_due):
+        is_due = self._again_us is not None and self._project.clock.now_us() >= self._again_us
+        if seen == (0, 0) or (seen == self._seen and not is_due):
             return
         # Taken now: what happens during the step is looked at after it.
         self._seen = seen
         try:
             standing = self._step(stop)
+        except StoppedError:
+            raise
         except HeadraceError as error:
-            if isinstance(error, StoppedError):
-                raise
-            self._wait(longer=True)
-            self._again_us = self._project.clock.now_us()
-            self._note(f"{type(error).__name__}: {error}")
+            self._note(f"{self._experiment}: {type(error).__name__}: {error}")
             raise
         self._again_us = standing.again_us
-        self._wait(longer=standing.state == "waits")
+        self._earliest_at = time.monotonic() + self._pause_seconds
+        self._pause_seconds = (
+            min(2 * self._pause_seconds, _LONGEST_LOOK_SECONDS) if standing.state == "waits" else _SHORTEST_LOOK_SECONDS
+        )
         if standing.state not in ("runs", "idle"):
             self._note(f"{self._experiment}: {standing.text}")
 
@@ -198,11 +197,6 @@ class _Watch:
     def _step(self, stop: threading.Event) -> _Standing:
         child = Child(f"{self._pipeline}.{self._experiment}", "advance_step", {"experiment": self._experiment})
         return msgspec.json.decode(call_apart(self._project, child, stop), type=_Standing)
-
-    def _wait(self, *, longer: bool) -> None:
-        pause = 2 * self._pause_seconds if longer else _SHORTEST_LOOK_SECONDS
-        self._pause_seconds = min(pause, _LONGEST_LOOK_SECONDS)
-        self._earliest_at = time.monotonic() + self._pause_seconds
 
     def _note(self, text: str) -> None:
         self._project.runner.history.note(self._pipeline, text, self._project.clock.now_us())

@@ -16,6 +16,7 @@ from headrace.console.show import format_seconds, format_time, print_facts, prin
 from headrace.console.verdict import print_verdict
 from headrace.endpoints.serving import TRIAL
 from headrace.experiments.experiment import Experiment, Gate, Trial, decode_trial
+from headrace.experiments.promotion import Champion
 from headrace.experiments.verdict import Verdict
 from headrace.project import OpenProject, open_project
 
@@ -37,15 +38,21 @@ def list_experiments(given: argparse.Namespace) -> None:
         newest = project.registry.newest(TRIAL)
         trials = {name: decode_trial(entry.value) for name, entry in newest.items()}
         rows = [
-            _listed(one, trials.get(one.name), loop.find_verdict(project, one.name))
+            {
+                **_listed(one, trials.get(one.name), loop.find_verdict(project, one.name)),
+                **_served(loop.find_champion(project, one.on.name)),
+            }
             for one in project.declared.experiments
         ]
     if given.json:
         print_lines(rows)
         return
     print_table(
-        ("experiment", "page", "goal", "state", "trial"),
-        [(row["experiment"], row["page"], row["goal"], _state_text(row), row["trial"] or "-") for row in rows],
+        ("experiment", "page", "goal", "state", "trial", "champion"),
+        [
+            (row["experiment"], row["page"], row["goal"], _state_text(row), row["trial"] or "-", _champion_text(row))
+            for row in rows
+        ],
         empty="no experiments: declare one in project.py and name it in Project(experiments=...)",
     )
 
@@ -66,6 +73,19 @@ def _listed(experiment: Experiment, trial: Trial | None, verdict: Verdict | None
         "outcome": given.outcome if given else None,
         "lift": given.lift if given else None,
     }
+
+
+def _served(champion: Champion | None) -> dict[str, Any]:
+    """Returns what serves the page of an experiment; nothing is its fallback."""
+    if champion is None or not champion.bundle:
+        return {"champion": None, "champion_model": None, "champion_how": None}
+    return {"champion": champion.bundle, "champion_model": champion.model, "champion_how": champion.how}
+
+
+def _champion_text(row: Mapping[str, Any]) -> str:
+    if row["champion"] is None:
+        return "- (the fallback serves)"
+    return f"{row['champion_model']} {row['champion'][:12]}, by {row['champion_how']}"
 
 
 def _state_text(row: Mapping[str, Any]) -> str:
