@@ -44,7 +44,7 @@ def test_columns_come_back_as_they_were(open_one):
 def test_reading_makes_no_file(open_one, path):
     one = open_one()
     assert (one.read_state(), one.read_states()) == (None, [])
-    with pytest.raises(UnavailableError, match="no online store at .* yet. Does the updater run"):
+    with pytest.raises(UnavailableError, match=r"no online store at .* yet. Does the updater run"):
         one.snapshot((b"person\0ann",))
     assert not path.exists()
 

@@ -1,4 +1,4 @@
-"""Features read at the served instant: what a loop over all events says, at any instant, and what is missing is told."""
+"""Features read at the served instant: they are what a loop over all events says, and what is missing is told."""
 
 import contextlib
 

@@ -158,7 +158,8 @@ class Rebuild:
         if rows is not None:
             self.growth.count(rows, self.growth.state.offsets)
             return False
-        if follow(self._topics, self.growth, wait_seconds=_PAUSE_SECONDS):
+        # Under traffic there is always something left: level with what serves is enough.
+        if follow(self._topics, self.growth, wait_seconds=_PAUSE_SECONDS) > _PORTION // 2:
             return False
         done = self._online.promote(self.growth.state)
         if done:
@@ -222,9 +223,12 @@ class Updater:
             came = follow(self._sources.topics, self._growth, wait_seconds=wait_seconds)
             self._note(before, self._growth.state)
         if self._rebuild is not None:
+            growth = self._rebuild.growth
+            before = growth.state
             if self._rebuild.step():
-                self._growth, self._rebuild = self._rebuild.growth, None
+                self._growth, self._rebuild = growth, None
                 self._is_clean = False
+            self._note(before, growth.state)
             return _PORTION
         if not self._is_clean:
             self._is_clean = not self._online.sweep()
