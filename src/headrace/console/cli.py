@@ -270,6 +270,41 @@ COMMANDS = (
         ),
     ),
     Command(
+        "feature list",
+        "headrace.console.features:list_features",
+        "list the features that models read, a line for each window",
+        (JSON,),
+    ),
+    Command(
+        "feature describe",
+        "headrace.console.features:describe_feature",
+        "say what a feature counts, of whom, and over which windows",
+        (_option("name", text="the feature's name in project.py, or that of one of its columns", metavar="NAME"), JSON),
+    ),
+    Command(
+        "feature join",
+        "headrace.console.features:join",
+        "add to the labels of a file the features as they were known at the instant of each",
+        (
+            _option("labels", text="a .csv or .parquet file with at_us or at, and person, item ...", metavar="FILE"),
+            _option("--features", text="the features to add, by their names", metavar="A,B", required=True),
+            _option("--out", text="write a .parquet or .csv file", metavar="FILE"),
+            JSON,
+        ),
+    ),
+    Command(
+        "feature diff",
+        "headrace.console.features:diff",
+        "compare what decisions were made of with what the lake gives; exit code 1 if any value differs",
+        (
+            _option(
+                "--since", text="only decisions of this long before now, such as 1d (default: all)", metavar="TIME"
+            ),
+            _option("--page", text="only decisions of this page", metavar="NAME"),
+            JSON,
+        ),
+    ),
+    Command(
         "model fit",
         "headrace.console.models:fit",
         "fit a model from the lake as it is now; the newest fit serves where the project says",
