@@ -270,6 +270,22 @@ COMMANDS = (
         ),
     ),
     Command(
+        "feature get",
+        "headrace.console.online:get",
+        "show what a page made now would know of a person and of items",
+        (
+            _option("--person", text="the user, else the visitor", required=True),
+            _option("--item", text="an item's id; several times for several", action="append", default=[]),
+            JSON,
+        ),
+    ),
+    Command(
+        "feature backfill",
+        "headrace.console.online:backfill",
+        "make the online store anew from the lake, beside what serves, and let that serve",
+        (JSON,),
+    ),
+    Command(
         "feature list",
         "headrace.console.features:list_features",
         "list the features that models read, a line for each window",

@@ -272,7 +272,12 @@ def follow(topics: Topics, growth: Growth, *, wait_seconds: float) -> int:
 
 
 def rebuild(
-    online: Online, columns: Sequence[Column], sources: Sources, *, now_us: int, told: Callable[[State], None]
+    online: Online,
+    columns: Sequence[Column],
+    sources: Sources,
+    *,
+    now_us: int,
+    told: Callable[[State], None] = lambda _: None,
 ) -> State:
     """Returns the state of a new generation, which serves from then on; `told` hears of each portion."""
     made = Rebuild(online, columns, sources, now_us=now_us)
