@@ -9,7 +9,6 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
 
 from headrace.base.errors import CallError, UnavailableError
 from headrace.base.http import App, Limits, Request, Response, Service, run, serve
@@ -20,6 +19,7 @@ from headrace.collect.app import LIMITS as COLLECT_LIMITS
 from headrace.collect.app import METRICS as COLLECT_METRICS
 from headrace.collect.app import build_app as build_collector
 from headrace.collect.cookies import CookieOptions
+from headrace.collect.dimensions import Dimensions
 from headrace.collect.keys import Keys
 from headrace.endpoints.app import LIMITS as PAGE_LIMITS
 from headrace.endpoints.app import METRICS as PAGE_METRICS
@@ -107,11 +107,6 @@ def _cookie(project: OpenProject) -> CookieOptions:
     return CookieOptions(table.cookie_days, table.cookie_domain, table.cookie_same_site)
 
 
-def _dimensions(project: OpenProject) -> Any:
-    names = [one.name for one in project.declared.dimensions]
-    return import_module("headrace.collect.dimensions").Dimensions(project.topics, names) if names else None
-
-
 async def open_endpoint(behind: Behind) -> tuple[App, Limits]:
     """Returns the endpoint, which follows `events` and the registry from then on."""
     project = behind.project
@@ -119,7 +114,8 @@ async def open_endpoint(behind: Behind) -> tuple[App, Limits]:
     # The first user agent costs 0.2 s, in which the collector in the same process would stand still.
     read_agent("Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0")
     follower = Follower(project.topics, [event for page in pages for event in page.events])
-    lookup = Lookup(lambda: project.online, _dimensions(project))
+    dimensions = Dimensions(project.topics, [one.name for one in project.declared.dimensions])
+    lookup = Lookup(lambda: project.online, dimensions, project.declared.columns)
     shelf = Shelf(lambda: project.registry, pages, lookup.prepare)
     options = EndpointOptions(_cookie(project))
     readers = Readers(follower, lookup)

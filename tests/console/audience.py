@@ -10,6 +10,7 @@ import struct
 
 from headrace.base.http import Request
 from headrace.base.telemetry import Metrics
+from headrace.collect.dimensions import Dimensions
 from headrace.console.init import write_project
 from headrace.endpoints.app import METRICS, Endpoint, EndpointOptions, Readers
 from headrace.endpoints.follower import Follower
@@ -89,7 +90,7 @@ async def _ask(shop, visitors, agent):
         sender = project.topics.open_sender(deadline_seconds=5.0, max_pending_bytes=1 << 20)
         metrics = Metrics(METRICS, folder=None, process="test")
         options = EndpointOptions(entropy=random.Random(f"{project.clock.now_us()}/{visitors[0]}").randbytes)
-        readers = Readers(follower, Lookup(lambda: project.online, None))
+        readers = Readers(follower, Lookup(lambda: project.online, Dimensions(project.topics, ())))
         endpoint = Endpoint(shelf, readers, sender, project.clock, metrics, options)
         following = asyncio.create_task(follower.run())
         while follower.is_behind:

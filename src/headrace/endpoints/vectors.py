@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
 from headrace.base.errors import HeadraceError, UnavailableError
 from headrace.base.telemetry import get_logger
+from headrace.collect.dimensions import Dimensions
 from headrace.endpoints.serving import Served
 from headrace.events.dimension import text_of
 from headrace.features import Column
+from headrace.features.online import Online
+from headrace.features.serve import Items, Reader
 from headrace.models import Values
-
-if TYPE_CHECKING:
-    from headrace.collect.dimensions import Dimensions
-    from headrace.features.online import Online
-    from headrace.features.serve import Items, Reader
 
 _encode = msgspec.json.Encoder().encode
 
@@ -57,10 +53,13 @@ class _Prepared:
 class Lookup:
     """Reads vectors for the bundles that serve; what is slow about it was prepared before they do."""
 
-    def __init__(self, find_online: Callable[[], Online], dimensions: Dimensions) -> None:
+    def __init__(
+        self, find_online: Callable[[], Online], dimensions: Dimensions, columns: Sequence[Column] = ()
+    ) -> None:
         # Found when it is needed first: a project without features has none.
         self._find_online = find_online
         self._dimensions = dimensions
+        self._columns = columns
         self._prepared: dict[str, _Prepared] = {}
         self._told = ""
 
@@ -68,7 +67,7 @@ class Lookup:
         """Makes the items of these bundles ready, with the attributes that are known by now; forgets all others."""
         needed = {served.hash: served for served in used if served.scorer.columns}
         try:
-            if needed:
+            if needed or self._columns:
                 self._dimensions.refresh()
             self._prepared = {name_hash: self._prepare(served) for name_hash, served in needed.items()}
             self._told = ""
@@ -78,25 +77,40 @@ class Lookup:
             self._told = str(error)
 
     def read(self, served: Served, person: str, now_us: int) -> Vectors:
-        """Returns the vectors for a person; empty ones, as of now, if the bundle needs none."""
+        """Returns the vectors for a person; if the bundle needs none, only what a bundle with features would know."""
         if not served.scorer.columns:
-            return Vectors(now_us)
+            return self._note(now_us)
         prepared = self._prepared.get(served.hash)
         if prepared is None:
             raise UnavailableError(f"the features of bundle {served.hash} are not ready: {self._told or 'it is new'}")
         found = prepared.reader.read(person, prepared.items, now_us)
         return Vectors(found.at_us, found.known, found.values, prepared.dimensions)
 
+    def _note(self, now_us: int) -> Vectors:
+        """Returns how far features are that nobody reads now: so others may learn by them."""
+        if not self._columns:
+            return Vectors(now_us)
+        try:
+            state = self._find_online().snapshot(()).state
+        except HeadraceError:
+            # The updater has not begun: nothing is lost but this page as a row to learn from.
+            return Vectors(now_us)
+        ends = self._ends(self._columns)
+        at_us = max(now_us, max(state.newest_us, default=0) + 1)
+        return Vectors(at_us, state.known, dimensions=Raw(_encode(ends)) if ends else UNSET)
+
+    def _ends(self, columns: Iterable[Column]) -> dict[str, int]:
+        names = sorted({column.dimension for column in columns if column.dimension})
+        return {name: self._dimensions.end(name) for name in names}
+
     def _prepare(self, served: Served) -> _Prepared:
         columns = served.scorer.columns
-        names = sorted({column.dimension for column in columns if column.dimension})
-        ends = {name: self._dimensions.end(name) for name in names}
+        ends = self._ends(columns)
         before = self._prepared.get(served.hash)
         if before is not None and before.ends == ends:
             return before
-        serve = import_module("headrace.features.serve")
-        reader = serve.Reader(self._find_online(), columns) if before is None else before.reader
-        items = serve.Items(served.scorer.items, self._attributes(columns, served.scorer.items, ends))
+        reader = Reader(self._find_online(), columns) if before is None else before.reader
+        items = Items(served.scorer.items, self._attributes(columns, served.scorer.items, ends))
         return _Prepared(reader, items, ends, Raw(_encode(ends)) if ends else UNSET)
 
     def _attributes(
