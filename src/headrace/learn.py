@@ -68,11 +68,7 @@ class LakeView:
 
     def items_of(self, event: Event) -> str:
         """Returns a SELECT with a row for each item of an event."""
-        has = "attributes" in self._at(self.project.tables.open(EVENTS)).schema.names
-        # A pointer finds whatever an id holds; a path would read some as its own signs.
-        place = "'/' || replace(replace(item, '~', '~0'), '/', '~1')"
-        known = f"json_extract(attributes, {place})" if has else "NULL::JSON"
-        return f"SELECT *, {known} AS known FROM ({item_sql(event)})"  # noqa: S608 - quoted
+        return item_sql(event)
 
     def join(self, columns: Sequence[Column], labels: pa.Table) -> pa.Table:
         """Returns the features of labels, in their order, as they were known at the instant of each."""

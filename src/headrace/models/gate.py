@@ -21,7 +21,7 @@ LEAST_GAIN = -0.02
 MOST_LOSS = 1.02
 """How much of the log loss of position and popularity alone may come."""
 LEAST_AGREEMENT = 0.5
-"""How alike a bundle ranks as the fit of the same declaration that was judged; turned round it is -1."""
+"""How alike a bundle scores as the fit of the same declaration that was judged; turned round it is -1."""
 CALIBRATED = (0.5, 2.0)
 
 
@@ -88,28 +88,23 @@ def _check(report: Report) -> Iterator[tuple[bool, str]]:
 
 def _check_held_out(popular: Measures, held_out: Measures, least_gain: float) -> Iterator[tuple[bool, str]]:
     close = least_gain > LEAST_GAIN
+    limit = "" if close else f", which must be above {LEAST_GAIN:g}"
+    found = f"NDCG@10 after it is {held_out.ndcg:.3f}, popularity's {popular.ndcg:.3f}"
     yield (
         close,
-        (
-            f"fitted before the split, NDCG@10 after it is {held_out.ndcg:.3f}, popularity's {popular.ndcg:.3f}: in four of "
-            f"five samples of persons {least_gain:+.3f} or more{'' if close else f', which must be above {LEAST_GAIN:g}'}"
-        ),
+        f"fitted before the split, {found}: in four of five samples of persons {least_gain:+.3f} or more{limit}",
     )
     less = held_out.log_loss < MOST_LOSS * popular.log_loss
-    wanted = "" if less else f", of which it may be {MOST_LOSS:g} times as much at most"
-    yield (
-        less,
-        (
-            f"its log loss is {held_out.log_loss:.4f}, that of position and popularity alone {popular.log_loss:.4f}{wanted}"
-        ),
-    )
+    limit = "" if less else f", of which it may be {MOST_LOSS:g} times as much at most"
+    found = f"that of position and popularity alone {popular.log_loss:.4f}"
+    yield less, f"its log loss is {held_out.log_loss:.4f}, {found}{limit}"
     yield _check_calibration("it", held_out)
 
 
 def _check_bundle(bundle: Measures, agreement: float) -> Iterator[tuple[bool, str]]:
     alike = agreement >= LEAST_AGREEMENT
     wanted = "" if alike else f", which must be {LEAST_AGREEMENT:g} or more: its weights are not what the rows say"
-    yield alike, f"the ranks by the bundle and by that fit correlate by {agreement:.2f}{wanted}"
+    yield alike, f"the scores of the bundle and of that fit correlate by {agreement:.2f}{wanted}"
     yield _check_calibration("the bundle", bundle)
 
 

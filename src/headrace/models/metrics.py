@@ -84,13 +84,12 @@ def bound_gain(one: Ranking, other: Ranking, *, quantile: float) -> float:
     return float(np.quantile(gains, quantile))
 
 
-def correlate_ranks(rows: Rows, one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Returns how alike two scores order the items of each page: the correlation of ranks within pages."""
-    ranks = [_ranks(rows, scores).astype(np.float64) for scores in (one, other)]
-    counts = np.bincount(rows.pages)
-    first, second = (found - (np.bincount(rows.pages, found) / np.maximum(counts, 1))[rows.pages] for found in ranks)
+def correlate_scores(rows: Rows, one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Returns how alike two scores order the items of each page: the correlation within pages, 1 for the same."""
+    counts = np.maximum(np.bincount(rows.pages), 1)
+    first, second = (found - (np.bincount(rows.pages, found) / counts)[rows.pages] for found in (one, other))
     spread = float(np.sqrt((first**2).sum() * (second**2).sum()))
-    return float((first * second).sum()) / spread if spread else 1.0
+    return float((first * second).sum()) / spread if spread else 0.0
 
 
 def log_loss(odds: NDArray[np.float64], clicked: NDArray[np.bool_], weights: NDArray[np.float64]) -> float:

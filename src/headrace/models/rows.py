@@ -136,6 +136,22 @@ def read_labels(lake: Lake, metric: Metric) -> pa.Table:
     return labels
 
 
+def list_rows(labels: pa.Table) -> list[TrainingRow]:
+    """Returns training rows as the contract has them."""
+    names = [name for name in TrainingRow.__struct_fields__ if name in labels.schema.names]
+    return [
+        TrainingRow(
+            version=VERSION,
+            attributes={name[1:]: row[name] for name in row if name[:1] == "@"},
+            **{name: tuple(row[name]) if name == "known" else row[name] for name in names},
+        )
+        for row in labels.to_pylist()
+    ]
+
+
+encode_row = msgspec.json.Encoder().encode
+
+
 def read_rows(lake: Lake, metric: Metric, columns: Sequence[Column]) -> Rows:
     """Returns the training rows of a metric with the features of some columns."""
     labels = read_labels(lake, metric)

@@ -14,7 +14,7 @@ from headrace.events.event import Event
 from headrace.features import Column
 from headrace.models.learned import Arrays, learn, read_odds, read_scores, weigh
 from headrace.models.logistic import chance_of, fit_logistic
-from headrace.models.metrics import Ranking, bound_gain, calibration, correlate_ranks, log_loss, measure_ranking
+from headrace.models.metrics import Ranking, bound_gain, calibration, correlate_scores, log_loss, measure_ranking
 from headrace.models.model import Bundle, Lake
 from headrace.models.popular import Popularity, read_popularity
 from headrace.models.rows import Rows
@@ -72,7 +72,7 @@ class Report(msgspec.Struct, kw_only=True, frozen=True):
     least_gain: float | None
     """The NDCG of `held_out` less popularity's, at least: one sample of persons in five has less."""
     agreement: float | None
-    """How alike the bundle and `held_out` rank within pages: the correlation of ranks, 1 for the same."""
+    """How alike the bundle and `held_out` rank within pages: the correlation of scores, 1 for the same."""
     broken: int
     """How many of the bundle's scores are no numbers."""
     idle: tuple[str, ...]
@@ -146,7 +146,7 @@ def judge_ranking(lake: Lake, rows: Rows, bundle: Bundle, *, clicks: Event) -> R
         popularity=judge.measure(baseline, _baseline_odds(popular, before, after, settings["most_weight"])),
         bundle=None if broken else judge.measure(judge.rank(scores), read_odds(bundle.arrays, after)),
         least_gain=bound_gain(held_out, baseline, quantile=QUANTILE),
-        agreement=None if broken else correlate_ranks(after, scores, held_out_scores),
+        agreement=None if broken else correlate_scores(after, scores, held_out_scores),
     )
 
 
