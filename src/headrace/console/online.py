@@ -100,12 +100,13 @@ def backfill(given: argparse.Namespace) -> None:
         began_at = time.monotonic()
         with working("counting the events of the lake anew"):
             state = rebuild(project.online, columns, find_sources(project), now_us=machine_us())
+    seconds, num_events = time.monotonic() - began_at, sum(state.known)
     found = {
         "generation": state.generation,
         "columns": len(columns),
-        "events": sum(state.known),
+        "events": num_events,
         "offsets": list(state.offsets),
-        "seconds": round(time.monotonic() - began_at, 3),
+        "seconds": round(seconds, 3),
     }
     if given.json:
         print_lines([found])
@@ -114,7 +115,7 @@ def backfill(given: argparse.Namespace) -> None:
         (
             ("generation", str(state.generation)),
             ("columns", ", ".join(column.name for column in columns)),
-            ("counted", f"{found['events']:,} events"),
-            ("took", format_seconds(found["seconds"])),
+            ("counted", f"{num_events:,} events"),
+            ("took", format_seconds(seconds)),
         )
     )
