@@ -17,12 +17,13 @@ from headrace.engines import Source, open_engine
 from headrace.events.event import Event, read_properties
 from headrace.events.settled import FailedEvent
 from headrace.events.taxonomy import TAXONOMY
-from headrace.tables.catalog import column_sentences, event_sql, funnel_sql, make_views, snake_case
+from headrace.tables.catalog import column_sentences, event_sql, funnel_sql, item_sql, make_views, snake_case
 
 SEAT = Event(
     "Seat Chosen",
     fields={"row": int, "price": float, "aisle": bool, "seat": str, "sizes": list[float], "tags": list[str]},
 )  # fmt: skip
+VIEWED = Event("Product List Viewed", item="products[].product_id")
 COLUMNS = pa.schema(
     [
         ("type", pa.string()), ("event", pa.string()), ("event_us", pa.int64()), ("person", pa.string()),
@@ -54,6 +55,34 @@ def ask(engine, tmp_path):
 def row(**values):
     found = {"type": "track", "event": "Seat Chosen", "event_us": 0, "person": "ann", "bot": False, "log_partition": 0}
     return found | values
+
+
+# What was known of an item.
+
+ODD_IDS = ["item-1", 'a"b', "a/b", "a~b", "~0", "~1", "$", "$.x", "0", "#", "*", "é", "a.b", "a'b", "\\", "a\nb", "[0]"]
+
+
+def shown(items, attributes):
+    properties = json.dumps({"products": [{"product_id": item} for item in items]})
+    return row(event="Product List Viewed", properties=properties, attributes=attributes)
+
+
+def test_item_has_what_was_known_of_it_whatever_its_id_holds(engine, tmp_path):
+    known = {item: {"genre": f"g-{number}", "year": number} for number, item in enumerate(ODD_IDS)}
+    rows = [shown([*ODD_IDS, "nobody", 7], json.dumps(known | {"7": {}})), shown(["item-1"], None)]
+    schema = COLUMNS.append(pa.field("attributes", pa.string()))
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "events.parquet")
+    sql = f"SELECT item, known, known ->> '$.genre' AS genre FROM ({item_sql(VIEWED)})"
+    with engine.query(sql, sources=[Source("events", schema, [str(tmp_path / "events.parquet")])]) as result:
+        found = result.table().to_pylist()
+    assert [one["item"] for one in found] == [*ODD_IDS, "nobody", "7", "item-1"]
+    assert [one["known"] and json.loads(one["known"]) for one in found] == [*known.values(), None, {}, None]
+    assert [one["genre"] for one in found[:3]] == ["g-0", "g-1", "g-2"]
+
+
+def test_nothing_is_known_of_items_in_a_table_without_attributes(ask):
+    found = ask(f"SELECT item, known FROM ({item_sql(VIEWED)})", [shown(["item-1"], None)])
+    assert found.to_pylist() == [{"item": "item-1", "known": None}]
 
 
 # A typed view.
