@@ -22,6 +22,7 @@ import msgspec
 from headrace.base.errors import HeadraceError, StopError, unknown_name
 from headrace.base.process import Companion, Life, Loops, Program
 from headrace.base.telemetry import get_logger
+from headrace.collect.app import CLICKS
 from headrace.endpoints.serving import TRIAL
 from headrace.pipelines import Action, Pipeline, Run, StoppedError, Tools
 from headrace.project import WORK, OpenProject, note_failure, open_project
@@ -314,7 +315,9 @@ def run_child(
 def fit_step(project: OpenProject, *, step: str) -> tuple[str, ...]:
     """Returns the hash of the bundle that a model has learned from the lake as it is now."""
     learn = import_module("headrace.learn")
-    learn.wait_for_lake(project)
+    if CLICKS in project.topics.names():
+        # What was clicked before the run is learned from.
+        learn.wait_for_lake(project)
     return (learn.fit(project, step).hash,)
 
 
