@@ -1,18 +1,26 @@
 """The sink on real topics and tables: every record is one row, whoever else is at it."""
 
+import json
 import threading
 import time
+from datetime import date
+from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 import pytest
 
 from headrace.base.errors import FormatError, PositionError
 from headrace.base.telemetry import Metrics
+from headrace.engines import Source, open_engine
+from headrace.stream import CODECS
 from headrace.tables import open_tables
 from headrace.tables.codec import make_codec
 from headrace.tables.sink import INCARNATION, METRICS, Flush, Sink
 from headrace.topics import Move, Record, Topic, open_topics
 
+CONTRACTS = Path(__file__).parents[2] / "docs" / "contracts"
+GOLDEN = {"events": "settled-event", "decisions": "decision"}
 DAY_US = 86_400_000_000
 
 
@@ -204,6 +212,39 @@ def test_new_column_is_added_to_the_table_that_stands(bench):
         pass
     rows = bench.tables.open("seats").scan().table().to_pylist()
     assert sorted((row["seat"], row["row"]) for row in rows) == [("s0", None), ("s1", None), ("s2", None), ("s9", "k")]
+
+
+ADDED = {"events": ("attributes", "dimensions"), "decisions": ("known", "dimensions", "vectors")}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_lake_of_an_older_headrace_is_widened_and_its_rows_are_null_there(bench, tmp_path, name):
+    codec = CODECS[name]
+    older = codec.schema
+    for column in ADDED[name]:
+        older = older.remove(older.get_field_index(column))
+    bench.topics.create(name, partitions=1, retention_seconds=None)
+    properties = {INCARNATION: bench.topics.describe(name).incarnation}
+    table = bench.tables.create(name, older, properties=properties)
+    empty = {field.name: {pa.int64(): 0, pa.string(): ""}.get(field.type) for field in older} | {"log_offset": -1}
+    table.append(pa.Table.from_pylist([empty | {"received_date": date(2026, 11, 20)}], older))
+    row = json.loads((CONTRACTS / f"{GOLDEN[name]}.golden.json").read_text(encoding="utf-8"))[-1]
+    more = {"dimensions": {"items": 2}, **({"known": [3, 4], "vectors": [[1]]} if name == "decisions" else {})}
+    value = json.dumps(json.loads(row if isinstance(row, str) else json.dumps(row)) | more).encode()
+    Topic(bench.topics, name).append([Record(b"ann", value)])
+    sink = Sink(bench.topics, name, bench.tables.open(name), codec, member=("a", NOW), metrics=bench.metrics)
+    while sink.turn():
+        pass
+    bench.tables.open(name).optimize()
+    found = bench.tables.open(name)
+    engine = open_engine("duckdb://", root=tmp_path)
+    listed = ", ".join(ADDED[name])
+    source = Source(name, found.schema, found.local_files(), found.partitions)
+    with engine.query(f"SELECT {listed} FROM {name} ORDER BY log_offset", sources=[source]) as result:
+        rows = result.table().to_pylist()
+    assert list(rows[0].values()) == [None] * len(ADDED[name])
+    assert json.loads(rows[1]["dimensions"]) == {"items": 2}
+    assert all(value is not None for value in rows[1].values())
 
 
 def test_many_commits_reload_their_snapshot_and_stay_exact(bench):
