@@ -13,6 +13,7 @@ from headrace.collect.app import CLICKS
 from headrace.collect.settler import GROUP
 from headrace.console.failed import tail_of
 from headrace.events.decision import DECISIONS, is_decision
+from headrace.events.dimension import MARKER
 from headrace.events.settled import EVENTS, FAILED, is_row
 from headrace.project import OpenProject
 from headrace.topics import Message
@@ -154,7 +155,12 @@ def _is_sunk(project: OpenProject, name: str) -> bool:
 
 
 def _read(project: OpenProject, name: str) -> Iterator[Message]:
-    """Yields what a topic holds, of a settled one its events."""
+    """Yields what a topic holds, of a settled one its events, of clicks all but the markers of dimensions."""
     for message in project.topic(name).read_to_ends():
-        if name == CLICKS or is_row(message.value or b"", message.headers):
+        if is_click(message) if name == CLICKS else is_row(message.value or b"", message.headers):
             yield message
+
+
+def is_click(message: Message) -> bool:
+    """Returns whether a record of `clicks` came from a client: the others say up to where a dimension counts."""
+    return all(header != MARKER for header, _ in message.headers)

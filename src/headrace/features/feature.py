@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from typing import Literal
 
@@ -63,17 +63,28 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def identity(self) -> str:
         """The hash of the definition: columns of the same identity have the same values."""
-        return _hash(msgspec.structs.replace(self, name=""))
+        return _identity(self)
 
     @property
     def family(self) -> str:
         """The hash of what its tiles are made of: columns of a family and hop share them."""
-        return _hash(msgspec.structs.replace(self, name="", window_us=0, hop_us=0))
+        return _family(self)
 
     @property
     def is_text(self) -> bool:
         """Whether its values are texts, or None; others are numbers, 0 where nothing was counted."""
         return self.kind == "last"
+
+
+# Pages ask for both all the time.
+@lru_cache(maxsize=1024)
+def _identity(column: Column) -> str:
+    return _hash(msgspec.structs.replace(column, name=""))
+
+
+@lru_cache(maxsize=1024)
+def _family(column: Column) -> str:
+    return _hash(msgspec.structs.replace(column, name="", window_us=0, hop_us=0))
 
 
 def _hash(column: Column) -> str:
