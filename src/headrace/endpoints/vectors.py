@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from headrace.base.errors import HeadraceError, UnavailableError
+from headrace.base.errors import HeadraceError, OutsideError, UnavailableError
 from headrace.base.telemetry import get_logger
 from headrace.collect.dimensions import Dimensions
 from headrace.endpoints.serving import Served
@@ -111,6 +112,9 @@ class Lookup:
             return before
         reader = Reader(self._find_online(), columns) if before is None else before.reader
         items = Items(served.scorer.items, self._attributes(columns, served.scorer.items, ends))
+        # 40,000 blobs take a second. Where none are there yet, each read says so.
+        with contextlib.suppress(OutsideError):
+            reader.prepare(items)
         return _Prepared(reader, items, ends, Raw(_encode(ends)) if ends else UNSET)
 
     def _attributes(
