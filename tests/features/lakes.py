@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import duckdb
 import pyarrow as pa
@@ -25,16 +26,22 @@ def table_of(events):
 
 @dataclass
 class RowsLake:
-    """A lake of one table `events`."""
+    """A lake of a table `events`, and of other tables by their names."""
 
     events: pa.Table
     at_us: int = 1 << 62
+    others: dict[str, pa.Table] = field(default_factory=dict)
+
+    @cached_property
+    def _connection(self):
+        connection = duckdb.connect(config={"threads": 1})
+        for name, table in {"events": self.events, **self.others}.items():
+            connection.register(name, table)
+        return connection
 
     def rows(self, sql, parameters):
         """Returns the answer to one SELECT as Arrow."""
-        with duckdb.connect() as connection:
-            connection.register("events", self.events)
-            return connection.sql(sql, params=parameters).to_arrow_table()
+        return self._connection.sql(sql, params=parameters).to_arrow_table()
 
     def items_of(self, event):
         """Returns a SELECT with a row for each item of an event."""

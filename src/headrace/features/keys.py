@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 ABSENT = -1
 """The number of a key that no label has, or that lacks a part."""
 
+_LITTLE = 10_000
 _TABLE_SIZE = 1 << 26
 """Up to so many pairs of numbers a table translates them, rather than a search: 0.1 s against 2 s for 10M events."""
 
@@ -40,17 +41,19 @@ def _number_part(labels: pa.ChunkedArray, events: pa.ChunkedArray) -> tuple[NDAr
     encoded = labels.cast(pa.string()).combine_chunks().dictionary_encode()
     values = encoded.dictionary
     of_labels = _filled(encoded.indices)
-    threads = count_threads()
-    size = -(-len(events) // threads) or 1
-    with ThreadPoolExecutor(threads) as pool:
-        # Arrow makes its table of the values once a call: a call for each chunk took 9 s rather than 1 for 10M rows.
-        of_events = list(
-            pool.map(
-                lambda start: _filled(pc.index_in(events.slice(start, size), value_set=values)),
-                range(0, len(events), size),
-            )
-        )
+    # Arrow makes its table of the values once a call: a call for each chunk took 9 s rather than 1 for 10M rows.
+    size = max(-(-len(events) // count_threads()), _LITTLE)
+    parts = [events.slice(start, size) for start in range(0, len(events), size)]
+    if len(parts) < 2:
+        of_events = [_find(part, values) for part in parts]
+    else:
+        with ThreadPoolExecutor(len(parts)) as pool:
+            of_events = list(pool.map(_find, parts, [values] * len(parts)))
     return of_labels, np.concatenate([np.empty(0, np.int64), *of_events]), len(values)
+
+
+def _find(part: pa.ChunkedArray, values: pa.Array) -> NDArray[np.int64]:
+    return _filled(pc.index_in(part, value_set=values))
 
 
 def _filled(indices: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:

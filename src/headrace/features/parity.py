@@ -73,8 +73,9 @@ def diff(lake: Lake, decisions: pa.Table, columns: Mapping[str, Sequence[Column]
     ready = [row for row in rows if all(ends.get(p, 0) >= known for p, known in enumerate(row["known"]))]
     found: dict[Column, Compared] = {}
     for name_hash, of_bundle in columns.items():
-        for row_group in _by_dimension(of_bundle):
-            _compare(lake, [row for row in ready if row["bundle"] == name_hash], (of_bundle, row_group), found)
+        of_rows = [row for row in ready if row["bundle"] == name_hash]
+        for numbers in _by_dimension(of_bundle) if of_rows else ():
+            _compare(lake, of_rows, (of_bundle, numbers), found)
     return Parity(len(ready), len(rows) - len(ready), tuple(found.values()))
 
 
