@@ -49,7 +49,8 @@ class _Subjects:
 
     def spread(self, values: NDArray[Any]) -> NDArray[Any]:
         """Returns the value of each item, from those of the keys and of nothing, which comes last."""
-        return values[:-1] if self.codes is None else values[self.codes]
+        # Of 10k items: 7 us; a plain index takes 20.
+        return values[:-1] if self.codes is None else values.take(self.codes, mode="clip")
 
 
 class Items:
@@ -71,9 +72,8 @@ class Items:
         for name in names:
             if name not in self._parts:
                 raise UnavailableError(f"nobody has said which {name.removeprefix('@')!r} the items have")
-        nothing = -1
         places: dict[Any, int] = {}
-        codes = np.full(len(self.ids), nothing, np.intp)
+        codes = np.full(len(self.ids), -1, np.intp)
         # Without a part but the person, all items have the same key.
         for number, parts in enumerate(zip(*(self._parts[name] for name in names), strict=True)):
             if None not in parts:
@@ -81,6 +81,7 @@ class Items:
                 codes[number] = places.setdefault(key, len(places))
         if not names:
             places, codes = {(): 0}, np.zeros(len(self.ids), np.intp)
+        codes[codes < 0] = len(places)
         in_order = len(places) == len(self.ids) and bool((codes == np.arange(len(self.ids))).all())
         return _Subjects(places, None if in_order else codes)
 
@@ -123,8 +124,9 @@ class _Sums:
 
     def forget(self, tail: int) -> None:
         """Lets go of the tiles before a tail."""
-        self.floor = max(self.floor, tail)
-        self._tiles = {number: values for number, values in self._tiles.items() if number >= self.floor}
+        if tail > self.floor:
+            self.floor = tail
+            self._tiles = {number: values for number, values in self._tiles.items() if number >= tail}
 
 
 class _Sheet:
@@ -170,13 +172,13 @@ class _Panel:
     """The columns that hold no person, for some items; it follows the blobs that change."""
 
     def __init__(self, items: Items, columns: Iterable[Column], blobs: Mapping[Place, Families]) -> None:
+        self._keys = {column: (column.family, column.hop_us) for column in columns}
         self._sums: dict[tuple[str, int], _Sums] = {}
         self.sheets: dict[Column, _Sheet] = {}
         self.texts: dict[Column, tuple[int, NDArray[Any]]] = {}
         """Columns of texts, as they were from a tail on."""
-        for column in columns:
+        for column, key in self._keys.items():
             subjects = items.subjects(column.by)
-            key = (column.family, column.hop_us)
             sums = self._sums.setdefault(key, _Sums(subjects, *key))
             self.sheets[column] = _Sheet(column, subjects, sums)
         for place, families in blobs.items():
@@ -187,7 +189,7 @@ class _Panel:
         touched = {key: sums.replace(place[0], before, after) for key, sums in self._sums.items()}
         self.texts = {}
         for column, sheet in self.sheets.items():
-            sheet.touch(touched[column.family, column.hop_us])
+            sheet.touch(touched[self._keys[column]])
 
     def is_past(self, at_us: int) -> bool:
         """Returns whether an instant needs tiles that were forgotten."""
@@ -196,7 +198,7 @@ class _Panel:
     def forget(self, at_us: int) -> None:
         """Lets go of tiles that no later instant needs."""
         for key, sums in self._sums.items():
-            sums.forget(min(_first_tile(c, at_us) for c in self.sheets if (c.family, c.hop_us) == key))
+            sums.forget(min(_first_tile(column, at_us) for column, its in self._keys.items() if its == key))
 
 
 class Reader:
@@ -255,7 +257,7 @@ class Reader:
             self._generation = 0
             self._check(generation)
             self._blobs, self._panels = {}, WeakKeyDictionary()
-        wanted = {column.family for column in self._watched}
+        wanted = {self._families[column] for column in self._watched}
         for place, value in snapshot.changed:
             families = {name: rests for name, rests in unpack(value, place).families.items() if name in wanted}
             before = self._blobs.get(place, {})
@@ -282,12 +284,17 @@ class Reader:
             panel.forget(at_us)
         return panel
 
+    @cached_property
+    def _families(self) -> Mapping[Column, str]:
+        # Hashed anew each time it is asked for.
+        return {column: column.family for column in self.columns}
+
     def _value(
         self, column: Column, items: Items, panel: _Panel, mine: Sequence[tuple[int, Families]], at_us: int
     ) -> NDArray[Any]:
         subjects, tail = items.subjects(column.by), _first_tile(column, at_us)
         if column.by[0] == "person":
-            return _evaluate(column, subjects, _keyed(mine, column), tail)
+            return _evaluate(column, subjects, _keyed(mine, self._families[column], column.hop_us), tail)
         if not column.is_text:
             return panel.sheets[column].at(at_us)
         kept = panel.texts.get(column)
@@ -296,15 +303,16 @@ class Reader:
         return kept[1]
 
     def _keyed_watched(self, column: Column) -> Iterator[tuple[Any, int, Tiles]]:
+        family = self._families[column]
         for (entity, partition), families in self._blobs.items():
-            for rest, hops in families.get(column.family, {}).items():
+            for rest, hops in families.get(family, {}).items():
                 yield (entity, rest), partition, hops.get(column.hop_us, {})
 
 
-def _keyed(blobs: Sequence[tuple[int, Families]], column: Column) -> Iterator[tuple[Any, int, Tiles]]:
+def _keyed(blobs: Sequence[tuple[int, Families]], family: str, hop_us: int) -> Iterator[tuple[Any, int, Tiles]]:
     for partition, families in blobs:
-        for rest, hops in families.get(column.family, {}).items():
-            yield rest, partition, hops.get(column.hop_us, {})
+        for rest, hops in families.get(family, {}).items():
+            yield rest, partition, hops.get(hop_us, {})
 
 
 def _evaluate(column: Column, subjects: _Subjects, keyed: Iterable[tuple[Any, int, Tiles]], tail: int) -> NDArray[Any]:
