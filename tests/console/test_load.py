@@ -165,4 +165,5 @@ def test_dimension_is_a_table_and_clicks_carry_it(shop):
         "attributes": '{"item-1":{"title":"Ferry, by Night","genre":"drama"}}',
         "dimensions": '{"items":2}',
     }
-    assert "items" in shop.call("table", "list")[1]
+    assert "What is known of each member" in (told := shop.call("table", "describe", "items")[1])
+    assert "The id of the member, such as the item's." in told

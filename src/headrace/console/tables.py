@@ -17,6 +17,7 @@ from headrace.console.show import format_bytes, format_seconds, format_time, pri
 from headrace.console.sql import list_views, missing_table, query
 from headrace.console.state import is_running
 from headrace.events.decision import DECISIONS, Decision
+from headrace.events.dimension import Member
 from headrace.events.settled import EVENTS, FAILED, FailedEvent, SettledEvent
 from headrace.project import OpenProject, open_project
 from headrace.stream import CODECS
@@ -147,7 +148,8 @@ def _table(project: OpenProject, name: str, views: Sequence[str]) -> dict[str, A
     if name not in project.tables.names() and name not in CODECS and views:
         raise unknown_name("table", name, [*project.tables.names(), *views])
     table = open_table(project, name)
-    kind = _CONTRACTS.get(name)
+    # What is filled from a topic and is none of ours is a dimension.
+    kind = _CONTRACTS.get(name) or (Member if TOPIC in table.properties else None)
     sentences = column_sentences(kind) if kind else {}
     lags = list_lags(project, table)
     newest = next((commit for commit in table.history(_LATEST_COMMITS) if "offsets" in commit.note), None)
