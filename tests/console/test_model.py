@@ -8,7 +8,11 @@ import sqlite3
 import pytest
 
 from console.audience import declare, now_us
+from console.conftest import Shop
+from headrace import learn
+from headrace.models import Bundle
 from headrace.project import open_project
+from models.market import make_market, write_market
 from running import lines
 
 pytestmark = pytest.mark.slow
@@ -48,19 +52,19 @@ def test_fit_as_json_has_hash_rows_items_and_version(shared_fitted):
     assert code == 0
     assert found.pop("seconds") > 0
     with open_project(shared_fitted.folder) as project:
-        assert project.tables.open("events").version == found["version"]
+        assert {"events": project.tables.open("events").version} == found.pop("versions")
         assert project.registry.bundles("tastes")[0].hash == found.pop("hash")
-    del found["version"], found["fitted_us"]
-    assert found == {
-        "name": "tastes", "kind": "taste", "rows": 66, "items": 21, "table": "events", "serves": [],
-    }  # fmt: skip
+    gate = found.pop("gate")
+    assert (gate["passed"], gate["report"]) == (True, None)
+    del found["fitted_us"]
+    assert found == {"name": "tastes", "kind": "taste", "rows": 66, "items": 21, "serves": []}
 
 
 def test_fit_pins_the_version_that_it_read_once_per_bundle(shared_fitted):
     found = [lines(shared_fitted.call("model", "fit", "popular", "--json")[1])[0] for _ in range(2)]
     assert found[0]["hash"] == found[1]["hash"], "the same rows and instant give the same bundle"
     pins = lines(shared_fitted.call("table", "pin", "events", "--json")[1])
-    assert [pin["version"] for pin in pins if found[0]["hash"] in pin["reason"]] == [found[0]["version"]]
+    assert [pin["version"] for pin in pins if found[0]["hash"] in pin["reason"]] == [found[0]["versions"]["events"]]
 
 
 def test_fit_of_an_unknown_model_names_the_nearest(shared_fitted):
@@ -105,7 +109,7 @@ def test_list_has_the_newest_first_and_what_serves(shared_fitted):
     hashes = [fit_again(shared_fitted, name) for name in ("popular", "tastes")]
     rows = lines(shared_fitted.call("model", "list", "--json")[1])
     assert [row["hash"] for row in rows[:2]] == hashes[::-1]
-    assert rows[1]["serves"] == [{"page": "home", "trial": None, "arm": None}]
+    assert rows[1]["serves"] == [{"page": "home", "role": "fallback", "trial": None}]
     assert [row["serves"] for row in (rows[0], *rows[2:])] == [[]] * (len(rows) - 1)
     code, out, _ = shared_fitted.call("model", "list")
     assert code == 0
@@ -117,10 +121,10 @@ def test_list_has_the_newest_first_and_what_serves(shared_fitted):
 def test_list_in_a_trial_says_which_arm_each_bundle_is(fitted):
     assert fitted.call("experiment", "start", "taste-home", "--without-aa")[0] == 0
     rows = newest(fitted)
-    assert [(place["trial"], place["arm"]) for place in rows["popular"]["serves"]] == [
-        (None, None), ("taste-home-1", "control"),
+    assert [(place["trial"], place["role"]) for place in rows["popular"]["serves"]] == [
+        (None, "fallback"), ("taste-home-1", "control"),
     ]  # fmt: skip
-    assert [(place["trial"], place["arm"]) for place in rows["tastes"]["serves"]] == [("taste-home-1", "treatment")]
+    assert [(place["trial"], place["role"]) for place in rows["tastes"]["serves"]] == [("taste-home-1", "treatment")]
     assert "treatment of taste-home-1  tastes" in fitted.call("model", "list")[1]
 
 
@@ -140,7 +144,10 @@ def test_describe_shows_manifest_positions_and_the_best_items(shared_fitted):
     found = lines(shared_fitted.call("model", "describe", "tastes", "--json")[1])[0]
     source = found["manifest"]["source"]
     with open_project(shared_fitted.folder) as project:
-        assert sum(source["positions"]) == sum(bound.end for bound in project.topics.bounds("events"))
+        positions = source["tables"]["events"]["positions"]
+        assert sum(positions) == sum(bound.end for bound in project.topics.bounds("events"))
+    assert found["fit"]["environment"]["python"]
+    assert found["gate"]["passed"]
     assert set(found["manifest"]["arrays"]) >= {"items", "categories", "counts", "persons", "genre_clicks"}
     scores = [one["score"] for one in found["top"]]
     assert (len(scores), scores) == (10, sorted(scores, reverse=True))
@@ -163,6 +170,69 @@ def test_describe_of_a_model_without_a_bundle_says_how_to_fit(shop):
     assert shop.call("model", "describe", "tastes") == (
         2, "", "CallError: there is no bundle of 'tastes' yet. Fit one with: headrace model fit tastes\n",
     )  # fmt: skip
+
+
+# compare, promote and reproduce.
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory):
+    """A shop with a click model's bundle and one with its weights turned round; returns it and their hashes."""
+    folder = make_market(tmp_path_factory.mktemp("market"))
+    with open_project(folder) as project:
+        write_market(project, pages=600)
+        project.clock.step(48 * 3600)
+        learn.fit(project, "popular")
+        bundle = learn.fit(project, "ranker")
+        arrays = {**bundle.arrays, "weights": -bundle.arrays["weights"]}
+        turned = project.registry.add(Bundle(bundle.name, bundle.kind, bundle.parameters, bundle.source, arrays))
+    return Shop(folder, is_new=False), bundle.hash, turned
+
+
+def test_promote_asks_the_gate_and_does_what_it_says(market):
+    shop, good, turned = market
+    code, out, _ = shop.call("model", "promote", turned, "--page", "home")
+    assert code == 1
+    assert "✗ refuses" in out
+    assert "the scores of the bundle and of that fit correlate by -0." in out
+    assert lines(shop.call("model", "promote", turned, "--page", "home", "--json")[1])[0]["promoted"] is False
+    code, out, _ = shop.call("model", "promote", good, "--page", "home")
+    assert (code, out.splitlines()[2].split(maxsplit=1)) == (0, ["before", "the fallback"])
+    rows = {row["hash"]: row for row in lines(shop.call("model", "list", "--json")[1])}
+    assert rows[good]["serves"] == [{"page": "home", "role": "champion", "trial": None}]
+    assert (rows[good]["passed"], rows[turned]["passed"]) == (True, False)
+    code, out, _ = shop.call("model", "promote", turned, "--page", "home", "--force", "--json")
+    assert (code, lines(out)[0]["before"]) == (0, good)
+    assert lines(out)[0]["reason"].startswith("forced past the gate: the scores")
+
+
+def test_compare_puts_what_was_measured_side_by_side(market):
+    shop, good, turned = market
+    code, out, _ = shop.call("model", "compare", good, turned)
+    assert code == 0
+    assert [line.split() for line in out.splitlines() if line.startswith("gate")] == [["gate", "passed", "refused"]]
+    first, second = lines(shop.call("model", "compare", good, "popular", "--json")[1])
+    assert first["gate"]["report"]["held_out"]["ndcg"] > first["gate"]["report"]["popularity"]["ndcg"]
+    assert second["gate"]["report"] is None
+
+
+def test_reproduce_makes_the_same_bytes_and_says_what_differs_if_not(market):
+    shop, good, turned = market
+    code, out, _ = shop.call("model", "reproduce", good)
+    assert (code, "✓ the same bytes" in out) == (0, True)
+    code, out, _ = shop.call("model", "reproduce", turned, "--json")
+    assert (code, lines(out)[0]["same"], lines(out)[0]["again"]) == (1, False, good)
+    assert "array weights" in lines(out)[0]["differences"]
+
+
+def test_describe_of_a_click_model_says_what_made_it(market):
+    shop, good, _ = market
+    code, out, _ = shop.call("model", "describe", good)
+    assert code == 0
+    assert "features    taste_1d, taste_28d, appeal_7d, latest_1d" in out
+    assert "from        items, version " in out
+    assert "fitted before it" in out
+    assert max(map(len, out.splitlines())) <= 80
 
 
 @pytest.mark.slow
