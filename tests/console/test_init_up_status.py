@@ -121,7 +121,7 @@ def test_up_with_an_unknown_role_names_the_nearest(shop):
     code, _, error = headrace("up", "colector", cwd=shop)
     assert code == 2
     assert error.startswith("UnknownNameError: no role 'colector'. Did you mean collector?  known: ")
-    assert error.endswith("collector, console, endpoint, keeper, settler, sink, updater\n")
+    assert error.endswith("collector, console, endpoint, keeper, runner, settler, sink, updater\n")
 
 
 def test_up_of_one_role_needs_no_project_file(shop):
@@ -238,7 +238,7 @@ def test_status_of_a_project_that_never_ran(shop):
     assert (code, error) == (0, "")
     found = kinds(out)
     assert [role["role"] for role in found["role"]] == [
-        "collector", "endpoint", "console", "settler", "sink", "keeper", "updater",
+        "collector", "endpoint", "console", "settler", "sink", "keeper", "updater", "runner",
     ]  # fmt: skip
     assert found["role"][0] == {
         "role": "collector", "state": "stopped", "url": None, "pids": [], "reasons": [],
@@ -259,7 +259,7 @@ def test_status_of_a_running_project_and_after(shop):
             assert up.post("/v1/t", {"anonymousId": "ann", "event": "Seen", "messageId": f"{n}"}).status == 200
         assert up.post("/v1/t", {"event": "Seen"}).status == 200
         wait_until(lambda: {t["table"]: t["rows"] for t in status_of(shop)["table"]} == {
-            "events": 3, "failed": 1, "decisions": 0,
+            "events": 3, "failed": 1, "decisions": 0, "items": 0,
         })  # fmt: skip
         found = status_of(shop)
         role, endpoint, console, *others = found["role"]
@@ -267,14 +267,14 @@ def test_status_of_a_running_project_and_after(shop):
         assert (endpoint["state"], endpoint["url"], endpoint["events"]) == ("not ready", up.urls["endpoint"], 0)
         assert "headrace model fit popular" in endpoint["reasons"][0]
         assert (console["url"], console["events"]) == (up.urls["console"], 0)
-        assert [(one["state"], one["url"]) for one in others] == [("ready", None)] * 3
+        assert [(one["state"], one["url"]) for one in others] == [("ready", None)] * 5
         assert {pid for one in found["role"] for pid in one["pids"]} == {up.process.pid, *up.pids.values()}
         assert role["ack_p99_seconds"] > 0
         assert {one["topic"]: one["records"] for one in found["topic"]} == {
-            "clicks": 4, "events": 3, "failed": 1, "decisions": 0,
+            "clicks": 4, "events": 3, "failed": 1, "decisions": 0, "items": 0,
         }  # fmt: skip
         assert found["stream"] == [{"unsettled": 0, "failed": 1}]
-        assert [(one["lag"], one["age_seconds"] < 60) for one in found["table"]] == [(0, True)] * 3
+        assert [(one["lag"], one["age_seconds"] < 60) for one in found["table"]] == [(0, True)] * 4
         assert found["disk"][0]["used_bytes"] > 0
         code, out, _ = headrace("status", cwd=shop)
         assert code == 0
