@@ -24,6 +24,7 @@ from headrace.features.join import join as join_features
 from headrace.features.parity import Compared, Parity
 from headrace.features.parity import diff as diff_features
 from headrace.learn import LakeView
+from headrace.learn import open_lake as open_whole_lake
 from headrace.models import open_bundle
 from headrace.project import OpenProject, open_project
 
@@ -42,7 +43,7 @@ def list_features(given: argparse.Namespace) -> None:
         print_lines(rows)
         return
     print_table(
-        ("feature", "kind", "event", "by", "window", "hop", "identity", "family"),
+        ("feature", "kind", "event", "by", "window", "hop", "identity"),
         [
             (
                 row["name"],
@@ -52,7 +53,6 @@ def list_features(given: argparse.Namespace) -> None:
                 format_seconds(row["window_us"] / 1e6),
                 format_seconds(row["hop_us"] / 1e6),
                 row["identity"],
-                row["family"],
             )
             for row in rows
         ],
@@ -142,10 +142,10 @@ def _find_columns(project: OpenProject, names: Sequence[str]) -> tuple[Column, .
 
 
 def open_lake(project: OpenProject) -> LakeView:
-    """Returns the lake as it is now."""
+    """Returns the lake as it is now; raises CallError if it has no events yet."""
     if EVENTS not in project.tables.names():
         raise CallError(f"there is no table {EVENTS!r} yet to read features from. Start its sink with: headrace up")
-    return LakeView(project, {EVENTS: project.tables.open(EVENTS).version}, project.clock.now_us())
+    return open_whole_lake(project)
 
 
 # join.
