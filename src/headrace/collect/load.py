@@ -58,10 +58,9 @@ def load_members(
     history = dimensions.history(dimension.name)
     new = sum(history.at(key, history.end) is None for key in members)
     records = list(_changes(history, members, now_us))
-    _append(topic, records, told)
-    dimensions.refresh()
-    _append(Topic(topics, CLICKS), _markers(topic, history.end, partitions), lambda _: None)
-    return Loaded(new, len(records) - new, len(members) - len(records), history.end)
+    end = max(_append(topic, records, told), history.end)
+    Topic(topics, CLICKS).append(_markers(topic, end, partitions), deadline_seconds=_DEADLINE_SECONDS)
+    return Loaded(new, len(records) - new, len(members) - len(records), end)
 
 
 def _changes(history: History, members: Mapping[str, Mapping[str, Scalar]], now_us: int) -> Iterator[Record]:
@@ -80,11 +79,14 @@ def _sorted(attributes: Mapping[str, Scalar]) -> bytes:
     return encode(dict(sorted(attributes.items())))
 
 
-def _append(topic: Topic, records: Sequence[Record], told: Callable[[int], None]) -> None:
+def _append(topic: Topic, records: Sequence[Record], told: Callable[[int], None]) -> int:
+    """Returns the offset behind the last record that was appended; 0 for none."""
+    end = 0
     for start in range(0, len(records), _PORTION):
         portion = records[start : start + _PORTION]
-        topic.append(portion, deadline_seconds=_DEADLINE_SECONDS)
+        end = topic.append(portion, deadline_seconds=_DEADLINE_SECONDS)[-1].offset + 1
         told(start + len(portion))
+    return end
 
 
 def _markers(topic: Topic, end: int, partitions: int) -> list[Record]:
