@@ -42,8 +42,11 @@ def list_features(given: argparse.Namespace) -> None:
     if given.json:
         print_lines(rows)
         return
-    print_table(
-        ("feature", "kind", "event", "by", "window", "hop", "identity"),
+    if not rows:
+        print("no model of this project reads features")
+        return
+    print_rows(
+        ("feature", "kind", "event", "by", "window", "hop", "identity", "family"),
         [
             (
                 row["name"],
@@ -53,10 +56,10 @@ def list_features(given: argparse.Namespace) -> None:
                 format_seconds(row["window_us"] / 1e6),
                 format_seconds(row["hop_us"] / 1e6),
                 row["identity"],
+                row["family"],
             )
             for row in rows
         ],
-        empty="no model of this project reads features",
     )
 
 
