@@ -77,8 +77,9 @@ def expected(store, columns, person, items, genres, read):
 
 
 @pytest.mark.slow
-def test_values_are_what_a_loop_over_all_events_says(open_store):
-    shop, store = Shop(8), open_store()
+@pytest.mark.parametrize("seed", [8, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(20, 32))])
+def test_values_are_what_a_loop_over_all_events_says(open_store, seed):
+    shop, store = Shop(seed), open_store()
     reader = Reader(store.online, COLUMNS)
     items, genres = items_of(shop), list(shop.genre_of.values())
     others = Items(["item-3", "nobody's"], {"genre": ["space", None]})

@@ -126,6 +126,16 @@ def test_store_that_is_gone_is_made_anew_from_lake_and_topic(bench, lake):
     assert found == msgspec.structs.replace(state, generation=found.generation, revision=found.revision)
 
 
+def test_rebuild_says_how_many_events_the_lake_has_no_more(bench, caplog):
+    events = [(msgspec.structs.replace(event, seq=event.seq + 10), p) for event, p in Shop(4).events(60)]
+    bench.append(events)
+    bench.sink()
+    with caplog.at_level("WARNING"):
+        state = bench.rebuild()
+    assert "30 events are in the lake no more; features begin after them" in caplog.text
+    assert (sum(state.known), bench.blobs()) == (90, fold(events))
+
+
 def test_columns_that_changed_are_made_beside_those_that_serve(bench):
     shop = Shop(5)
     events = shop.events(300)

@@ -75,6 +75,7 @@ class Growth:
         """Counts what came of the topic, and returns how many events that were."""
         offsets, known = list(self.state.offsets), list(self.state.known)
         rows: list[tuple[int, Row]] = []
+        repeats = 0
         for message in messages:
             offsets[message.partition] = message.offset + 1
             if is_row(message.value or b"", message.headers):
@@ -83,6 +84,10 @@ class Growth:
                 if row.seq >= known[message.partition]:
                     known[message.partition] = row.seq + 1
                     rows.append((message.partition, row))
+                else:
+                    repeats += 1
+        if repeats:
+            _LOGGER.warning("%d events of %r have the seq of earlier ones and are passed over", repeats, EVENTS)
         self.count(rows, offsets)
         return len(rows)
 
@@ -146,7 +151,8 @@ class Rebuild:
         )
         online.begin(state, columns)
         self.growth = Growth(online, state, columns)
-        self._batches = iter(()) if table is None else _lake_rows(table)
+        self._batches = None if table is None else _lake_rows(table)
+        self._num_rows = 0
         self._began_at = time.monotonic()
         _LOGGER.info(
             "generation %d is made from %s", now_us, "the topic" if table is None else f"the lake, {table.uri}"
@@ -154,9 +160,8 @@ class Rebuild:
 
     def step(self) -> bool:
         """Counts a portion; returns whether the generation serves now."""
-        rows = next(self._batches, None)
-        if rows is not None:
-            self.growth.count(rows, self.growth.state.offsets)
+        if self._batches is not None:
+            self._take(next(self._batches, None))
             return False
         # Under traffic there is always something left: level with what serves is enough.
         if follow(self._topics, self.growth, wait_seconds=_PAUSE_SECONDS) > _PORTION // 2:
@@ -166,6 +171,18 @@ class Rebuild:
             state, seconds = self.growth.state, time.monotonic() - self._began_at
             _LOGGER.info("generation %d serves after %.1f s: %d events", state.generation, seconds, sum(state.known))
         return done
+
+    def _take(self, rows: list[tuple[int, Row]] | None) -> None:
+        """Counts rows of the lake; at their end says how many it no longer has."""
+        state = self.growth.state
+        if rows is not None:
+            self.growth.count(rows, state.offsets)
+            self._num_rows += len(rows)
+            return
+        self._batches = None
+        gone = sum(state.known) - self._num_rows
+        if gone > 0:
+            _LOGGER.warning("%d events are in the lake no more; features begin after them", gone)
 
 
 class Updater:
