@@ -37,11 +37,11 @@ class Logistic:
 def chance_of(odds: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns the chance of log-odds.
 
-    >>> chance_of(np.array([0.0, 800.0, -800.0])).tolist()
+    >>> chance_of(np.array([0.0, 800.0, -800.0])).round(9).tolist()
     [0.5, 1.0, 0.0]
     """
-    positive = np.exp(-np.abs(odds))
-    return np.where(odds >= 0, 1.0, positive) / (1.0 + positive)
+    found: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-np.clip(odds, -700.0, 700.0)))
+    return found
 
 
 @dataclass(frozen=True)

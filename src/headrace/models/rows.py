@@ -138,15 +138,11 @@ def read_labels(lake: Lake, metric: Metric) -> pa.Table:
 
 def list_rows(labels: pa.Table) -> list[TrainingRow]:
     """Returns training rows as the contract has them."""
-    names = [name for name in TrainingRow.__struct_fields__ if name in labels.schema.names]
-    return [
-        TrainingRow(
-            version=VERSION,
-            attributes={name[1:]: row[name] for name in row if name[:1] == "@"},
-            **{name: tuple(row[name]) if name == "known" else row[name] for name in names},
-        )
-        for row in labels.to_pylist()
-    ]
+    found = []
+    for row in labels.to_pylist():
+        attributes = {name[1:]: value for name, value in row.items() if name[:1] == "@"}
+        found.append(msgspec.convert({**row, "version": VERSION, "attributes": attributes}, TrainingRow))
+    return found
 
 
 encode_row = msgspec.json.Encoder().encode
