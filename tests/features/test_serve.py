@@ -4,14 +4,17 @@ import contextlib
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from features.lakes import RowsLake, table_of
 from features.oracle import value_of
 from features.traffic import CLICKS, COLUMNS, DAY, GENRE, GENRES, HOUR, SECOND, START_US, Shop
 from headrace.base.errors import StopError, UnavailableError
 from headrace.base.urls import Url
 from headrace.events.settled import encode
 from headrace.features import count, item, list_columns, person, total
+from headrace.features.join import join
 from headrace.features.online import State, open_online
 from headrace.features.serve import Items, Reader
 from headrace.features.tiles import definitions_of, read_row
@@ -100,6 +103,23 @@ def test_values_are_what_a_loop_over_all_events_says(open_store, seed):
             assert found == expected(store, COLUMNS, someone, asked, known, read)
             told += sum(bool(value) for values in found for value in values)
     assert told > 500
+
+
+@pytest.mark.slow
+def test_rows_of_the_lake_have_the_values_that_were_served(open_store):
+    shop, store = Shop(15), open_store()
+    reader, labels, served = Reader(store.online, COLUMNS), [], []
+    for turn in range(40):
+        store.count(shop.events(12))
+        items, someone = items_of(shop), ["v1", "u1", "v4", "u2"][turn % 4]
+        read = reader.read(someone, items, shop.now_us + turn % 3 * HOUR)
+        for place, (name, genre) in enumerate(shop.genre_of.items()):
+            about = {"person": someone, "item": name, "@genre": genre, "@title": None}
+            labels.append({"at_us": read.at_us, "known": list(read.known), **about})
+            served.append([values[place] for values in read.values])
+    rows = join(RowsLake(table_of(store.counted)), COLUMNS, pa.Table.from_pylist(labels)).to_pylist()
+    assert [list(row.values()) for row in rows] == served
+    assert sum(any(values) for values in served) > 300
 
 
 def test_instant_is_never_before_an_event_that_was_counted(open_store):
