@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from headrace.base.errors import StopError
+from headrace.base.errors import CallError, FencedError, StopError
 from headrace.endpoints.endpoint import Page
 from headrace.endpoints.serving import TRIAL
 from headrace.engines.engine import quote_text
@@ -26,7 +26,7 @@ _MINUTE_US = 60_000_000
 # Fewer counts are needed if a look comes a little late, and visitors do not come evenly.
 _SHARE = 1.05
 
-State = Literal["idle", "waits", "started", "runs", "decided"]
+State = Literal["idle", "refused", "waits", "started", "runs", "decided"]
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -52,10 +52,20 @@ def advance(project: OpenProject, name: str) -> Standing:
             return _judge(project, name)
         save_verdict(project, verdict)
     page = experiment.on
-    challenger = find_challenger(project, page) if isinstance(page, Page) else None
-    if challenger is None:
-        return Standing("idle", f"no bundle waits that has passed the gate and was not tried on {page.name!r}")
-    return _try(project, name, challenger)
+    if not isinstance(page, Page):
+        return Standing("idle", f"{page.name!r} is no page")
+    challenger = find_challenger(project, page)
+    return _try(project, name, challenger) if challenger else _rest(project, page)
+
+
+def _rest(project: OpenProject, page: Page) -> Standing:
+    """Returns why there is nothing to try."""
+    ranker = page.carousels[0].ranker.name
+    newest = next(iter(project.registry.bundles(ranker)), None)
+    gate = read_offline_gate(project, newest.hash) if newest else None
+    if newest is not None and gate is not None and not gate.passed:
+        return Standing("refused", f"the offline gate refuses {newest.hash} of {ranker}: {'; '.join(gate.reasons)}")
+    return Standing("idle", f"no bundle of {ranker} waits that has passed the gate and was not tried on {page.name!r}")
 
 
 def find_challenger(project: OpenProject, page: Page) -> str | None:
@@ -88,7 +98,7 @@ def _try(project: OpenProject, name: str, challenger: str) -> Standing:
         if plan.days is None or plan.days * 86_400e6 > LONGEST_US:
             return Standing("waits", f"{challenger}: {_too_few(plan.needed, plan.visitors_per_day)}", later_us)
         trial = start(project, name, challenger=challenger)
-    except StopError as error:
+    except (StopError, CallError) as error:
         return Standing("waits", f"{challenger}: {error}", later_us)
     text = f"trial {trial.id} tests {challenger} against {trial.control}, {trial.planned:,} visitors an arm"
     return Standing("started", text, _first_count_us(trial))
@@ -153,7 +163,13 @@ GROUP BY arm"""  # noqa: S608 - every text in it is quoted, and every number one
 
 def _judge(project: OpenProject, name: str) -> Standing:
     """Gives the verdict on a trial, and with it the page its champion or the challenger its refusal."""
-    verdict = stop(project, name)
+    try:
+        verdict = stop(project, name)
+    except FencedError:
+        raise
+    except StopError as error:
+        # Such as a topic that was made anew: only somebody can help.
+        return Standing("waits", str(error), project.clock.now_us() + _MINUTE_US)
     champion = find_champion(project, verdict.page)
     lift = "" if verdict.lift is None else f", lift {100 * verdict.lift:+.1f} %"
     told = f"trial {verdict.trial} is {verdict.outcome}{lift}"

@@ -190,7 +190,10 @@ def test_bad_challenger_planted_past_the_gate_is_refused_by_the_verdict_and_not_
 
 def test_gate_that_refuses_keeps_a_challenger_from_its_trial(project):
     pass_gate(project, TASTES, passed=False, reasons=["it is worse than popularity"])
-    assert advance(project, NAME).state == "idle"
+    standing = advance(project, NAME)
+    assert (standing.state, standing.text) == (
+        "refused", f"the offline gate refuses {TASTES.hash} of tastes: it is worse than popularity",
+    )  # fmt: skip
     with pytest.raises(StopError, match=r"the offline gate refuses the bundle .*it is worse than popularity"):
         loop.start(project, NAME)
     # An older bundle past the gate may be tried.
