@@ -132,7 +132,7 @@ def fresh(number: int) -> dict[str, float]:
         topics.create(EVENTS, partitions=PARTITIONS, retention_seconds=None)
         online, stop = open_online(f"sqlite:///{name}/online.db"), threading.Event()
         sources = Sources(topics, lambda: None)
-        updater = Updater(online, COLUMNS, sources, clock=machine_us, metrics=Metrics(METRICS))
+        updater = Updater(online, lambda: COLUMNS, sources, clock=machine_us, metrics=Metrics(METRICS))
         thread = threading.Thread(target=updater.run, args=(stop,))
         thread.start()
         while online.read_state() is None:

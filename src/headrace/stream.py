@@ -10,12 +10,16 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
 
+import msgspec
+
 from headrace.base.clock import machine_us
+from headrace.base.errors import OutsideError
 from headrace.base.process import Life, Loops
-from headrace.base.telemetry import Metrics
+from headrace.base.telemetry import Metrics, get_logger
 from headrace.collect.load import make_dimension
 from headrace.collect.settler import METRICS as SETTLE_METRICS
 from headrace.collect.settler import Settler
+from headrace.endpoints.serving import TRIAL
 from headrace.events.decision import DECISIONS, Decision, decode_decision, is_decision
 from headrace.events.dimension import Dimension, Member, decode_member, is_member
 from headrace.events.settled import (
@@ -28,6 +32,9 @@ from headrace.events.settled import (
     decode_settled,
     is_ours,
 )
+from headrace.experiments.experiment import decode_trial
+from headrace.experiments.promotion import CHAMPION, decode_champion
+from headrace.features import Column
 from headrace.features.updater import METRICS as UPDATE_METRICS
 from headrace.features.updater import Sources, Updater
 from headrace.project import STREAM, OpenProject, note_failure, open_project
@@ -150,12 +157,51 @@ def find_sources(project: OpenProject) -> Sources:
     return Sources(project.topics, find_lake)
 
 
+def find_columns(project: OpenProject) -> tuple[Column, ...]:
+    """Returns the columns that somebody reads: those of the project, of running trials and of champions.
+
+    Arms are frozen: a feature that left the project file is counted as long as a bundle that serves has it.
+    """
+    found: dict[str, Column] = {}
+    for columns in (project.declared.columns, *_find_serving(project)):
+        for column in columns:
+            found.setdefault(column.identity, column)
+    return tuple(found.values())
+
+
+def _find_serving(project: OpenProject) -> list[list[Column]]:
+    """Returns the columns of each bundle in the newest trials and champions; none while no registry answers."""
+    try:
+        registry = project.registry
+        trials = [decode_trial(entry.value) for entry in registry.newest(TRIAL).values()]
+        champions = [decode_champion(entry.value) for entry in registry.newest(CHAMPION).values()]
+        named = {*(one.bundle for one in champions), *(name for one in trials for name in (one.control, one.treatment))}
+        fitted = registry.bundles() if named else []
+    except OutsideError as error:
+        get_logger("updater").warning("which bundles serve cannot be read at present: %s", error)
+        return []
+    return [_read_manifest(one.manifest).parameters.columns for one in fitted if one.hash in named]
+
+
+class _Parameters(msgspec.Struct):
+    columns: list[Column] = []
+
+
+class _Manifest(msgspec.Struct):
+    """What of a bundle's manifest says which features it reads."""
+
+    parameters: _Parameters
+
+
+_read_manifest = msgspec.json.Decoder(_Manifest).decode
+
+
 def _run_updater(project: OpenProject, metrics: Metrics, stop: threading.Event) -> None:
-    if not project.declared.columns:
+    if not find_columns(project):
         stop.wait()
         return
-    sources = find_sources(project)
-    Updater(project.online, project.declared.columns, sources, clock=machine_us, metrics=metrics).run(stop)
+    find, sources = partial(find_columns, project), find_sources(project)
+    Updater(project.online, find, sources, clock=machine_us, metrics=metrics).run(stop)
 
 
 LOOPS: dict[str, Callable[[OpenProject, Metrics, threading.Event], None]] = {

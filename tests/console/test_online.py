@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 
+import msgspec
 import pytest
 
 from headrace.base.clock import machine_us
 from headrace.base.telemetry import Metrics
+from headrace.experiments.promotion import CHAMPION, Champion, encode_promotion
 from headrace.features.updater import METRICS, Updater
+from headrace.models import Bundle
+from headrace.models.registry import Entry
 from headrace.project import open_project
-from headrace.stream import find_sources
+from headrace.stream import find_columns, find_sources
 from running import lines
 
 pytestmark = pytest.mark.slow
@@ -58,7 +62,7 @@ def update(shop):
     """Counts all that was settled."""
     with open_project(shop.folder) as project:
         sources, columns = find_sources(project), project.declared.columns
-        updater = Updater(project.online, columns, sources, clock=machine_us, metrics=Metrics(METRICS))
+        updater = Updater(project.online, lambda: columns, sources, clock=machine_us, metrics=Metrics(METRICS))
         updater.open()
         while updater.turn():
             pass
@@ -112,6 +116,18 @@ def left_over(shop):
         with contextlib.closing(project.online):
             rows = project.online._connection.execute("select generation from blobs").fetchall()
         yield from (row for row in rows if row[0] != serving)
+
+
+def test_columns_of_a_champion_are_counted_though_the_project_has_left_them(featured):
+    with open_project(featured.folder) as project:
+        appeal = next(column for column in project.declared.columns if column.name == "appeal_1d")
+        wider = msgspec.structs.replace(appeal, name="appeal_3d", window_us=3 * appeal.window_us)
+        parameters = {"columns": [msgspec.to_builtins(column) for column in (appeal, wider)]}
+        bundle = project.registry.add(Bundle("ranker", "click", parameters, {"at_us": 1}, {}))
+        assert wider not in find_columns(project)
+        champion = Champion(version=1, page="home", bundle=bundle, model="ranker", how="hand")
+        project.registry.write(Entry(0, CHAMPION, "home", encode_promotion(champion), 7, "ann"))
+        assert find_columns(project) == (*project.declared.columns, wider)
 
 
 def test_project_without_features_is_told(shop):

@@ -61,7 +61,7 @@ class Bench:
 
     def open(self, *, columns=COLUMNS, online=None):
         """Returns an updater that goes on where the store stands."""
-        updater = Updater(online or self.online, columns, self.sources, clock=machine_us, metrics=self.metrics)
+        updater = Updater(online or self.online, lambda: columns, self.sources, clock=machine_us, metrics=self.metrics)
         updater.open()
         return updater
 

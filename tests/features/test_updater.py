@@ -22,7 +22,7 @@ from headrace.events.settled import EVENTS
 from headrace.features import count, list_columns, person
 from headrace.features.serve import Items, Reader
 from headrace.features.tiles import definitions_of
-from headrace.features.updater import Rebuild
+from headrace.features.updater import Rebuild, Updater
 from headrace.topics import Record
 
 pytestmark = pytest.mark.slow
@@ -156,6 +156,28 @@ def test_columns_that_changed_are_made_beside_those_that_serve(bench):
     assert state.definitions == definitions_of(MORE) != first.definitions
     assert (bench.online.read_columns(state.generation), bench.blobs()) == (MORE, fold(events, MORE))
     assert bench.online.read_states() == [state]
+
+
+def test_column_that_nobody_asks_for_any_more_stays_until_the_next_backfill(bench):
+    bench.append(Shop(5).events(30))
+    bench.update(columns=MORE)
+    before = bench.online.read_state()
+    bench.update(columns=COLUMNS)
+    assert bench.online.read_state() == before
+    assert bench.rebuild().definitions == definitions_of(COLUMNS)
+
+
+def test_column_that_somebody_asks_for_later_is_made_while_the_updater_runs(bench, monkeypatch):
+    monkeypatch.setattr("headrace.features.updater._COMPARE_SECONDS", 0.0)
+    events = Shop(5).events(60)
+    bench.append(events)
+    asked = [COLUMNS]
+    updater = Updater(bench.online, lambda: asked[0], bench.sources, clock=machine_us, metrics=bench.metrics)
+    updater.open()
+    drain(updater)
+    asked[0] = MORE
+    drain(updater)
+    assert bench.blobs() == fold(events, MORE)
 
 
 def test_rebuild_under_traffic_has_no_gap_and_counts_nothing_twice(bench):

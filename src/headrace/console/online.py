@@ -16,7 +16,7 @@ from headrace.features import Column
 from headrace.features.serve import Items, Read, Reader
 from headrace.features.updater import rebuild
 from headrace.project import OpenProject, open_project
-from headrace.stream import find_sources
+from headrace.stream import find_columns, find_sources
 
 
 def _columns(project: OpenProject) -> tuple[Column, ...]:
@@ -99,7 +99,7 @@ def backfill(given: argparse.Namespace) -> None:
         project.make_topics()
         began_at = time.monotonic()
         with working("counting the events of the lake anew"):
-            state = rebuild(project.online, columns, find_sources(project), now_us=machine_us())
+            state = rebuild(project.online, find_columns(project), find_sources(project), now_us=machine_us())
     seconds, num_events = time.monotonic() - began_at, sum(state.known)
     found = {
         "generation": state.generation,

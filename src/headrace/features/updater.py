@@ -34,6 +34,7 @@ _WAIT_SECONDS = 0.2
 # A commit costs as much as fifty events, and a click may take a second to become a value.
 _PAUSE_SECONDS = 0.05
 _LOOK_SECONDS = 0.5
+_COMPARE_SECONDS = 5.0
 # Some KB each.
 _REMEMBERED = 4_000
 _AGAIN = "Make the features anew with: headrace feature backfill"
@@ -67,6 +68,7 @@ class Growth:
 
     def __init__(self, online: Online, state: State, columns: Sequence[Column]) -> None:
         self.state = state
+        self.columns = tuple(columns)
         self._online = online
         self._fold = Fold(columns)
         self._blobs: OrderedDict[Place, Blob] = OrderedDict()
@@ -186,19 +188,29 @@ class Rebuild:
 
 
 class Updater:
-    """Moves on what serves, and makes it anew where the columns have changed or nothing serves yet."""
+    """Moves on what serves, and makes it anew where that lacks a column or nothing serves yet.
+
+    Columns that nobody asks for any more are counted until then.
+    """
 
     def __init__(
-        self, online: Online, columns: Sequence[Column], sources: Sources, *, clock: Callable[[], int], metrics: Metrics
+        self,
+        online: Online,
+        find_columns: Callable[[], Sequence[Column]],
+        sources: Sources,
+        *,
+        clock: Callable[[], int],
+        metrics: Metrics,
     ) -> None:
         self._online = online
-        self._columns = columns
+        self._find_columns = find_columns
         self._sources = sources
         self._clock = clock
         self._growth: Growth | None = None
         self._rebuild: Rebuild | None = None
         self._is_clean = False
-        self._looked_at = float("-inf")
+        self._looked_at = self._compared_at = float("-inf")
+        self._held: frozenset[str] = frozenset()
         self._events = metrics.count("headrace_update_events_total")
         self._commits = metrics.count("headrace_update_commits_total")
         self._lag = metrics.count("headrace_update_lag_records")
@@ -224,15 +236,27 @@ class Updater:
         self._growth = self._rebuild = None
         self._is_clean = False
         if state is not None:
-            self._growth = Growth(self._online, state, self._online.read_columns(state.generation))
+            self._serve(Growth(self._online, state, self._online.read_columns(state.generation)))
             self._look()
-        if state is None or state.definitions != definitions_of(self._columns):
-            self._rebuild = Rebuild(self._online, self._columns, self._sources, now_us=self._clock())
+        self._compare()
+
+    def _serve(self, growth: Growth) -> None:
+        self._growth, self._is_clean = growth, False
+        self._held = frozenset(column.identity for column in growth.columns)
+
+    def _compare(self) -> None:
+        """Begins to make what serves anew if it lacks a column."""
+        self._compared_at = time.monotonic()
+        columns = self._find_columns()
+        if self._growth is None or not self._held.issuperset(column.identity for column in columns):
+            self._rebuild = Rebuild(self._online, columns, self._sources, now_us=self._clock())
 
     def turn(self) -> int:
         """Counts what has come since the last turn, and returns how many records were read, or would be at once."""
         if time.monotonic() - self._looked_at > _LOOK_SECONDS:
             self._look()
+        if self._rebuild is None and time.monotonic() - self._compared_at > _COMPARE_SECONDS:
+            self._compare()
         came = 0
         if self._growth is not None:
             before = self._growth.state
@@ -243,8 +267,8 @@ class Updater:
             growth = self._rebuild.growth
             before = growth.state
             if self._rebuild.step():
-                self._growth, self._rebuild = growth, None
-                self._is_clean = False
+                self._rebuild = None
+                self._serve(growth)
             self._note(before, growth.state)
             return _PORTION
         if not self._is_clean:
