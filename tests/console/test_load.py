@@ -1,6 +1,8 @@
 """headrace table load: a file is checked whole, then loaded, and clicks from there on know it."""
 
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +13,7 @@ from headrace.collect.load import make_dimension
 from headrace.project import open_project
 from headrace.stream import METRICS, codec_of, list_dimensions, make_table
 from headrace.tables.sink import Flush, Sink
+from running import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -167,3 +170,26 @@ def test_dimension_is_a_table_and_clicks_carry_it(shop):
     }
     assert "What is known of each member" in (told := shop.call("table", "describe", "items")[1])
     assert "The id of the member, such as the item's." in told
+
+
+@pytest.mark.soak
+def test_load_that_is_killed_is_completed_by_the_same_command(shop):
+    total = 60_000
+    rows = "".join(f"item-{number},Title,drama\n" for number in range(total))
+    path = write(shop, f"product_id,title,genre\n{rows}")
+    words = [sys.executable, "-m", "headrace", "table", "load", path, "--table", "items", "--project", shop.folder]
+    process = subprocess.Popen([str(word) for word in words])
+    wait_until(lambda: "items" in topics(shop) and ends(shop, "items") > [0], seconds=60)
+    process.kill()
+    process.wait()
+    written = ends(shop, "items")[0]
+    assert 0 < written < total
+    assert set(ends(shop, "clicks")) == {0}
+    assert loaded(shop, path.read_bytes())["unchanged"] == written
+    assert ends(shop, "items") == [total]
+    assert set(ends(shop, "clicks")) == {1}
+
+
+def ends(shop, name):
+    with open_project(shop.folder) as project:
+        return [bound.end for bound in project.topics.bounds(name)]
