@@ -1,6 +1,7 @@
 """Dimensions on real topics: loaded, marked, followed, and carried by the events that come after."""
 
 import json
+import random
 import shutil
 import sqlite3
 import sys
@@ -52,16 +53,20 @@ class Bench:
         event["properties"] = {"product_id": item}
         Topic(self.topics, CLICKS).append([Record(visitor.encode(), json.dumps(event).encode(), 0, encode_door(door))])
 
-    def settle(self, *, member="a", rules=RULES):
-        with closing(
-            Settler(self.topics, rules, self.folder / "settler", member=member, metrics=Metrics(METRICS))
-        ) as one:
+    def settle(self, *, member="a", is_saved=True):
+        """Settles all there is; unsaved, as if it were killed after its last transaction."""
+        folder, metrics = self.folder / "settler", Metrics(METRICS)
+        with closing(Settler(self.topics, RULES, folder, member=member, metrics=metrics)) as one:
             while one.turn():
                 pass
-            one._save()
+            if is_saved:
+                one._save()
 
     def rows(self):
         return [json.loads(m.value) for m in Topic(self.topics, EVENTS).read() if not m.headers]
+
+    def raw(self):
+        return sorted((m.partition, m.value) for m in Topic(self.topics, EVENTS).read() if not m.headers)
 
     def progress(self):
         return [json.loads(m.value) for m in Topic(self.topics, EVENTS).read() if m.headers]
@@ -103,6 +108,30 @@ def test_dimension_is_known_again_after_a_restart(bench, forgotten):
     bench.click(visitor="bob")
     bench.settle()
     assert bench.known() == [FERRY] * bench.number
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_copy_settled_in_one_go_gives_the_same_bytes_as_any_restarts_and_loads(bench, tmp_path, seed):
+    draws = random.Random(seed)
+    for step in range(24):
+        for _ in range(draws.randrange(3)):
+            bench.click(f"item-{draws.randrange(4)}", visitor=draws.choice(["ann", "bob", "cid"]))
+        if draws.random() < 0.4:
+            bench.load({f"item-{draws.randrange(4)}": {"genre": f"g-{step}"} for _ in range(2)})
+        if draws.random() < 0.4:
+            bench.settle(is_saved=draws.random() < 0.5)
+        if draws.random() < 0.1:
+            shutil.rmtree(bench.folder / "settler", ignore_errors=True)
+    bench.settle()
+    other = Bench(tmp_path / "other")
+    other.topics.create("items", partitions=1, retention_seconds=None)
+    for name in ("items", CLICKS):
+        messages = sorted(Topic(bench.topics, name).read(), key=lambda m: (m.partition, m.offset))
+        Topic(other.topics, name).append([Record(m.key, m.value, m.time_us, m.headers) for m in messages])
+    other.settle()
+    assert other.raw() == bench.raw()
+    assert any(b'"attributes"' in value for _, value in bench.raw())
+    other.topics.close()
 
 
 def test_marker_alone_is_told_by_progress(bench):
