@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from msgspec import UNSET, Raw, UnsetType
+from numpy.typing import NDArray
 
 from headrace.base.errors import StopError, unknown_name
 from headrace.endpoints.carousel import Chosen, Rule, choose
 from headrace.endpoints.follower import MOST_SEEN, SEEN_US
-from headrace.engines.engine import quote_text
+from headrace.engines.engine import quote_name, quote_text
 from headrace.events.decision import DECISIONS
+from headrace.events.dimension import History, Scalar, text_of
 from headrace.events.event import Event
 from headrace.events.settled import EVENTS
 from headrace.events.world import World
-from headrace.experiments.experiment import ARMS, CONTROL, TREATMENT
+from headrace.experiments.experiment import ARMS, CONTROL, TREATMENT, Trial
 from headrace.experiments.verdict import Verdict
+from headrace.features import Column
+from headrace.features.tiles import Row
+from headrace.learn import open_lake
 from headrace.loop import find_trial_of
-from headrace.models import Scorer, open_bundle
+from headrace.models import Scorer, Values, open_bundle
 from headrace.project import OpenProject
-from headrace.rehearse import Lift, tell_lift
+from headrace.rehearse import Lift, Past, tell_lift
 from headrace.tables.catalog import below_sql, item_sql
 from headrace.tables.sink import INCARNATION
+
+MOST_REPLAYED = 400
+"""Of bundles that rank by features so many decisions are made again, spread over the trial: each needs all items."""
 
 
 @dataclass(frozen=True)
@@ -46,30 +59,109 @@ def tell_truth(project: OpenProject, world: World, verdict: Verdict) -> Truth:
         CONTROL: open_bundle(project.registry.load(verdict.control_bundle)),
         TREATMENT: open_bundle(project.registry.load(verdict.treatment_bundle)),
     }
-    pages: dict[str, list[tuple[int, int, tuple[str, ...]]]] = {arm: [] for arm in ARMS}
-    replayed = different = 0
-    for row in _read_decisions(project, verdict):
-        made = {arm: _make(scorer, row) for arm, scorer in scorers.items()}
-        for arm, chosen in made.items():
-            pages[arm].append((numbers[row["visitor"]], row["at_us"], chosen.items))
-        if not row["degraded"]:
-            replayed += 1
-            different += not is_same(made[row["arm"]], row)
-    static = Lift(*(world.true_ctr(pages[arm]) for arm in ARMS))
     trial = find_trial_of(project, verdict)
+    logged = _read_decisions(project, verdict)
+    rows = logged[:: max(1, len(logged) // MOST_REPLAYED)] if any(one.columns for one in scorers.values()) else logged
+    made = {arm: list(_make_all(project, scorer, rows)) for arm, scorer in scorers.items()}
+    judged = [(made[row["arm"]][place], row) for place, row in enumerate(rows) if not row["degraded"]]
+    different = sum(not is_same(chosen, row) for chosen, row in judged)
+    static = Lift(
+        *(
+            world.true_ctr(
+                [(numbers[row["visitor"]], row["at_us"], one.items) for one, row in zip(made[arm], rows, strict=True)]
+            )
+            for arm in ARMS
+        )
+    )
     visits = list(world.schedule(verdict.started_us, verdict.cutoff_us))
-    lift = tell_lift(world, trial, list(scorers.values()), visits, seen=_seen_before(project, verdict))
-    return Truth(lift.control, lift.treatment, len(pages[CONTROL]), static, replayed, different)
+    past = Past(_read_past(project, trial), _read_members(project))
+    lift = tell_lift(world, trial, list(scorers.values()), visits, seen=_seen_before(project, trial), past=past)
+    return Truth(lift.control, lift.treatment, len(logged), static, len(judged), different)
 
 
-def _seen_before(project: OpenProject, verdict: Verdict) -> dict[str, dict[str, int]]:
+def _read_past(project: OpenProject, trial: Trial) -> list[Row]:
+    """Returns the events that had arrived before a trial, for those who count features."""
+    if not project.declared.columns:
+        return []
+    names = ", ".join(sorted({quote_text(column.event) for column in project.declared.columns}))
+    found = project.query(
+        "SELECT type, event, event_us, person, src_offset, seq, bot, properties, attributes "  # noqa: S608 - quoted
+        f"FROM {EVENTS} WHERE type = 'track' AND event IN ({names}) AND received_us < {trial.started_us} "
+        "ORDER BY received_us, log_partition, log_offset"
+    ).table()
+    return [
+        Row(**one, properties=_raw(properties), attributes=_raw(attributes))
+        for one in found.to_pylist()
+        for properties, attributes in [(one.pop("properties"), one.pop("attributes"))]
+    ]
+
+
+def _raw(text: str | None) -> Raw | UnsetType:
+    return UNSET if text is None else Raw(text.encode())
+
+
+def _read_members(project: OpenProject) -> dict[str, Mapping[str, Scalar]]:
+    """Returns what the dimensions know of their members now."""
+    known: dict[str, Mapping[str, Scalar]] = {}
+    for dimension in project.declared.dimensions:
+        history = read_history(project, dimension.name)
+        known |= {key: history.at(key, history.end) or {} for key in history.members(history.end)}
+    return known
+
+
+def read_history(project: OpenProject, dimension: str) -> History:
+    """Returns a dimension as its table holds it."""
+    history = History()
+    if dimension in project.tables.names():
+        rows = project.query(f"SELECT log_offset, key, attributes FROM {quote_name(dimension)} ORDER BY log_offset")  # noqa: S608
+        for row in rows.table().to_pylist():
+            history.add(row["log_offset"], row["key"], msgspec.json.decode(row["attributes"]))
+    return history
+
+
+def read_values(project: OpenProject, scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> Iterator[Values]:
+    """Yields for each decision the features of all items of a bundle, as it should have read them, from the lake."""
+    columns, size = scorer.columns, len(scorer.items)
+    if not columns or not rows:
+        yield from ((),) * len(rows)
+        return
+    histories = {name: read_history(project, name) for name in {column.dimension for column in columns} if name}
+    labels: dict[str, list[Any]] = defaultdict(list)
+    for row in rows:
+        ends = msgspec.json.decode(row["dimensions"] or "{}")
+        labels["at_us"] += [row["at_us"]] * size
+        labels["person"] += [row["person"]] * size
+        labels["known"] += [row["known"]] * size
+        labels["item"] += scorer.items
+        for name, dimension in _attributes_of(columns):
+            known = [histories[dimension].at(item, ends.get(dimension, 0)) or {} for item in scorer.items]
+            labels[f"@{name}"] += [text_of(one.get(name)) for one in known]
+    kinds = {"at_us": pa.int64(), "known": pa.list_(pa.int64())}
+    table = pa.table({name: pa.array(values, kinds.get(name, pa.string())) for name, values in labels.items()})
+    joined = open_lake(project).join(columns, table)
+    arrays = [_array_of(joined.column(column.name), column) for column in columns]
+    yield from ([array[start : start + size] for array in arrays] for start in range(0, len(rows) * size, size))
+
+
+def _attributes_of(columns: Sequence[Column]) -> list[tuple[str, str]]:
+    parts = ((part, column.dimension) for column in columns for part in (*column.by, column.value))
+    return sorted({(part.removeprefix("@"), dimension) for part, dimension in parts if part.startswith("@")})
+
+
+def _array_of(values: pa.ChunkedArray, column: Column) -> NDArray[Any]:
+    if column.is_text:
+        return np.array(values.to_pylist(), object)
+    found: NDArray[np.float64] = values.to_numpy().astype(np.float64)
+    return found
+
+
+def _seen_before(project: OpenProject, trial: Trial) -> dict[str, dict[str, int]]:
     """Returns what each person had clicked in the day before a trial, and when."""
-    trial = find_trial_of(project, verdict)
     item = item_sql(Event(trial.above, item=trial.above_item))
     rows = project.query(
         f"SELECT person, item, max(event_us) AS at_us FROM ({item}) "  # noqa: S608 - quoted
         "WHERE event_us < $began AND event_us >= $since AND item IS NOT NULL GROUP BY ALL",
-        parameters={"began": verdict.started_us, "since": verdict.started_us - SEEN_US},
+        parameters={"began": trial.started_us, "since": trial.started_us - SEEN_US},
     ).table()
     seen: dict[str, dict[str, int]] = defaultdict(dict)
     for row in rows.to_pylist():
@@ -97,7 +189,7 @@ def replay(project: OpenProject, recommendation_id: str) -> tuple[Chosen, Mappin
     row: dict[str, Any] = found.to_pylist()[0]
     row["seen"] = _read_seen(project, row) if row["events"] else []
     scorer = open_bundle(project.registry.load(row["bundle"]))
-    return _make(scorer, row), row
+    return next(_make_all(project, scorer, [row])), row
 
 
 def _read_seen(project: OpenProject, row: Mapping[str, Any]) -> list[str]:
@@ -141,6 +233,7 @@ def _read_decisions(project: OpenProject, verdict: Verdict) -> list[dict[str, An
     return rows
 
 
-def _make(scorer: Scorer, row: Mapping[str, Any]) -> Chosen:
-    rule = Rule(row["per_row"], row["explore"])
-    return choose(scorer, row["person"], row["seen"], rule=rule, seed=row["seed"])
+def _make_all(project: OpenProject, scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> Iterator[Chosen]:
+    for row, values in zip(rows, read_values(project, scorer, rows), strict=True):
+        rule = Rule(row["per_row"], row["explore"])
+        yield choose(scorer, row["person"], row["seen"], rule=rule, seed=row["seed"], values=values)

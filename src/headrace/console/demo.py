@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from rich.live import Live
 
 from headrace import learn, loop
 from headrace.base.clock import begin_world
-from headrace.base.errors import CallError, HeadraceError
+from headrace.base.errors import CallError, HeadraceError, StopError
 from headrace.base.process import Companion, Life, Program
 from headrace.collect.app import CLICKS
+from headrace.collect.load import load_members
 from headrace.console.crowd import HABITS, Crowd
+from headrace.console.features import compare
 from headrace.console.init import write_project
 from headrace.console.panel import FRAME_SECONDS, Stage
 from headrace.console.proof import PageProof, Proof, prove, prove_pages, wait_at_rest
@@ -33,21 +35,29 @@ from headrace.console.roles import supervise
 from headrace.console.show import print_lines, print_table
 from headrace.console.state import read_state
 from headrace.console.verdict import print_verdict
+from headrace.endpoints.serving import TRIAL
 from headrace.events.world import BORN_US, DAY, HOUR, World
+from headrace.experiments.experiment import Trial, decode_trial
 from headrace.experiments.verdict import Verdict
+from headrace.features.parity import Parity
+from headrace.models.registry import Entry
 from headrace.profile import FILE as PROFILE_FILE
 from headrace.project import ROLES, OpenProject, open_project
 from headrace.tables.catalog import funnel_sql
 from headrace.verify import Truth, tell_truth
 
 _CLOCK = "world://?rate=3600"
-_BEGIN_US = BORN_US + 3 * DAY + 12 * HOUR
+# The first night falls some 10 s after the first page: an hour is a second, and doors and past take eight of them.
+_BEGIN_US = BORN_US + 3 * DAY + 6 * HOUR
 _VISITORS = 900
 _HISTORY_DAYS = 2.0
-_SERVE_SECONDS = 6.0
 _START_SECONDS = 20.0
 _REST_SECONDS = 20.0
-_EXPERIMENT = "taste-home"
+_LOOK_SECONDS = 0.2
+_RANKER = "ranker"
+_EXPERIMENT = "ranked-home"
+_KILLS = ("endpoint", "settler", "runner")
+_KILL_SECONDS = 1.5
 # What the interval leaves out by chance one time in 20, four standard errors do one time in 15,000.
 _ERRORS = 4.0
 
@@ -70,6 +80,11 @@ class _Found:
     """What the play has come to."""
 
     verdict: Verdict | None = None
+    champion: str = ""
+    """The hash of the bundle that serves by the verdict; nothing if the challenger was refused."""
+    gate: dict[str, Any] = field(default_factory=dict)
+    """What the offline gate said of the challenger."""
+    parity: Parity | None = None
     truth: Truth | None = None
     seconds: float = 0.0
     """From the command to the verdict."""
@@ -82,10 +97,16 @@ class _Found:
         """The checks of the loop, by what they promise."""
         verdict, truth, proof = self.verdict, self.truth, self.proof
         return {
+            "the offline gate passes": bool(self.gate.get("passed")),
             "the A/A gate passes": verdict is not None and verdict.gate is not None and verdict.gate.is_passed,
             "the trial is healthy": verdict is not None and verdict.outcome not in ("unhealthy", "empty"),
             "every logged decision is made again": truth is not None and truth.replayed > 0 and not truth.different,
             "the true lift is within four standard errors": _is_near(verdict, truth),
+            "the champion is what the verdict says": verdict is not None
+            and self.champion == (verdict.treatment_bundle if verdict.outcome == "better" else ""),
+            "served features are those of the lake": self.parity is not None
+            and self.parity.decisions > 0
+            and not self.parity.mismatches,
             "every acknowledged event is in the lake once": proof is not None and proof.holds,
             "every page with an id is in the lake once": self.pages is not None and self.pages.holds,
         }
@@ -107,6 +128,8 @@ def _is_near(verdict: Verdict | None, truth: Truth | None) -> bool:
 def demo(given: argparse.Namespace) -> int:
     """Plays the whole loop and returns 0 if every check of it holds; without --once it then stays up until Ctrl-C."""
     began_at = time.monotonic()
+    if not 0 <= given.personalisation <= 10:
+        raise CallError(f"--personalisation {given.personalisation:g}: must be 0 to 10")
     if not 5 <= given.seconds <= 3600:
         raise CallError(f"--seconds {given.seconds:g}: must be 5 to 3600")
     with _folder(given.dir) as folder:
@@ -155,7 +178,7 @@ class _Play:
         self.stage = Stage(began_at)
         self.found = _Found()
         self.console = Console(highlight=False, quiet=given.json)
-        self.crowd = _make_crowd(project, given.seed)
+        self.crowd = _make_crowd(project, given)
         # Its past is over once it was sent; a folder that was played in before has one already.
         self.has_past = any(bound.end for bound in project.topics.bounds(CLICKS))
 
@@ -177,30 +200,20 @@ class _Play:
 
     async def _play(self) -> None:
         stage, crowd, project = self.stage, self.crowd, self.project
-        _note_titles(project, crowd.world)
         if not self.has_past:
+            stage.now("the titles are loaded", 0.03)
+            await asyncio.to_thread(_load_titles, project, crowd.world)
             stage.now(f"two days of the site's own past come in at {crowd.collector}", 0.05)
             await crowd.send_history(_HISTORY_DAYS)
-        stage.now("popularity is fitted from the lake", 0.2)
-        await self._fit("popular")
-        stage.now("the audience comes; popularity serves", 0.3)
+        stage.now("popularity is fitted from the lake", 0.15)
+        await asyncio.to_thread(_fit_popular, project)
+        stage.now("the audience comes; popularity serves until the night", 0.2)
         async with self._visited():
-            await asyncio.sleep(_SERVE_SECONDS)
-            stage.now("the taste policy is fitted; visitors are split again for the A/A gate", 0.4)
-            await self._fit("tastes")
-            trial = await asyncio.to_thread(loop.start, project, _EXPERIMENT)
-            if trial.gate is not None:
-                stage.gate = f"A/A ✓ {trial.gate.significant} of {trial.gate.splits:,} splits differ"
-            stage.now(f"the trial {trial.id} runs", 0.5)
-            stage.trial = f"trial {trial.id} runs, {trial.planned:,} visitors an arm are planned"
-            await self._watch_trial()
-            stage.now("the trial is stopped and judged", 0.9)
-            verdict = self.found.verdict = await asyncio.to_thread(loop.stop, project, _EXPERIMENT)
-            stage.trial = f"trial {trial.id}: {verdict.outcome}"
-        stage.now("the world tells the truth", 0.93)
-        self.found.truth = await asyncio.to_thread(tell_truth, project, crowd.world, verdict)
-        self.found.seconds = time.monotonic() - stage.began_at
-        stage.now("everything comes to rest and is counted", 0.97)
+            await self._watch()
+        stage.now("the world tells the truth", 0.9)
+        assert self.found.verdict is not None
+        self.found.truth = await asyncio.to_thread(tell_truth, project, crowd.world, self.found.verdict)
+        stage.now("everything comes to rest and is counted", 0.95)
         await asyncio.to_thread(self._prove)
         stage.now("done", 1.0)
 
@@ -212,20 +225,50 @@ class _Play:
         found.recommendation_id = _find_clicked(project)
         found.pages = prove_pages(project, self.crowd.recommended)
         found.proof = prove(project, self.crowd.acknowledged)
+        found.parity = compare(project)
 
-    async def _fit(self, model: str) -> None:
-        await asyncio.to_thread(learn.wait_for_lake, self.project)
-        bundle = await asyncio.to_thread(learn.fit, self.project, model)
-        self.stage.models.append(f"{model} {bundle.hash[:8]} from {bundle.source['rows']:,} clicks")
+    async def _watch(self) -> None:
+        """Looks on while the runner fits, tests and promotes, and kills its processes on the way."""
+        began_at, kills, killed_at = time.monotonic(), list(_KILLS), 0.0
+        while self.found.verdict is None:
+            if time.monotonic() - began_at > self.given.seconds:
+                raise StopError(
+                    f"no verdict within {self.given.seconds:g} s of the first page. What the runner did: "
+                    f"headrace pipeline history --project {self.project.folder}"
+                )
+            await asyncio.sleep(_LOOK_SECONDS)
+            trial = await asyncio.to_thread(self._look)
+            if trial is not None and kills and time.monotonic() > killed_at + _KILL_SECONDS:
+                self.crowd.killed_at = killed_at = time.monotonic()
+                self.stage.killed.append(_kill(self.project, kills.pop(0)))
+        self.found.seconds = time.monotonic() - self.stage.began_at
 
-    async def _watch_trial(self) -> None:
-        """Lets the trial run, and kills the doors and the stream in the middle of it."""
-        for share, role in ((0.35, "endpoint"), (0.25, "settler"), (0.4, "")):
-            await asyncio.sleep(self.given.seconds * share)
-            self.stage.share += 0.4 * share
-            if role:
-                self.crowd.killed_at = time.monotonic()
-                self.stage.killed.append(_kill(self.project, role))
+    def _look(self) -> Trial | None:
+        """Reads how far the runner is; returns the trial that runs."""
+        stage, registry, found = self.stage, self.project.registry, self.found
+        fitted = registry.bundles(_RANKER)
+        gates = registry.newest("gate")
+        stage.models[1:] = [f"{_RANKER} {one.hash[:8]} {_gate_text(gates.get(one.hash))}" for one in fitted[:1]]
+        entry = registry.newest(TRIAL).get(_EXPERIMENT)
+        if entry is None:
+            told = "the night: the ranker is judged" if fitted else "popularity serves until the night"
+            stage.now(told if fitted else stage.doing, 0.45 if fitted else 0.3)
+            return None
+        trial = decode_trial(entry.value)
+        if trial.gate is not None:
+            stage.gate = f"A/A ✓ {trial.gate.significant} of {trial.gate.splits:,} splits differ"
+        stage.trial = f"trial {trial.id} runs, {trial.planned:,} visitors an arm are planned"
+        stage.now(f"the trial {trial.id} runs", 0.7)
+        verdict = loop.find_verdict(self.project, _EXPERIMENT)
+        if verdict is None:
+            return trial
+        found.verdict, found.gate = verdict, msgspec.json.decode(gates[verdict.treatment_bundle].value)
+        champion = loop.find_champion(self.project, verdict.page)
+        found.champion = champion.bundle if champion is not None else ""
+        stage.trial = f"trial {trial.id}: {verdict.outcome}, " + (
+            f"{found.champion[:8]} serves from now on" if found.champion else "popularity goes on serving"
+        )
+        return None
 
     @contextlib.asynccontextmanager
     async def _visited(self) -> AsyncIterator[None]:
@@ -294,17 +337,30 @@ class _Play:
         return found.code
 
 
-def _make_crowd(project: OpenProject, seed: int) -> Crowd:
+def _make_crowd(project: OpenProject, given: argparse.Namespace) -> Crowd:
     born_us = project.clock.now_us() - int(_HISTORY_DAYS * DAY)
-    world = World(seed, visitors=_VISITORS, born_us=born_us, habits=HABITS)
+    habits = msgspec.structs.replace(HABITS, taste=given.personalisation)
+    world = World(given.seed, visitors=_VISITORS, born_us=born_us, habits=habits)
     collector, endpoint = (read_state(project, role)["url"] for role in ("collector", "endpoint"))
     return Crowd(world, collector, endpoint, project.clock)
 
 
-def _note_titles(project: OpenProject, world: World) -> None:
-    """Tells the console's pages what the items are called."""
-    titles = {item.product_id: {"title": item.title, "genre": item.genre} for item in world.items}
-    (project.profile.state / "titles.json").write_bytes(msgspec.json.encode(titles))
+def _load_titles(project: OpenProject, world: World) -> None:
+    """Loads the dimension, as `headrace table load` does."""
+    (items,) = project.declared.dimensions
+    members = {item.product_id: {"title": item.title, "genre": item.genre} for item in world.items}
+    load_members(project.topics, items, members=members, now_us=project.clock.now_us())
+
+
+def _fit_popular(project: OpenProject) -> None:
+    learn.wait_for_lake(project)
+    learn.fit(project, "popular")
+
+
+def _gate_text(entry: Entry | None) -> str:
+    if entry is None:
+        return "is fitted"
+    return "past the gate" if msgspec.json.decode(entry.value)["passed"] else "refused by the gate"
 
 
 def _find_clicked(project: OpenProject) -> str:
