@@ -53,6 +53,7 @@ def test_list_of_a_project_that_never_ran(shop):
     assert (code, lines(out)) == (0, [{
         "experiment": NAME, "page": "home", "goal": "ctr", "mde": 0.25, "power": 0.8, "alpha": 0.05,
         "state": "not started", "trial": None, "started_us": None, "outcome": None, "lift": None,
+        "champion": None, "champion_model": None, "champion_how": None,
     }])  # fmt: skip
     assert "home  ctr   not started  -" in shop.call("experiment", "list")[1]
 
@@ -245,6 +246,9 @@ def test_stop_gives_a_verdict_that_nothing_changes_any_more(fitted):
     assert "Not final" not in fitted.call("experiment", "analyse", NAME)[1]
     (row,) = lines(fitted.call("experiment", "list", "--json")[1])
     assert (row["state"], row["outcome"], row["lift"]) == ("decided", "better", found["lift"])
+    assert (row["champion"], row["champion_how"]) == (found["treatment_bundle"], "verdict")
+    served = f"home is served by its champion {found['treatment_bundle']} of {row['champion_model']}"
+    assert served in " ".join(fitted.call("experiment", "list")[1].split())
     (row,) = lines(fitted.call("table", "sql", "SELECT trial, outcome, lift, srm_p FROM verdicts", "--json")[1])
     assert row == {"trial": f"{NAME}-1", "outcome": "better", "lift": found["lift"], "srm_p": found["srm_p"]}
 

@@ -48,13 +48,13 @@ def list_experiments(given: argparse.Namespace) -> None:
         print_lines(rows)
         return
     print_table(
-        ("experiment", "page", "goal", "state", "trial", "champion"),
-        [
-            (row["experiment"], row["page"], row["goal"], _state_text(row), row["trial"] or "-", _champion_text(row))
-            for row in rows
-        ],
+        ("experiment", "page", "goal", "state", "trial"),
+        [(row["experiment"], row["page"], row["goal"], _state_text(row), row["trial"] or "-") for row in rows],
         empty="no experiments: declare one in project.py and name it in Project(experiments=...)",
     )
+    for row in rows:
+        if row["champion"]:
+            print(f"\n{row['page']} is served by its champion {row['champion']} of {row['champion_model']}")
 
 
 def _listed(experiment: Experiment, trial: Trial | None, verdict: Verdict | None) -> dict[str, Any]:
@@ -80,12 +80,6 @@ def _served(champion: Champion | None) -> dict[str, Any]:
     if champion is None or not champion.bundle:
         return {"champion": None, "champion_model": None, "champion_how": None}
     return {"champion": champion.bundle, "champion_model": champion.model, "champion_how": champion.how}
-
-
-def _champion_text(row: Mapping[str, Any]) -> str:
-    if row["champion"] is None:
-        return "- (the fallback serves)"
-    return f"{row['champion_model']} {row['champion'][:12]}, by {row['champion_how']}"
 
 
 def _state_text(row: Mapping[str, Any]) -> str:
