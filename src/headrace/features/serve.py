@@ -171,7 +171,7 @@ class _Sheet:
 class _Panel:
     """The columns that hold no person, for some items; it follows the blobs that change."""
 
-    def __init__(self, items: Items, columns: Iterable[Column], blobs: Mapping[Place, Families]) -> None:
+    def __init__(self, items: Items, columns: Iterable[Column], blobs: Mapping[Place, bytes]) -> None:
         self._keys = {column: (column.family, column.hop_us) for column in columns}
         self._sums: dict[tuple[str, int], _Sums] = {}
         self.sheets: dict[Column, _Sheet] = {}
@@ -181,8 +181,8 @@ class _Panel:
             subjects = items.subjects(column.by)
             sums = self._sums.setdefault(key, _Sums(subjects, *key))
             self.sheets[column] = _Sheet(column, subjects, sums)
-        for place, families in blobs.items():
-            self.replace(place, {}, families)
+        for place, value in blobs.items():
+            self.replace(place, {}, _unpacked(place, value))
 
     def replace(self, place: Place, before: Families, after: Families) -> None:
         """Takes in what a blob has become."""
@@ -210,7 +210,8 @@ class Reader:
         self._lock = threading.Lock()
         self._generation = 0
         self._revision = 0
-        self._blobs: dict[Place, Families] = {}
+        # Packed: as dictionaries a hundred tiles of 10k items would take 100 MB.
+        self._blobs: dict[Place, bytes] = {}
         self._panels: WeakKeyDictionary[Items, _Panel] = WeakKeyDictionary()
 
     def prepare(self, items: Items) -> None:
@@ -257,13 +258,12 @@ class Reader:
             self._generation = 0
             self._check(generation)
             self._blobs, self._panels = {}, WeakKeyDictionary()
-        wanted = {self._families[column] for column in self._watched}
         for place, value in snapshot.changed:
-            families = {name: rests for name, rests in unpack(value, place).families.items() if name in wanted}
-            before = self._blobs.get(place, {})
-            for panel in self._panels.values():
-                panel.replace(place, before, families)
-            self._blobs[place] = families
+            if self._panels:
+                before, after = _unpacked(place, self._blobs.get(place)), _unpacked(place, value)
+                for panel in self._panels.values():
+                    panel.replace(place, before, after)
+            self._blobs[place] = value
         self._generation, self._revision = generation, snapshot.state.revision
 
     def _check(self, generation: int) -> None:
@@ -304,9 +304,13 @@ class Reader:
 
     def _keyed_watched(self, column: Column) -> Iterator[tuple[Any, int, Tiles]]:
         family = self._families[column]
-        for (entity, partition), families in self._blobs.items():
-            for rest, hops in families.get(family, {}).items():
-                yield (entity, rest), partition, hops.get(column.hop_us, {})
+        for place, value in self._blobs.items():
+            for rest, hops in _unpacked(place, value).get(family, {}).items():
+                yield (place[0], rest), place[1], hops.get(column.hop_us, {})
+
+
+def _unpacked(place: Place, value: bytes | None) -> Families:
+    return {} if value is None else unpack(value, place).families
 
 
 def _keyed(blobs: Sequence[tuple[int, Families]], family: str, hop_us: int) -> Iterator[tuple[Any, int, Tiles]]:
