@@ -105,6 +105,27 @@ def test_updater_that_was_frozen_changes_nothing_when_it_wakes(bench):
     other.close()
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("point", ["update.folded", "update.committed"])
+def test_process_that_was_stopped_in_mid_batch_is_refused_when_it_wakes(bench, tmp_path, point):
+    shop, mark = Shop(16), tmp_path / "mark"
+    events = shop.events(200)
+    bench.append(events)
+    bench.update()
+    events += (more := shop.events(200))
+    bench.append(more)
+    stopped = run_updates(bench.folder, f"{point}=stop@1:{mark}")
+    wait_for(mark.exists)
+    events += (more := shop.events(50))
+    bench.append(more)
+    bench.update()
+    before = bench.online.read_state(), bench.blobs()
+    stopped.send_signal(signal.SIGCONT)
+    assert stopped.wait(timeout=60) == 1
+    assert (bench.online.read_state(), bench.blobs()) == before
+    assert before[1] == fold(events)
+
+
 @pytest.mark.parametrize("lake", ["whole", "half", "none"])
 def test_store_that_is_gone_is_made_anew_from_lake_and_topic(bench, lake):
     shop = Shop(9)
