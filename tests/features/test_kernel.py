@@ -207,6 +207,16 @@ def test_event_that_was_not_known_yet_is_found(monkeypatch):
     assert differences(*busy())[0] > 0
 
 
+def test_labels_that_fall_behind_are_evaluated_apart(monkeypatch):
+    events, labels = busy(num_labels=200)
+    looks = []
+    right = kernel._evaluate_apart
+    monkeypatch.setattr(kernel, "_MUCH", 0)
+    monkeypatch.setattr(kernel, "_evaluate_apart", lambda *given, **more: looks.append(1) or right(*given, **more))
+    assert differences(events, labels)[0] == 0
+    assert len(looks) > kernel._LEVELS
+
+
 def test_order_of_rows_and_number_of_threads_change_nothing(monkeypatch):
     events, labels = busy()
     right = joined(events, labels)

@@ -20,6 +20,10 @@ NONE = -1
 """The newest event of a window that holds none."""
 
 _LITTLE = 10_000
+_LEVELS = 4
+"""So often labels are divided at most."""
+_MUCH = 4
+"""How many looks at single events, for each event, cost more than to go through all of them once more."""
 _LOW_BITS = 32
 _LOW = (1 << _LOW_BITS) - 1
 _HALF = 1 << 31
@@ -69,16 +73,14 @@ def sort_rows(group: Ints, time_us: Ints, place: Ints, num_groups: int, *, threa
     return starts, order, sorted_us
 
 
-def evaluate(events: Events, labels: Labels, *, threads: int) -> Found:
-    """Returns what every label counts in every window: O(events + labels), and more only where `known` ever falls."""
-    num_labels, num_windows = labels.tails.shape
-    shape = (num_labels, num_windows)
-    found = Found(
-        np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, NONE, np.int64), np.zeros(shape, np.bool_)
-    )
+def evaluate(events: Events, labels: Labels, *, threads: int, levels: int = _LEVELS) -> Found:
+    """Returns what every label counts in every window: O(events + labels), and more only where `known` falls."""
     surely, falls = _settle_known(labels.starts, labels.known)
     enters = np.empty(len(events.event_us), np.int64)
     band, band_key = _sort_bands(events, threads=threads) if falls else (enters[:0], enters[:0])
+    if falls and levels and _count_bands(events, labels, surely, band, band_key) > _MUCH * len(enters):
+        return _evaluate_apart(events, labels, threads=threads, levels=levels - 1)
+    found = _make_found(labels)
 
     def work(first: int, end: int) -> None:
         _enter(events, labels, surely, enters, first, end)
@@ -86,6 +88,28 @@ def evaluate(events: Events, labels: Labels, *, threads: int) -> Found:
 
     _in_threads(work, events.starts + labels.starts, threads)
     return found
+
+
+def _make_found(labels: Labels) -> Found:
+    shape = labels.tails.shape
+    return Found(
+        np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, NONE, np.int64), np.zeros(shape, np.bool_)
+    )
+
+
+def _evaluate_apart(events: Events, labels: Labels, *, threads: int, levels: int) -> Found:
+    """Evaluates the labels that know ever more apart from those that fall behind.
+
+    A label that knew next to nothing would cost all labels before it a look at all events since.
+    """
+    rises = _find_rising(labels.starts, labels.known)
+    whole = _make_found(labels)
+    for chosen in (rises, ~rises):
+        starts = np.concatenate([[0], np.cumsum(chosen)])[labels.starts]
+        some = Labels(starts, labels.at_us[chosen], labels.tails[chosen], labels.known[chosen])
+        for place, found in zip(whole, evaluate(events, some, threads=threads, levels=levels), strict=True):
+            place[chosen] = found
+    return whole
 
 
 def _in_threads(work: Callable[[int, int], None], starts: Ints, threads: int) -> None:
@@ -203,6 +227,36 @@ def _settle_known(starts: Ints, known: Ints) -> tuple[Ints, bool]:
                     surely[label, partition] = surely[label + 1, partition]
                     falls = True
     return surely, falls
+
+
+@_compiled
+def _find_rising(starts: Ints, known: Ints) -> NDArray[np.bool_]:
+    """Returns of each label whether it knows all that those before it of which this is true know."""
+    rises = np.zeros(len(known), np.bool_)
+    most = np.empty(known.shape[1], np.int64)
+    for group in range(len(starts) - 1):
+        most[:] = 0
+        for label in range(starts[group], starts[group + 1]):
+            if (known[label] >= most).all():
+                most[:] = known[label]
+                rises[label] = True
+    return rises
+
+
+@_compiled
+def _count_bands(events: Events, labels: Labels, surely: Ints, band: Ints, band_key: Ints) -> int:
+    """Returns how many events have to be looked at one by one."""
+    looks = 0
+    for group in range(len(labels.starts) - 1):
+        since, until = events.starts[group], events.starts[group + 1]
+        for label in range(labels.starts[group], labels.starts[group + 1]):
+            for partition in range(surely.shape[1]):
+                known = labels.known[label, partition]
+                if known > surely[label, partition]:
+                    place = (since, until, partition, surely[label, partition])
+                    low = _find_band(events.partition, band, band_key, place)
+                    looks += _find_band(events.partition, band, band_key, (low, until, partition, known)) - low
+    return looks
 
 
 @_compiled
