@@ -22,6 +22,8 @@ from headrace.events.event import Event
 from headrace.events.settle import Rules
 from headrace.events.settled import EVENTS, FAILED
 from headrace.topics import Record, Topic, open_topics
+from running import wait_until
+from services.cluster import clear
 
 pytestmark = pytest.mark.slow
 
@@ -36,9 +38,9 @@ FERRY = {"title": "Night Ferry", "genre": "drama"}
 class Bench:
     """Topics with a settler that is made anew as often as a test likes."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, url="sqlite:///topics"):
         self.folder = folder
-        self.topics = open_topics("sqlite:///topics", root=folder)
+        self.topics = open_topics(url, root=folder)
         for name in (CLICKS, EVENTS, FAILED):
             self.topics.create(name, partitions=2, retention_seconds=None)
         self.number = 0
@@ -57,13 +59,16 @@ class Bench:
         """Settles all there is; unsaved, as if it were killed after its last transaction."""
         folder, metrics = self.folder / "settler", Metrics(METRICS)
         with closing(Settler(self.topics, RULES, folder, member=member, metrics=metrics)) as one:
-            while one.turn():
-                pass
+            wait_until(lambda: one.turn() == 0 and self._is_done(one), seconds=30)
             if is_saved:
                 one._save()
 
     def rows(self):
         return [json.loads(m.value) for m in Topic(self.topics, EVENTS).read() if not m.headers]
+
+    def _is_done(self, settler):
+        offsets = {partition: memory.state.offset for partition, memory in settler._memories.items()}
+        return offsets == {partition: bound.end for partition, bound in enumerate(self.topics.bounds(CLICKS))}
 
     def raw(self):
         return sorted((m.partition, m.value) for m in Topic(self.topics, EVENTS).read() if not m.headers)
@@ -113,7 +118,7 @@ def test_dimension_is_known_again_after_a_restart(bench, forgotten):
 @pytest.mark.parametrize("seed", range(2))
 def test_copy_settled_in_one_go_gives_the_same_bytes_as_any_restarts_and_loads(bench, tmp_path, seed):
     draws = random.Random(seed)
-    for step in range(24):
+    for step in range(16):
         for _ in range(draws.randrange(3)):
             bench.click(f"item-{draws.randrange(4)}", visitor=draws.choice(["ann", "bob", "cid"]))
         if draws.random() < 0.4:
@@ -132,6 +137,23 @@ def test_copy_settled_in_one_go_gives_the_same_bytes_as_any_restarts_and_loads(b
     assert other.raw() == bench.raw()
     assert any(b'"attributes"' in value for _, value in bench.raw())
     other.topics.close()
+
+
+@pytest.mark.service("kafka")
+def test_dimension_on_kafka_is_loaded_followed_and_carried(kafka, tmp_path):
+    clear(kafka)
+    bench = Bench(tmp_path, kafka.url)
+    follower = Dimensions(bench.topics, ["items"])
+    for genre in ("drama", "crime"):
+        offset = bench.load({"item-7": {"genre": genre}}).offset
+        assert follower.at_least("items", offset).end == offset
+        bench.click()
+        assert follower.history("items").at("item-7", follower.end("items")) == {"genre": genre}
+    bench.settle()
+    assert bench.known() == [{"genre": "drama"}, {"genre": "crime"}]
+    bench.topics.drop("items")
+    bench.topics.close()
+    clear(kafka)
 
 
 def test_marker_alone_is_told_by_progress(bench):
