@@ -78,7 +78,7 @@ def fill(growth: Growth, number: int, num_items: int) -> float:
     began = time.process_time()
     for start in range(0, number, 4000):
         rows = [(n % PARTITIONS, read_row(values[n])) for n in range(start, min(start + 4000, number))]
-        growth.count(rows, growth.state.offsets)
+        growth.count(rows)
     return time.process_time() - began
 
 
@@ -97,7 +97,7 @@ def read(num_items: int) -> dict[str, float]:
         quiet = [_cpu_ms(reader, n, asked, now_us) for n in range(2000)]
         changed = []
         for n in range(60_000, 60_200):
-            growth.count([(n % PARTITIONS, read_row(click(n, 7, event_us=now_us)))], growth.state.offsets)
+            growth.count([(n % PARTITIONS, read_row(click(n, 7, event_us=now_us)))])
             changed.append(_cpu_ms(reader, n, asked, now_us))
         moved = [_cpu_ms(reader, n, asked, now_us + n * 3_600_000_000) for n in range(40)]
         return {

@@ -48,7 +48,7 @@ class Store:
     def count(self, events):
         rows = [(partition, read_row(encode(event))) for event, partition in events]
         self.counted = [*self.counted, *events] if events is not self.counted else self.counted
-        self.growth.count(rows, [len(self.counted)] * self.partitions)
+        self.growth.count(rows)
 
     def close(self):
         self.online.close()

@@ -23,6 +23,7 @@ from headrace.features import count, list_columns, person
 from headrace.features.serve import Items, Reader
 from headrace.features.tiles import definitions_of
 from headrace.features.updater import Rebuild, Updater
+from headrace.tables.sink import INCARNATION
 from headrace.topics import Record
 
 pytestmark = pytest.mark.slow
@@ -145,6 +146,23 @@ def test_store_that_is_gone_is_made_anew_from_lake_and_topic(bench, lake):
     found = bench.online.read_state()
     assert bench.blobs() == before == fold(events)
     assert found == msgspec.structs.replace(state, generation=found.generation, revision=found.revision)
+
+
+def test_rows_of_a_topic_that_was_created_anew_count_beside_those_of_the_one_before(bench):
+    shop = Shop(1)
+    events = shop.events(80)
+    bench.append(events)
+    bench.sink()
+    bench.topics.drop(EVENTS)
+    bench.topics.create(EVENTS, partitions=3, retention_seconds=None)
+    # As `headrace topic replay events --continue events` does.
+    bench.tables.open(EVENTS).state({INCARNATION: bench.topics.describe(EVENTS).incarnation})
+    shop._seqs = [0] * 3
+    bench.append(more := shop.events(20))
+    bench.update()
+    state = bench.online.read_state()
+    assert bench.blobs() == fold([*events, *more])
+    assert state.known == tuple(sum(partition == p for _, partition in more) for p in range(3))
 
 
 def test_rebuild_says_how_many_events_the_lake_has_no_more(bench, caplog):

@@ -71,6 +71,8 @@ class Growth:
         self.columns = tuple(columns)
         self._online = online
         self._fold = Fold(columns)
+        # Not what the lake knew: the rows of a topic that was created anew begin at 0 again.
+        self._followed = list(state.known)
         self._blobs: OrderedDict[Place, Blob] = OrderedDict()
 
     def follow(self, messages: Sequence[Message]) -> int:
@@ -83,22 +85,27 @@ class Growth:
             if is_row(message.value or b"", message.headers):
                 row = _read(message)
                 # A log without transactions may hold the same row twice.
-                if row.seq >= known[message.partition]:
-                    known[message.partition] = row.seq + 1
+                if row.seq >= self._followed[message.partition]:
+                    self._followed[message.partition] = known[message.partition] = row.seq + 1
                     rows.append((message.partition, row))
                 else:
                     repeats += 1
         if repeats:
             _LOGGER.warning("%d events of %r have the seq of earlier ones and are passed over", repeats, EVENTS)
-        self.count(rows, offsets)
+        self._commit(rows, offsets, known)
         return len(rows)
 
-    def count(self, rows: Sequence[tuple[int, Row]], offsets: Sequence[int]) -> None:
-        """Counts rows, each given once, in any order, and commits them with the offsets."""
-        known, newest_us = list(self.state.known), list(self.state.newest_us)
-        added: dict[Place, list[Addition]] = {}
+    def count(self, rows: Sequence[tuple[int, Row]]) -> None:
+        """Counts rows from elsewhere, each given once, in any order."""
+        known = list(self.state.known)
         for partition, row in rows:
             known[partition] = max(known[partition], row.seq + 1)
+        self._commit(rows, self.state.offsets, known)
+
+    def _commit(self, rows: Sequence[tuple[int, Row]], offsets: Sequence[int], known: Sequence[int]) -> None:
+        newest_us = list(self.state.newest_us)
+        added: dict[Place, list[Addition]] = {}
+        for partition, row in rows:
             newest_us[partition] = max(newest_us[partition], row.event_us)
             for entity, addition in self._fold.additions(row):
                 added.setdefault((entity, partition), []).append(addition)
@@ -178,7 +185,7 @@ class Rebuild:
         """Counts rows of the lake; at their end says how many it no longer has."""
         state = self.growth.state
         if rows is not None:
-            self.growth.count(rows, state.offsets)
+            self.growth.count(rows)
             self._num_rows += len(rows)
             return
         self._batches = None
@@ -278,7 +285,7 @@ class Updater:
     def _note(self, before: State, after: State) -> None:
         if after != before:
             self._commits.add()
-            self._events.add(sum(after.known) - sum(before.known))
+            self._events.add(max(sum(after.known) - sum(before.known), 0))
 
     def _look(self) -> None:
         self._looked_at = time.monotonic()
