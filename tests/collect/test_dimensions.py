@@ -150,7 +150,8 @@ def test_dimension_on_kafka_is_loaded_followed_and_carried(kafka, tmp_path):
         bench.click()
         assert follower.history("items").at("item-7", follower.end("items")) == {"genre": genre}
     bench.settle()
-    assert bench.known() == [{"genre": "drama"}, {"genre": "crime"}]
+    # A transaction is read once its markers stand, a moment after it was committed.
+    wait_until(lambda: bench.known() == [{"genre": "drama"}, {"genre": "crime"}])
     bench.topics.drop("items")
     bench.topics.close()
     clear(kafka)
