@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headrace.base.errors import StopError, unknown_name
 from headrace.collect.app import CLICKS
@@ -22,6 +22,7 @@ LEAST_VISITORS = 100
 """With fewer logged visitors the A/A gate could not tell anything."""
 
 _DAY_US = 86_400_000_000
+_SPANS_US = tuple(int(days * _DAY_US) for days in (0.125, 0.25, 0.5, 1, 2, 4, 7, 14, 28))
 
 
 def find_experiment(project: OpenProject, name: str) -> Experiment:
@@ -38,9 +39,10 @@ def read_gate(project: OpenProject, name: str, *, splits: int = SPLITS) -> tuple
     It has no traffic of its own: visitors outside of any trial are split anew by other seeds.
     """
     experiment = find_experiment(project, name)
-    visitors = _enough(experiment, _logged(project, experiment), what="the A/A gate")
+    scope = _find_scope(project, experiment)
+    visitors = _enough(experiment, _read(project, scope), what="the A/A gate")
     gate = split_again(visitors, seed=f"aa/{name}", splits=splits, weights=(0.5, 0.5), alpha=experiment.alpha)
-    return gate, _needed(experiment, _measure(visitors))
+    return gate, _find_needed(project, experiment, scope, visitors)
 
 
 def _enough(experiment: Experiment, visitors: Visitors, *, what: str) -> Visitors:
@@ -53,8 +55,8 @@ def _enough(experiment: Experiment, visitors: Visitors, *, what: str) -> Visitor
     return visitors
 
 
-def _logged(project: OpenProject, experiment: Experiment, *, newest_us: int | None = None) -> Visitors:
-    """Returns the visitors that a page was logged for outside of any trial; of late only, if a time is given."""
+def _find_scope(project: OpenProject, experiment: Experiment) -> Scope:
+    """Returns what a page was logged for outside of any trial."""
     if CLICKS not in project.topics.names() or DECISIONS not in project.topics.names():
         raise StopError("nothing was logged yet. Run the project with: headrace up")
     # Taken before the wait: what is older than it was on its way to the lake then, if it came in time at all.
@@ -63,18 +65,36 @@ def _logged(project: OpenProject, experiment: Experiment, *, newest_us: int | No
     if DECISIONS not in project.tables.names() or EVENTS not in project.tables.names():
         raise StopError(f"no page was logged yet. Ask for one: POST /v1/page with {experiment.on.name!r}")
     goal = experiment.goal
-    cutoff_us = now_us - goal.within_us
-    scope = Scope(
+    return Scope(
         where=f"trial IS NULL AND page = {quote_text(experiment.on.name)}",
         above=goal.above,
         below=goal.below,
         within_us=goal.within_us,
-        cutoff_us=cutoff_us,
+        cutoff_us=now_us - goal.within_us,
         positions=ends,
         starts={topic: (0,) * len(places) for topic, places in ends.items()},
-        since_us=0 if newest_us is None else cutoff_us - newest_us,
     )
-    return read_visitors(project.query(exposures_sql(scope)).table())
+
+
+def _read(project: OpenProject, scope: Scope, *, newest_us: int | None = None) -> Visitors:
+    """Returns the visitors of a scope; those of late only, if a time is given."""
+    since_us = 0 if newest_us is None else scope.cutoff_us - newest_us
+    return read_visitors(project.query(exposures_sql(replace(scope, since_us=since_us))).table())
+
+
+def _find_needed(project: OpenProject, experiment: Experiment, scope: Scope, visitors: Visitors) -> int:
+    """Returns how many visitors an arm needs, told by the shortest time of late that has brought so many.
+
+    Of each visitor a trial sees what such a time sees. Over all that was logged everybody has more pages, so that
+    fewer visitors would seem to do: in the demo's world 50 after two days, where a trial of some hours needs 170.
+    """
+    first_us = int(visitors.first_us[visitors.counted].min())
+    for newest_us in (span_us for span_us in _SPANS_US if span_us < scope.cutoff_us - first_us):
+        late = _read(project, scope, newest_us=newest_us)
+        needed = _needed(experiment, _measure(late)) if late.counted.any() else 0
+        if needed and int(late.counted.sum()) >= max(2 * needed, LEAST_VISITORS):
+            return needed
+    return _needed(experiment, _measure(visitors))
 
 
 def _measure(visitors: Visitors) -> Ratio:
@@ -116,16 +136,17 @@ class Plan:
 def read_plan(project: OpenProject, name: str) -> Plan:
     """Returns what a trial of an experiment would take."""
     experiment = find_experiment(project, name)
-    visitors = _enough(experiment, _logged(project, experiment), what="a plan")
+    scope = _find_scope(project, experiment)
+    visitors = _enough(experiment, _read(project, scope), what="a plan")
     base = _measure(visitors)
     first_us = int(visitors.first_us[visitors.counted].min())
-    logged_us = max(project.clock.now_us() - experiment.goal.within_us - first_us, 1)
+    logged_us = max(scope.cutoff_us - first_us, 1)
     total = int(visitors.counted.sum())
     if logged_us < _DAY_US:
         per_day = total * _DAY_US / logged_us
     else:
-        per_day = float(_logged(project, experiment, newest_us=_DAY_US).counted.sum())
-    needed, mde = _needed(experiment, base), None
+        per_day = float(_read(project, scope, newest_us=_DAY_US).counted.sum())
+    needed, mde = _find_needed(project, experiment, scope, visitors), None
     if needed and per_day >= 4:
         mde = reachable_mde(
             base.estimate or 0.0,
