@@ -23,6 +23,7 @@ from headrace.project import OpenProject
 from headrace.survey import find_experiment, read_plan
 
 _MINUTE_US = 60_000_000
+_SHOWN = 12
 # Fewer counts are needed if a look comes a little late, and visitors do not come evenly.
 _SHARE = 1.05
 
@@ -64,7 +65,9 @@ def _rest(project: OpenProject, page: Page) -> Standing:
     newest = next(iter(project.registry.bundles(ranker)), None)
     gate = read_offline_gate(project, newest.hash) if newest else None
     if newest is not None and gate is not None and not gate.passed:
-        return Standing("refused", f"the offline gate refuses {newest.hash} of {ranker}: {'; '.join(gate.reasons)}")
+        return Standing(
+            "refused", f"the offline gate refuses {newest.hash[:_SHOWN]} of {ranker}: {'; '.join(gate.reasons)}"
+        )
     return Standing("idle", f"no bundle of {ranker} waits that has passed the gate and was not tried on {page.name!r}")
 
 
@@ -89,18 +92,18 @@ def find_challenger(project: OpenProject, page: Page) -> str | None:
 
 def _try(project: OpenProject, name: str, challenger: str) -> Standing:
     """Starts the trial of a challenger, unless nothing could come of it."""
-    later_us = project.clock.now_us() + _MINUTE_US
+    later_us, told = project.clock.now_us() + _MINUTE_US, challenger[:_SHOWN]
     try:
         plan = read_plan(project, name)
         if not plan.needed:
             why = "their ratio is 0 or they are all alike, so nothing says how many a trial needs"
-            return Standing("waits", f"{challenger}: {plan.visitors:,} visitors were logged, and {why}", later_us)
+            return Standing("waits", f"{told}: {plan.visitors:,} visitors were logged, and {why}", later_us)
         if plan.days is None or plan.days * 86_400e6 > LONGEST_US:
-            return Standing("waits", f"{challenger}: {_too_few(plan.needed, plan.visitors_per_day)}", later_us)
+            return Standing("waits", f"{told}: {_too_few(plan.needed, plan.visitors_per_day)}", later_us)
         trial = start(project, name, challenger=challenger)
     except (StopError, CallError) as error:
-        return Standing("waits", f"{challenger}: {error}", later_us)
-    text = f"trial {trial.id} tests {challenger} against {trial.control}, {trial.planned:,} visitors an arm"
+        return Standing("waits", f"{told}: {error}", later_us)
+    text = f"trial {trial.id} tests {told} against {trial.control[:_SHOWN]}, {trial.planned:,} visitors an arm"
     return Standing("started", text, _first_count_us(trial))
 
 
@@ -174,6 +177,8 @@ def _judge(project: OpenProject, name: str) -> Standing:
     lift = "" if verdict.lift is None else f", lift {100 * verdict.lift:+.1f} %"
     told = f"trial {verdict.trial} is {verdict.outcome}{lift}"
     if champion is not None and champion.trial == verdict.trial:
-        return Standing("decided", f"{told}: {champion.bundle} serves {verdict.page} from now on", verdict.made_us)
+        return Standing(
+            "decided", f"{told}: {champion.bundle[:_SHOWN]} serves {verdict.page} from now on", verdict.made_us
+        )
     refusal = decode_refusal(project.registry.newest(CHALLENGER)[verdict.page].value)
-    return Standing("decided", f"{told}: {refusal.bundle} is refused: {refusal.reason}", verdict.made_us)
+    return Standing("decided", f"{told}: {refusal.bundle[:_SHOWN]} is refused: {refusal.reason}", verdict.made_us)

@@ -192,7 +192,7 @@ def test_gate_that_refuses_keeps_a_challenger_from_its_trial(project):
     pass_gate(project, TASTES, passed=False, reasons=["it is worse than popularity"])
     standing = advance(project, NAME)
     assert (standing.state, standing.text) == (
-        "refused", f"the offline gate refuses {TASTES.hash} of tastes: it is worse than popularity",
+        "refused", f"the offline gate refuses {TASTES.hash[:12]} of tastes: it is worse than popularity",
     )  # fmt: skip
     with pytest.raises(StopError, match=r"the offline gate refuses the bundle .*it is worse than popularity"):
         loop.start(project, NAME)

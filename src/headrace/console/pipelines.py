@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -156,14 +157,21 @@ def history(given: argparse.Namespace) -> None:
     if given.json:
         print_lines(rows)
         return
-    print_table(
-        ("at", "pipeline", "what", "state", "steps"),
-        [
-            (format_time(row["at_us"])[:19], row["pipeline"], _what(row), row.get("state", "-"), _steps_text(row))
-            for row in rows
-        ],
-        empty="no pipeline has run yet. Run one with: headrace pipeline run NAME" if names else _EMPTY,
-    )
+    if not rows:
+        print("no pipeline has run yet. Run one with: headrace pipeline run NAME" if names else _EMPTY)
+    for row in rows:
+        _print_row(row)
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    head = f"{format_time(row['at_us'])[:19]}  {row['pipeline']}  "
+    text = row["text"] if row["kind"] == "note" else _told(row)
+    print(textwrap.fill(shown(text), 80, initial_indent=head, subsequent_indent=" " * 21, break_on_hyphens=False))
+
+
+def _told(row: dict[str, Any]) -> str:
+    steps = ", ".join(f"{step['name']} {step['state']}" for step in row["steps"])
+    return f"run {row['number']} {row['state']}: {row['error'] or steps or 'no step has begun'}"
 
 
 def _rows(project: OpenProject, names: Iterable[str], limit: int) -> list[dict[str, Any]]:
@@ -173,14 +181,3 @@ def _rows(project: OpenProject, names: Iterable[str], limit: int) -> list[dict[s
     rows = [{"kind": "run", "at_us": run.began_us, **_as_row(run)} for run in runs]
     rows += [{"kind": "note", **asdict(note)} for note in notes]
     return sorted(rows, key=lambda row: row["at_us"], reverse=True)[:limit]
-
-
-def _what(row: dict[str, Any]) -> str:
-    if row["kind"] == "note":
-        return str(row["text"])
-    return f"run {row['number']}" + (f": {row['error']}" if row["error"] else "")
-
-
-def _steps_text(row: dict[str, Any]) -> str:
-    steps = row.get("steps", ())
-    return ", ".join(f"{step['name']} {step['state']}" for step in steps) or "-"
