@@ -260,27 +260,29 @@ def _count_bands(events: Events, labels: Labels, surely: Ints, band: Ints, band_
 
 
 @_compiled
-def _is_known(events: Events, labels: Labels, surely: Ints, event: int, label: int) -> bool:
+def _is_known(at_us: Ints, surely: Ints, event: tuple[int, int, int], label: int) -> bool:
     """Returns whether a label and all later ones of its key know an event before them."""
-    if labels.at_us[label] <= events.ready_us[event]:
+    ready_us, partition, seq = event
+    if at_us[label] <= ready_us:
         return False
-    if surely.shape[1] == 0:
-        return True
-    partition = events.partition[event]
-    return bool(partition < surely.shape[1] and events.seq[event] < surely[label, partition])
+    return surely.shape[1] == 0 or bool(partition < surely.shape[1] and seq < surely[label, partition])
 
 
 @_compiled
 def _enter(events: Events, labels: Labels, surely: Ints, enters: Ints, first: int, end: int) -> None:
     """Notes of each event from which label on all know it, searching from where the one before was found."""
+    # As plain arrays: to hand a tuple of arrays on for each event cost 1.1 of 1.35 s.
+    at_us, ready_us, partition, seq = labels.at_us, events.ready_us, events.partition, events.seq
+    served = surely.shape[1] > 0
     for group in range(first, end):
         begin, stop = labels.starts[group], labels.starts[group + 1]
         place = begin
         for event in range(events.starts[group], events.starts[group + 1]):
-            low, high = _near(events, labels, surely, (event, begin, stop, place))
+            one = (ready_us[event], partition[event] if served else 0, seq[event] if served else 0)
+            low, high = _near(at_us, surely, one, (begin, stop, place))
             while low < high:
                 middle = (low + high) // 2
-                if _is_known(events, labels, surely, event, middle):
+                if _is_known(at_us, surely, one, middle):
                     high = middle
                 else:
                     low = middle + 1
@@ -289,21 +291,21 @@ def _enter(events: Events, labels: Labels, surely: Ints, enters: Ints, first: in
 
 
 @_compiled
-def _near(events: Events, labels: Labels, surely: Ints, asked: tuple[int, int, int, int]) -> tuple[int, int]:
+def _near(at_us: Ints, surely: Ints, event: tuple[int, int, int], asked: tuple[int, int, int]) -> tuple[int, int]:
     """Returns bounds of the first label that knows an event, found in growing steps from a place."""
-    event, begin, stop, place = asked
+    begin, stop, place = asked
     step = 1
-    if place < stop and not _is_known(events, labels, surely, event, place):
+    if place < stop and not _is_known(at_us, surely, event, place):
         low = place + 1
         while low + step < stop:
-            if _is_known(events, labels, surely, event, low + step):
+            if _is_known(at_us, surely, event, low + step):
                 return low, low + step
             low += step + 1
             step *= 2
         return low, stop
     high = place
     while high - step >= begin:
-        if not _is_known(events, labels, surely, event, high - step):
+        if not _is_known(at_us, surely, event, high - step):
             return high - step + 1, high
         high -= step
         step *= 2
@@ -325,7 +327,7 @@ def _evaluate(
         entering, bounds = _by_entry(places[1], since, until, begin, stop)
         tail[:] = since
         sums[:] = 0
-        newest = NONE
+        newest = np.int64(NONE)  # Else Numba compiles all below twice.
         for label in range(begin, stop):
             _leave(events, labels, places[1], (label, until), tail, sums)
             for event in entering[bounds[label - begin] : bounds[label - begin + 1]]:
