@@ -1,5 +1,7 @@
 """The click model on a small market: what it learns, what the gate says, and what made it."""
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -94,10 +96,7 @@ def test_scores_are_chances_at_position_one_and_the_same_as_in_rows(project, bun
     found = scorer.scores("ann", values)
     assert {scorer.categories[place] for place in np.argsort(-found)[:4].tolist()} == {"drama"}
     inputs = [np.log1p(likes), np.log1p(likes), np.zeros(len(likes)), (likes > 0).astype(float)]
-    size = len(likes)
-    alike = type(rows)(*(getattr(rows, name)[:size] for name in (
-        "at_us", "received_us", "pages", "persons", "items", "positions", "propensities", "clicked"
-    )), inputs=tuple(inputs))  # fmt: skip
+    alike = replace(rows.where(np.arange(len(rows)) < len(likes)), inputs=tuple(inputs))
     assert found == pytest.approx(read_scores(bundle.arrays, alike), rel=1e-12)
     assert ((found > 0) & (found < 1)).all()
 

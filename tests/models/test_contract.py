@@ -1,4 +1,4 @@
-"""The contracts of the registry: a bundle's manifest, what made it and what the gate said, as their golden file has them."""
+"""The contracts of the registry: a manifest, what made a bundle and what the gate said, as a golden file has them."""
 
 import json
 from pathlib import Path

@@ -147,7 +147,7 @@ def test_inputs_are_the_features_as_they_were_known(tmp_path):
         alike = sum(ITEMS[other] == ITEMS[item] for other in items)
         # The pages lie within two days, so all of a person's clicks are within 28.
         assert rows.inputs[1][number] == np.log1p(alike)
-        assert rows.items[number] == item
+        assert rows.names[rows.items[number]] == item
 
 
 def test_texts_are_compared_with_the_candidates_own():

@@ -102,7 +102,11 @@ def exposures_sql(scope: Scope) -> str:
     """
     ours = ", ".join(map(quote_text, scope.viewed)) or "NULL"
     viewed = outcomes_sql(
-        item_sql(scope.below), item_sql(scope.above), within_us=scope.within_us, inside=_inside(scope, EVENTS)
+        item_sql(scope.below),
+        item_sql(scope.above),
+        within_us=scope.within_us,
+        inside=_inside(scope, EVENTS),
+        key="recommendation_id, visitor",
     )
     return f"""WITH decided AS (
   SELECT recommendation_id, visitor, coalesce(arm, '') AS arm, bot, received_us, items
@@ -118,7 +122,7 @@ def exposures_sql(scope: Scope) -> str:
 counted AS (
   SELECT visitor, count(*) AS views, count(*) FILTER (click_us <= view_us + {scope.within_us:d}) AS clicks,
     bool_or(bot) AS bot
-  FROM viewed LEFT JOIN clicked USING (recommendation_id, item) GROUP BY visitor
+  FROM viewed LEFT JOIN clicked USING (recommendation_id, visitor, position) GROUP BY visitor
 ),
 exposed AS (
   SELECT visitor, arm, bot, received_us FROM decided

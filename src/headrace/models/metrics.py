@@ -60,8 +60,7 @@ def measure_ranking(rows: Rows, scores: NDArray[np.float64], *, examination: flo
 
 def _ranks(rows: Rows, scores: NDArray[np.float64]) -> NDArray[np.int64]:
     """Returns the rank of each row within its page, from 1; of equals the first by the item's id."""
-    names = np.unique(rows.items.astype(str), return_inverse=True)[1]
-    order = np.lexsort((names, -scores, rows.pages))
+    order = np.lexsort((rows.items, -scores, rows.pages))
     pages = rows.pages[order]
     starts = np.flatnonzero(np.r_[True, pages[1:] != pages[:-1]])
     ranks = np.empty(len(order), np.int64)

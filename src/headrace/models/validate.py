@@ -181,7 +181,7 @@ class _Popular:
     least: float
 
     def __call__(self, rows: Rows) -> NDArray[np.float64]:
-        return np.array([self.shares.get(item, self.least) for item in rows.items.tolist()])
+        return np.array([self.shares.get(name, self.least) for name in rows.names])[rows.items]
 
 
 def _score_popular(lake: Lake, clicks: Event) -> _Popular:
