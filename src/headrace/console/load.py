@@ -23,6 +23,7 @@ from headrace.console.show import print_lines
 from headrace.console.topics import audit
 from headrace.events.dimension import Dimension, Scalar, fault_of
 from headrace.project import OpenProject, open_project
+from headrace.stream import list_dimensions
 
 _SUFFIXES = {".csv": "csv", ".json": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 _LONG_BYTES = 1 << 20
@@ -90,7 +91,7 @@ def _show(dimension: Dimension, loaded: Loaded, passed_over: list[str]) -> None:
 
 
 def _find_dimension(project: OpenProject, name: str) -> Dimension:
-    found = {event.of.name: event.of for event in project.events if event.of is not None}
+    found = list_dimensions(project)
     if not found:
         raise CallError(
             f"--table {name}: no event of this project names a dimension. Declare one in project.py: "
