@@ -180,7 +180,7 @@ class Endpoint:
 
     def unserved(self) -> str:
         """Returns which pages nothing can serve and why, or nothing."""
-        lacking = [serving for serving in self._shelf.servings.values() if serving.fallback is None]
+        lacking = [serving for serving in self._shelf.servings.values() if serving.usual is None]
         return "; ".join(self._lack(serving) for serving in lacking)
 
     def _lack(self, serving: Serving) -> str:
@@ -353,7 +353,7 @@ def _read(body: bytes) -> Ask:
 
 def _pick(serving: Serving, asked: _Asked) -> _Picked | None:
     """Returns the bundle of the visitor's arm, else what serves everybody, else None."""
-    trial, fallback = serving.trial, serving.fallback
+    trial = serving.trial
     degraded: tuple[str, ...] = ()
     arm = None
     if trial is not None and asked.visitor:
@@ -361,8 +361,8 @@ def _pick(serving: Serving, asked: _Asked) -> _Picked | None:
         arm = None if place is None else ARMS[place]
     served = serving.arms.get(arm) if arm else None
     if served is None:
-        # A visitor of a trial should have had a bundle of the arm; others the newest of the fallback.
-        served, degraded = fallback, ("bundle",) if arm or serving.is_older else ()
+        # A visitor of a trial should have had a bundle of the arm; others the champion's, else the fallback's.
+        served, degraded = serving.usual, ("bundle",) if arm or serving.is_older else ()
     return None if served is None else _Picked(served, arm, degraded)
 
 
