@@ -14,8 +14,11 @@ import pytest
 from headrace.console import demo
 from headrace.console.init import write_project
 from headrace.console.proof import PageProof, Proof
+from headrace.events.event import Event
 from headrace.experiments.experiment import Gate
 from headrace.experiments.verdict import Arm, Verdict
+from headrace.features import count, item
+from headrace.features.parity import Compared, Parity
 from headrace.project import open_project
 from headrace.rehearse import Lift
 from headrace.verify import Truth
@@ -23,21 +26,26 @@ from journeys.plays import Play
 from running import headrace, lines, wait_until
 
 CHECKS = [
+    "the offline gate passes",
     "the A/A gate passes",
     "the trial is healthy",
     "every logged decision is made again",
     "the true lift is within four standard errors",
+    "the champion is what the verdict says",
+    "the page is served by its champion",
+    "served features are those of the lake",
     "every acknowledged event is in the lake once",
     "every page with an id is in the lake once",
 ]
-PLAY_SECONDS = 120.0
+PLAY_SECONDS = 180.0
+(COLUMN,) = count("appeal", Event("Product Clicked", item="product_id"), by=item, windows=("1d",)).columns
 MOST_BYTES = 900 << 20
 
 
 @pytest.fixture(scope="module")
 def once(tmp_path_factory) -> Iterator[Play]:
     """A demo that has ended at its verdict."""
-    with Play(tmp_path_factory.mktemp("plays") / "once", ("--once", "--json", "--seconds", "8")) as play:
+    with Play(tmp_path_factory.mktemp("plays") / "once", ("--once", "--json", "--seconds", "100")) as play:
         play.wait(PLAY_SECONDS)
         yield play
 
@@ -51,8 +59,8 @@ def plays(tmp_path_factory) -> Iterator[tuple[Play, Play]]:
     toml = folder / "stays" / "headrace.toml"
     toml.write_text(toml.read_text().replace("workers = 1", "workers = 2"))
     with (
-        Play(folder / "once", ("--once", "--json", "--seconds", "8")) as once,
-        Play(folder / "stays", ("--seconds", "8", "--seed", "3")) as stays,
+        Play(folder / "once", ("--once", "--json", "--seconds", "100")) as once,
+        Play(folder / "stays", ("--seconds", "100", "--seed", "3")) as stays,
     ):
         wait_until(lambda: once.urls.keys() == stays.urls.keys() == {"collector", "endpoint", "console"}, seconds=30)
         assert not set(once.urls.values()) & set(stays.urls.values())
@@ -101,8 +109,8 @@ def test_demo_beside_another_stays_up_until_ctrl_c(plays):
 @pytest.mark.slow
 def test_demo_has_four_processes_and_900_mb(once):
     print(f"{once.most_processes} processes, {once.most_bytes >> 20} MB at most")
-    assert once.most_processes == 4
-    assert len(once.seen) == 6, "doors and stream were not killed once each"
+    assert once.most_processes <= 7
+    assert len(once.seen) >= 8, "doors, stream and runner were not killed once each"
     assert 100 << 20 < once.most_bytes <= MOST_BYTES
     once.wait_gone()
 
@@ -110,7 +118,7 @@ def test_demo_has_four_processes_and_900_mb(once):
 @pytest.mark.slow
 def test_what_the_demo_kept_answers_afterwards(once):
     found, folder = once.summary, once.folder
-    code, out, error = headrace("experiment", "analyse", "taste-home", "--json", cwd=folder)
+    code, out, error = headrace("experiment", "analyse", "ranked-home", "--json", cwd=folder)
     assert code == 0, error
     assert lines(out)[0]["trial"] == found["verdict"]["trial"]
     assert lines(out)[0]["difference"] == found["verdict"]["difference"]
@@ -143,8 +151,8 @@ def test_demo_that_is_ended_before_its_verdict_leaves_no_process(tmp_path, numbe
 WHOLE = demo._Found(
     verdict=Verdict(
         version=1,
-        trial="taste-home-1",
-        experiment="taste-home",
+        trial="ranked-home-1",
+        experiment="ranked-home",
         page="home",
         goal="ctr",
         made_us=9,
@@ -175,6 +183,10 @@ WHOLE = demo._Found(
     truth=Truth(0.04, 0.059, pages=200, static=Lift(0.04, 0.06), replayed=200, different=0),
     proof=Proof(acknowledged=9, clicks=12, settled=8, failed=1, repeats=3, rows=8, lost=0, doubled=0),
     pages=PageProof(recommended=200, decided=210, rows=210, lost=0, doubled=0),
+    champion="bb",
+    served="bb",
+    gate={"passed": True},
+    parity=Parity(decisions=9, behind=0, columns=()),
 )
 
 
@@ -186,36 +198,55 @@ def test_a_demo_whose_checks_hold_is_done():
 @pytest.mark.parametrize(
     ("number", "part", "change"),
     [
-        (0, "verdict", {"gate": Gate(1000, 100, 75, (29, 74), 0.05, 0.1)}),
-        (0, "verdict", {"gate": None}),
-        (1, "verdict", {"outcome": "unhealthy"}),
-        (1, "verdict", {"outcome": "empty"}),
-        (2, "truth", {"different": 1}),
-        (2, "truth", {"replayed": 0}),
+        (1, "verdict", {"gate": Gate(1000, 100, 75, (29, 74), 0.05, 0.1)}),
+        (1, "verdict", {"gate": None}),
+        (2, "verdict", {"outcome": "unhealthy"}),
+        (2, "verdict", {"outcome": "empty"}),
+        (3, "truth", {"different": 1}),
+        (3, "truth", {"replayed": 0}),
         # The standard error is about 0.005.
-        (3, "truth", {"treatment": 0.0811}),
-        (3, "truth", {"treatment": 0.0389}),
-        (3, "verdict", {"difference_interval": None}),
-        (4, "proof", {"lost": 1}),
-        (4, "proof", {"rows": 7}),
-        (4, "proof", {"doubled": 1, "rows": 9}),
-        (4, "proof", {"repeats": 2}),
-        (4, "proof", {"acknowledged": 0}),
-        (5, "pages", {"recommended": 0}),
-        (5, "pages", {"lost": 1}),
-        (5, "pages", {"doubled": 1}),
-        (5, "pages", {"rows": 209}),
+        (4, "truth", {"treatment": 0.0811}),
+        (4, "truth", {"treatment": 0.0389}),
+        (4, "verdict", {"difference_interval": None}),
+        (8, "proof", {"lost": 1}),
+        (8, "proof", {"rows": 7}),
+        (8, "proof", {"doubled": 1, "rows": 9}),
+        (8, "proof", {"repeats": 2}),
+        (8, "proof", {"acknowledged": 0}),
+        (9, "pages", {"recommended": 0}),
+        (9, "pages", {"lost": 1}),
+        (9, "pages", {"doubled": 1}),
+        (9, "pages", {"rows": 209}),
+        (7, "parity", {"decisions": 0}),
+        (7, "parity", {"columns": (Compared(COLUMN, compared=3, mismatches=1),)}),
     ],
 )
 def test_a_demo_with_a_check_that_fails_is_not(number, part, change):
     whole = getattr(WHOLE, part)
     broken = msgspec.structs.replace(whole, **change) if part == "verdict" else replace(whole, **change)
     found = replace(WHOLE, **{part: broken})
+    if found.verdict.outcome != "better":
+        found = replace(found, champion="", served="aa")
     assert [check for check, holds in found.checks.items() if not holds] == [CHECKS[number]]
     assert found.code == 1
 
 
-@pytest.mark.parametrize("part", ["verdict", "truth", "proof", "pages"])
+@pytest.mark.parametrize(
+    ("check", "change"),
+    [
+        (0, {"gate": {"passed": False}}),
+        (0, {"gate": {}}),
+        (5, {"champion": "", "served": "aa"}),
+        (6, {"served": "aa"}),
+    ],
+)
+def test_a_demo_whose_champion_is_another_one_is_not(check, change):
+    found = replace(WHOLE, **change)
+    assert [name for name, holds in found.checks.items() if not holds] == [CHECKS[check]]
+    assert found.code == 1
+
+
+@pytest.mark.parametrize("part", ["verdict", "truth", "proof", "pages", "parity"])
 def test_a_demo_without_one_of_its_parts_is_not_done(part):
     assert replace(WHOLE, **{part: None}).code == 1
 
@@ -233,11 +264,22 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @pytest.mark.soak
 def test_a_demo_that_lost_a_page_says_so(tmp_path):
-    command = [sys.executable, "-c", FAULTY, "demo", "--once", "--no-browser", "--seconds", "8", "--dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-c",
+        FAULTY,
+        "demo",
+        "--once",
+        "--no-browser",
+        "--seconds",
+        "100",
+        "--dir",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PLAY_SECONDS, check=False)
     assert done.returncode == 1, done.stderr
     told = done.stdout.partition("\nchecks ")[2].splitlines()
-    assert [line.strip() for line in told if line.split()[:1] == ["✗"]] == [f"✗ {CHECKS[5]}"]
+    assert [line.strip() for line in told if line.split()[:1] == ["✗"]] == [f"✗ {CHECKS[9]}"]
 
 
 @pytest.mark.soak
@@ -245,7 +287,7 @@ def test_a_demo_plays_again_where_it_played_before(tmp_path):
     for number in range(1, 6):
         with Play(tmp_path / "demo", ("--once", "--json", "--seed", str(number % 2))) as play:
             assert play.wait(PLAY_SECONDS) == 0, play.summary["checks"]
-            assert play.summary["verdict"]["trial"] == f"taste-home-{number}"
+            assert play.summary["verdict"]["trial"] == f"ranked-home-{number}"
             assert play.most_bytes <= MOST_BYTES
 
 

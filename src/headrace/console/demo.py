@@ -11,6 +11,7 @@ import signal
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -54,6 +55,7 @@ _HISTORY_DAYS = 2.0
 _START_SECONDS = 20.0
 _REST_SECONDS = 20.0
 _LOOK_SECONDS = 0.2
+_TAKEN_SECONDS = 5.0
 _RANKER = "ranker"
 _EXPERIMENT = "ranked-home"
 _KILLS = ("endpoint", "settler", "runner")
@@ -82,6 +84,8 @@ class _Found:
     verdict: Verdict | None = None
     champion: str = ""
     """The hash of the bundle that serves by the verdict; nothing if the challenger was refused."""
+    served: str = ""
+    """The hash of the bundle that the page is served from after the verdict."""
     gate: dict[str, Any] = field(default_factory=dict)
     """What the offline gate said of the challenger."""
     parity: Parity | None = None
@@ -104,6 +108,7 @@ class _Found:
             "the true lift is within four standard errors": _is_near(verdict, truth),
             "the champion is what the verdict says": verdict is not None
             and self.champion == (verdict.treatment_bundle if verdict.outcome == "better" else ""),
+            "the page is served by its champion": self.served == self.champion != "" or not self.champion,
             "served features are those of the lake": self.parity is not None
             and self.parity.decisions > 0
             and not self.parity.mismatches,
@@ -210,6 +215,7 @@ class _Play:
         stage.now("the audience comes; popularity serves until the night", 0.2)
         async with self._visited():
             await self._watch()
+            self.found.served = await asyncio.to_thread(_find_served, self.project, self.found.champion)
         stage.now("the world tells the truth", 0.9)
         assert self.found.verdict is not None
         self.found.truth = await asyncio.to_thread(tell_truth, project, crowd.world, self.found.verdict)
@@ -357,6 +363,21 @@ def _fit_popular(project: OpenProject) -> None:
     learn.fit(project, "popular")
 
 
+def _find_served(project: OpenProject, champion: str) -> str:
+    """Returns the hash of the bundle that answers somebody new; the champion's has a moment to get there."""
+    url, body = read_state(project, "endpoint")["url"], msgspec.json.encode({"page": "home"})
+    until = time.monotonic() + _TAKEN_SECONDS
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/v1/page", body, timeout=_TAKEN_SECONDS) as answer:  # noqa: S310 - ours
+                served = str(msgspec.json.decode(answer.read())["bundle"])
+        except OSError:
+            served = ""
+        if served == champion or not champion or time.monotonic() > until:
+            return served
+        time.sleep(_LOOK_SECONDS)
+
+
 def _gate_text(entry: Entry | None) -> str:
     if entry is None:
         return "is fitted"
@@ -413,6 +434,11 @@ def _summary(crowd: Crowd, found: _Found) -> dict[str, Any]:
         else None,
         "seconds_to_verdict": round(found.seconds, 1),
         "recommendation_id": found.recommendation_id,
+        "champion": found.champion,
+        "gate": found.gate,
+        "parity": {"decisions": found.parity.decisions, "mismatches": found.parity.mismatches}
+        if found.parity
+        else None,
         "checks": found.checks,
     }
 
