@@ -385,6 +385,29 @@ def bench_pages(*, is_full: bool) -> None:
     show("a trial of 5,000 pages rehearsed", f"{found['seconds']:.2f} s")
 
 
+def features(part: str, number: int) -> dict[str, float]:
+    """Returns what a part of features.py measured in a process of its own."""
+    command = [sys.executable, str(HERE / "features.py"), part, str(number)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def bench_features(*, is_full: bool) -> None:
+    events = 10_000_000 if is_full else 2_000_000
+    for part, text in {
+        "persons": "by person",
+        "items": "by item, few of which have most",
+        "served": "by person, as two doors served them",
+        "served_items": "by item, as two doors served them",
+        "lake": "by person, the item in its JSON",
+    }.items():
+        found = features(part, events)
+        show(
+            f"1M labels over {events // 1_000_000}M events, {text}",
+            f"median {found['seconds']:.2f} s  best {found['best_seconds']:.2f} s  {found['cpu_seconds']:.2f} s of "
+            f"processor  {found['rss_mb']:.0f} MB",
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="longer runs, and ten minutes of load")
@@ -408,6 +431,7 @@ def main() -> None:
             "recipe": lambda: bench_recipe(folder, seconds=seconds, runs=runs),
             "lake": lambda: bench_lake(is_full=given.full, runs=runs),
             "pages": lambda: bench_pages(is_full=given.full),
+            "features": lambda: bench_features(is_full=given.full),
         }
         cpu = next(
             (

@@ -243,15 +243,12 @@ def scale(numbers: NDArray[np.float64]) -> Ints:
 
 def _sort(table: pa.Table, group: Ints, num_keys: int) -> _Rows:
     """Returns the rows that have a label's key, sorted, whatever order they came in."""
-    event_us, places = table.column("event_us").to_numpy(), _places(table)
-    kept = np.flatnonzero(group >= 0)
-    some = len(kept) < len(group)
-    if some:
-        group, event_us, places = group[kept], event_us[kept], places[kept]
     # Numba is loaded where rows are asked for, and nowhere else.
     kernel = import_module("headrace.features.kernel")
-    starts, order, sorted_us = kernel.sort_rows(group, event_us, places, num_keys, threads=count_threads())
-    return _Rows(table, kept[order] if some else order, starts, sorted_us)
+    starts, order, sorted_us = kernel.sort_rows(
+        group, table.column("event_us").to_numpy(), _places(table), num_keys, threads=count_threads()
+    )
+    return _Rows(table, order, starts, sorted_us)
 
 
 # Answers.

@@ -67,7 +67,10 @@ class Found(NamedTuple):
 
 
 def sort_rows(group: Ints, time_us: Ints, place: Ints, num_groups: int, *, threads: int) -> tuple[Ints, Ints, Ints]:
-    """Returns where the rows of each group begin, their order by group, time and place, and their times in it."""
+    """Returns where the rows of each group begin, their order by group, time and place, and their times in it.
+
+    Rows whose group is negative are left out.
+    """
     starts, order, sorted_us = _spread(group, time_us, num_groups)
     _in_threads(lambda first, end: _sort_groups(starts, first, end, (sorted_us, order, place)), starts, threads)
     return starts, order, sorted_us
@@ -131,19 +134,24 @@ def _sort_bands(events: Events, *, threads: int) -> tuple[Ints, Ints]:
 
 @_compiled
 def _spread(group: Ints, time_us: Ints, num_groups: int) -> tuple[Ints, Ints, Ints]:
-    """Returns where each group begins, and the rows and their times by group, in the order in which they stand."""
+    """Returns where each group begins, and the rows and their times by group, in the order in which they stand.
+
+    Rows without a group, whose number is negative, are left out.
+    """
     starts = np.zeros(num_groups + 1, np.int64)
     for one in group:
-        starts[one + 1] += 1
+        if one >= 0:
+            starts[one + 1] += 1
     for number in range(num_groups):
         starts[number + 1] += starts[number]
     free = starts[:-1].copy()
-    order = np.empty(len(group), np.int64)
-    sorted_us = np.empty(len(group), np.int64)
+    order = np.empty(starts[-1], np.int64)
+    sorted_us = np.empty(starts[-1], np.int64)
     for row, one in enumerate(group):
-        order[free[one]] = row
-        sorted_us[free[one]] = time_us[row]
-        free[one] += 1
+        if one >= 0:
+            order[free[one]] = row
+            sorted_us[free[one]] = time_us[row]
+            free[one] += 1
     return starts, order, sorted_us
 
 
@@ -327,7 +335,7 @@ def _evaluate(
         entering, bounds = _by_entry(places[1], since, until, begin, stop)
         tail[:] = since
         sums[:] = 0
-        newest = np.int64(NONE)  # Else Numba compiles all below twice.
+        newest: Any = np.int64(NONE)  # Else Numba compiles all below twice.
         for label in range(begin, stop):
             _leave(events, labels, places[1], (label, until), tail, sums)
             for event in entering[bounds[label - begin] : bounds[label - begin + 1]]:
