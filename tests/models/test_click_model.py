@@ -241,3 +241,20 @@ def test_lake_that_teaches_nothing_says_what_is_missing(tmp_path):
         with pytest.raises(StopError, match="of 30 decisions none has an item that was seen"):
             fit(project, "ranker", at_us=decisions[0].at_us)
         assert project.registry.bundles() == []
+
+
+def test_model_without_a_dimension_ranks_what_was_viewed_or_clicked(tmp_path):
+    with open_project(make_market(tmp_path)) as project:
+        path = project.folder / "project.py"
+        plain = path.read_text().replace(", of=items)", ")").replace("(taste, appeal, latest)", "(appeal, latest)")
+        plain = plain.replace('last("latest", clicks, genre,', 'last("latest", clicks, item,')
+        path.write_text("\n".join(line for line in plain.splitlines() if not line.startswith("taste = ")))
+        decisions, events = make_pages(pages=120)
+        write(project, events=events, decisions=decisions)
+        found = fit(project, "ranker", at_us=AT)
+        assert set(found.source["tables"]) == {"decisions", "events"}
+        scorer = open_bundle(found)
+        assert list(scorer.items) == sorted(ITEMS)
+        latest = np.full(len(ITEMS), "item-3", object)
+        scores = scorer.scores("ann", (np.zeros(len(ITEMS)), latest))
+        assert len(set(np.delete(scores, scorer.places["item-3"]).tolist())) == 1

@@ -172,6 +172,8 @@ def _add_attributes(
     keys = members.column("key").combine_chunks().slice(0, members.num_rows - 1).dictionary_encode()
     known = np.asarray(keys.indices.to_numpy(), np.int64) << _OFFSET_BITS
     known += _numbers(members.slice(0, members.num_rows - 1), "log_offset")
+    # Behind them all stands what no item has, also where nothing was loaded.
+    known = np.append(known, np.iinfo(np.int64).max)
     numbers = {key: number for number, key in enumerate(keys.dictionary.to_pylist())}
     encoded = labels.column("item").combine_chunks().dictionary_encode()
     of_items = np.array([numbers.get(name, -1) for name in encoded.dictionary.to_pylist()], np.int64)
