@@ -149,6 +149,7 @@ def test_join_takes_parquet_with_numbers_for_instants(shop, tmp_path):
         ("at_us,persn,@genre\n1,ann,drama\n", "taste", "no column 'person', which the features are keyed by. "),
         ("at_us,person\n1,ann\n", "lates", "no feature 'lates'. Did you mean latest?"),
         ("at_us,person\n1\n", "latest", "Expected 2 columns, got 1"),
+        ("at_us,person,known\n1,ann,3\n", "latest", "the column 'known' must be a list of whole numbers"),
     ],
 )
 def test_join_of_a_file_that_is_wrong_names_the_place(shop, tmp_path, text, features, message):

@@ -198,6 +198,8 @@ def read_labels(path: Path, columns: Sequence[Column]) -> pa.Table:
         raise CallError(f"{path}: no column 'at_us' (microseconds since 1970) or 'at' (such as 2026-11-21T12:00)")
     name, read = ("at_us", _whole) if "at_us" in table.schema.names else ("at", _instant)
     at_us = _convert(path, table, name, read)
+    if "known" in table.schema.names and not pa.types.is_list(table.schema.field("known").type):
+        raise CallError(f"{path}: the column 'known' must be a list of whole numbers, which only Parquet can hold")
     needed = sorted({part for column in columns for part in column.by})
     for part in needed:
         if part not in table.schema.names:
