@@ -36,6 +36,7 @@ from headrace.project import (
     stream_program,
     work_program,
 )
+from headrace.project import FILE as PROJECT_FILE
 
 _NOTE_SECONDS = 1.0
 # What fails is begun anew after 10 s at most, and takes a few to fail again.
@@ -296,7 +297,10 @@ def _show_stream(found: _Status) -> None:
 def _failures(project: OpenProject, role: str) -> list[dict[str, Any]]:
     """Returns why loops of a role stand still: what fails is begun anew, and noted, at least every 10 s."""
     found = []
-    for loop in (STREAM | WORK).get(role, ()):
+    loops = [*(STREAM | WORK).get(role, ())]
+    if role == "sink" and (project.folder / PROJECT_FILE).is_file():
+        loops += [f"sink-{dimension.name}" for dimension in project.declared.dimensions]
+    for loop in loops:
         with contextlib.suppress(OSError, ValueError):
             failure = json.loads((project.profile.state / "run" / f"{loop}.failure").read_text(encoding="utf-8"))
             if machine_us() - failure["at_us"] < _FAILING_SECONDS * 1e6:
