@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 VERSION = 1
 
 TRAINED = 0.8
-"""The first so much of the time is learned from, the rest is judged."""
+"""Of all rows, by time, the first so many are learned from, the rest is judged: time in which few came tells little."""
 
 QUANTILE = 0.2
 """The quantile of the gain over popularity that stands in a report."""
@@ -104,10 +104,9 @@ class _Earlier:
 
 
 def judge_ranking(lake: Lake, rows: Rows, bundle: Bundle, *, clicks: Event) -> Report:
-    """Returns how a bundle's kind of model ranks the last fifth of the time, and how the bundle itself does."""
+    """Returns how a bundle's kind of model ranks the last fifth of the rows, and how the bundle itself does."""
     settings = bundle.parameters
-    first, last = int(rows.at_us[0]), int(rows.at_us[-1])
-    split_us = first + int(TRAINED * (last - first))
+    split_us = int(rows.at_us[int(TRAINED * len(rows))])
     # A click that came after the split would tell of the future.
     before = rows.where(rows.received_us + settings["within_us"] <= split_us)
     after = rows.where(rows.at_us >= split_us)
