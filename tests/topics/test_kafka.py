@@ -280,6 +280,7 @@ def test_a_broker_that_dies_under_load_loses_nothing_acknowledged(kafka, topic):
         assert numbers == sorted(numbers)
 
 
+@pytest.mark.soak
 def test_a_consumer_stays_the_one_of_its_group_while_its_broker_restarts(kafka, topic):
     topic.append([Record(b"%d" % number, b"before") for number in range(20)])
     with topic.consume("readers") as consumer:

@@ -461,6 +461,7 @@ def test_a_frame_that_cannot_be_read_is_answered_and_harms_nobody(log, frame):
     assert writer.is_alive()
 
 
+@pytest.mark.soak
 def test_retention_keeps_up_with_many_rows(log, monkeypatch):
     monkeypatch.setattr(sqlite_store, "_REST_SECONDS", 0.5)
     log._seat.resident = True
