@@ -23,6 +23,8 @@ from running import wait_until
 PAGE_PORTS, BROKER = ("7070", "7071", "7072"), "127.0.0.1:9092"
 _BLOCK = re.compile(r"^```console(?P<kafka> kafka)?\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 _PATIENCE_SECONDS = 20.0
+# Of 0.1 s each, and of processor time: no command of ours has read its project after 0.1 s of it.
+_IDLE_LOOKS, _BEGUN_TICKS = 8, 10
 
 
 @dataclass
@@ -156,7 +158,7 @@ class Terminal:
                 lambda: _difference(command, shown, log.read_text()),
             )
         else:
-            time.sleep(1.0)
+            _wait_idle(process)
 
     def _interrupt(self, shown):
         process, log = self._running.pop()
@@ -170,6 +172,19 @@ class Terminal:
 
 def _without_log(text):
     return "".join(f"{line}\n" for line in text.splitlines() if not line.startswith('{"at":'))
+
+
+def _wait_idle(process):
+    """Waits until a command that prints nothing yet has begun to wait: it sleeps, and needs no more processor time."""
+    still, used = 0, -1
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while still < _IDLE_LOOKS and time.monotonic() < deadline:
+        time.sleep(0.1)
+        # A field by its number in proc(5), less those before the command's closing bracket.
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        state, now = fields[0], int(fields[11]) + int(fields[12])
+        still = still + 1 if state == "S" and now - used <= 1 and now >= _BEGUN_TICKS else 0
+        used = now
 
 
 def _wait(condition, complain):
