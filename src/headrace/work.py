@@ -74,13 +74,15 @@ class Child:
 def run_work(life: Life, *, folder: str, profile: str, roles: Sequence[str]) -> None:
     """Runs the pipelines of a project in this process until it is told to stop."""
     with open_project(folder, profile=profile) as project:
-        loops = {loop: partial(_run_loop, folder, profile, loop) for role in roles for loop in WORK[role]}
+        # One child at a time: each takes a quarter of a gigabyte while it reads the lake.
+        turn = threading.Lock()
+        loops = {loop: partial(_run_loop, folder, profile, loop, turn) for role in roles for loop in WORK[role]}
         Loops(loops, noted=partial(note_failure, project)).run(life)
 
 
-def _run_loop(folder: str, profile: str, loop: str, stop: threading.Event) -> None:
+def _run_loop(folder: str, profile: str, loop: str, turn: threading.Lock, stop: threading.Event) -> None:
     with open_project(folder, profile=profile) as project:
-        LOOPS[loop](project, stop)
+        LOOPS[loop](project, turn, stop)
 
 
 def find_pipeline(project: OpenProject, name: str) -> Pipeline:
@@ -94,7 +96,7 @@ def find_pipeline(project: OpenProject, name: str) -> Pipeline:
 # Running pipelines.
 
 
-def _run_due(project: OpenProject, stop: threading.Event) -> None:
+def _run_due(project: OpenProject, turn: threading.Lock, stop: threading.Event) -> None:
     """Runs whatever is due, or was broken off, until it is told to stop."""
     runner = project.runner
     while not stop.wait(_LOOK_SECONDS):
@@ -104,7 +106,7 @@ def _run_due(project: OpenProject, stop: threading.Event) -> None:
             if runner.history.is_held(pipeline.name) or (due_us is None and not runner.broken_off(pipeline)):
                 continue
             try:
-                run = run_pipeline(project, pipeline, due_us=due_us, stop=stop)
+                run = run_pipeline(project, pipeline, due_us=due_us, stop=stop, turn=turn)
             except StoppedError:
                 return
             if run.state == "failed":
@@ -117,32 +119,37 @@ def run_pipeline(
     *,
     due_us: int | None = None,
     stop: threading.Event | None = None,
+    turn: threading.Lock | None = None,
     told: Callable[[str], None] = lambda _: None,
 ) -> Run:
-    """Returns a run of a pipeline, done or failed; each step is a process of its own."""
-    stop = stop or threading.Event()
+    """Returns a run of a pipeline, done or failed; each step is a process of its own, which waits for its turn."""
+    stop, turn = stop or threading.Event(), turn or threading.Lock()
 
     def pause(seconds: float) -> None:
         if stop.wait(seconds):
             raise StoppedError("told to stop")
 
     actions: dict[str, Action] = {
-        step.name: partial(_fit_apart, project, pipeline.name, step.name, stop) for step in pipeline.steps
+        step.name: partial(_fit_apart, project, (pipeline.name, step.name), turn, stop) for step in pipeline.steps
     }
     return project.runner.run(pipeline, actions, Tools(project.clock.now_us, pause, told), due_us=due_us)
 
 
-def _fit_apart(project: OpenProject, pipeline: str, step: str, stop: threading.Event) -> tuple[str, ...]:
+def _fit_apart(
+    project: OpenProject, names: tuple[str, str], turn: threading.Lock, stop: threading.Event
+) -> tuple[str, ...]:
+    pipeline, step = names
     child = Child(f"{pipeline}.{step}", "fit_step", {"step": step})
-    return msgspec.json.decode(call_apart(project, child, stop), type=tuple[str, ...])
+    with turn:
+        return msgspec.json.decode(call_apart(project, child, stop), type=tuple[str, ...])
 
 
 # Promotion.
 
 
-def _promote(project: OpenProject, stop: threading.Event) -> None:
+def _promote(project: OpenProject, turn: threading.Lock, stop: threading.Event) -> None:
     """Takes what pipelines have fitted one step after the other to a verdict, until it is told to stop."""
-    watched = [_Watch(project, pipeline) for pipeline in project.declared.pipelines if pipeline.then is not None]
+    watched = [_Watch(project, pipeline, turn) for pipeline in project.declared.pipelines if pipeline.then is not None]
     while not stop.wait(_LOOK_SECONDS):
         for watch in watched:
             try:
@@ -154,9 +161,10 @@ def _promote(project: OpenProject, stop: threading.Event) -> None:
 class _Watch:
     """Looks after the experiment that follows a pipeline, whenever there may be something to do."""
 
-    def __init__(self, project: OpenProject, pipeline: Pipeline) -> None:
+    def __init__(self, project: OpenProject, pipeline: Pipeline, turn: threading.Lock) -> None:
         assert pipeline.then is not None
         self._project = project
+        self._turn = turn
         self._pipeline = pipeline.name
         self._experiment = pipeline.then.name
         self._seen: tuple[int, int] | None = None
@@ -197,13 +205,17 @@ class _Watch:
 
     def _step(self, stop: threading.Event) -> _Standing:
         child = Child(f"{self._pipeline}.{self._experiment}", "advance_step", {"experiment": self._experiment})
-        return msgspec.json.decode(call_apart(self._project, child, stop), type=_Standing)
+        with self._turn:
+            return msgspec.json.decode(call_apart(self._project, child, stop), type=_Standing)
 
     def _note(self, text: str) -> None:
         self._project.runner.history.note(self._pipeline, text, self._project.clock.now_us())
 
 
-LOOPS: dict[str, Callable[[OpenProject, threading.Event], None]] = {"runner": _run_due, "promoter": _promote}
+LOOPS: dict[str, Callable[[OpenProject, threading.Lock, threading.Event], None]] = {
+    "runner": _run_due,
+    "promoter": _promote,
+}
 """The loops of the role."""
 
 

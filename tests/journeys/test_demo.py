@@ -107,8 +107,9 @@ def test_demo_beside_another_stays_up_until_ctrl_c(plays):
 
 
 @pytest.mark.slow
-def test_demo_has_four_processes_and_900_mb(once):
+def test_demo_has_few_processes_and_900_mb(once):
     print(f"{once.most_processes} processes, {once.most_bytes >> 20} MB at most")
+    # The demo, the supervisor, doors, stream and work; and of the runner's children two at once at most.
     assert once.most_processes <= 7
     assert len(once.seen) >= 8, "doors, stream and runner were not killed once each"
     assert 100 << 20 < once.most_bytes <= MOST_BYTES
@@ -138,7 +139,7 @@ def test_what_the_demo_kept_answers_afterwards(once):
 @pytest.mark.parametrize("number", ["SIGINT", "SIGKILL"])
 def test_demo_that_is_ended_before_its_verdict_leaves_no_process(tmp_path, number):
     with Play(tmp_path / "demo", ("--json",)) as play:
-        wait_until(lambda: "console" in play.urls and play.most_processes == 4, seconds=30)
+        wait_until(lambda: "console" in play.urls and play.most_processes >= 5, seconds=30)
         if number == "SIGINT":
             assert play.interrupt(5) == 130
         else:

@@ -24,7 +24,7 @@ from rich.live import Live
 from headrace import learn, loop
 from headrace.base.clock import begin_world
 from headrace.base.errors import CallError, HeadraceError, StopError
-from headrace.base.process import Companion, Life, Program
+from headrace.base.process import Companion, Program
 from headrace.collect.app import CLICKS
 from headrace.collect.load import load_members
 from headrace.console.crowd import HABITS, Crowd
@@ -32,7 +32,6 @@ from headrace.console.features import compare
 from headrace.console.init import write_project
 from headrace.console.panel import FRAME_SECONDS, Stage
 from headrace.console.proof import PageProof, Proof, prove, prove_pages, wait_at_rest
-from headrace.console.roles import supervise
 from headrace.console.show import print_lines, print_table
 from headrace.console.state import read_state
 from headrace.console.verdict import print_verdict
@@ -43,7 +42,7 @@ from headrace.experiments.verdict import Verdict
 from headrace.features.parity import Parity
 from headrace.models.registry import Entry
 from headrace.profile import FILE as PROFILE_FILE
-from headrace.project import ROLES, OpenProject, open_project
+from headrace.project import OpenProject, open_project
 from headrace.tables.catalog import funnel_sql
 from headrace.verify import Truth, tell_truth
 
@@ -143,16 +142,10 @@ def demo(given: argparse.Namespace) -> int:
             # Whenever it is played, popularity has an evening and the trial the day after it.
             begin_world(folder, _BEGIN_US)
         _refuse_foreign(folder)
-        program = Program("up", "headrace.console.demo:run_up", {"folder": str(folder)}, log=str(folder / "up.log"))
+        program = Program("up", "headrace.console.roles:run_up", {"folder": str(folder)}, log=str(folder / "up.log"))
         with Companion(program) as up, open_project(folder) as project:
             up.wait_ready(_START_SECONDS)
             return asyncio.run(_Play(project, given, began_at).run())
-
-
-def run_up(life: Life, *, folder: str) -> None:
-    """Runs all roles of the demo's project, as `headrace up` does."""
-    with open_project(folder) as project:
-        supervise(project, list(ROLES), announce=lambda _: life.tell_ready())
 
 
 def _refuse_foreign(folder: Path) -> None:

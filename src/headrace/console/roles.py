@@ -15,7 +15,7 @@ from typing import Any
 
 from headrace.base.clock import WorldClock, machine_us
 from headrace.base.errors import OutsideError, UnavailableError, unknown_name
-from headrace.base.process import Program, Supervisor
+from headrace.base.process import Life, Program, Supervisor
 from headrace.base.telemetry import get_logger, quantile, read_values, start_logging
 from headrace.collect.app import CLICKS
 from headrace.collect.settler import GROUP as SETTLER
@@ -55,6 +55,12 @@ def up(given: argparse.Namespace) -> None:
             # What is wrong in project.py is said here, once.
             _ = project.declared
         supervise(project, roles, announce=lambda doors: _announce(project, doors, as_json=given.json))
+
+
+def run_up(life: Life, *, folder: str) -> None:
+    """Runs all roles of a project until it is told to stop, as the companion of a demo."""
+    with open_project(folder) as project:
+        supervise(project, list(ROLES), announce=lambda _: life.tell_ready())
 
 
 def _find_roles(project: OpenProject) -> list[str]:
