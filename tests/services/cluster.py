@@ -19,7 +19,7 @@ from services.kafka import Broker
 
 _COUNT = itertools.count()
 _LEAVE_SECONDS = 10.0
-_TOPICS = frozenset(("clicks", "events", "failed", "decisions"))
+_TOPICS = frozenset(("clicks", "events", "failed", "decisions", "items"))
 
 
 @dataclass(frozen=True)
