@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from headrace.profile import read_profile
 from headrace.project import DOORS, open_project
 from running import headrace, is_alive, lines, project_toml, running, wait_until
 
@@ -45,6 +46,12 @@ def test_init_writes_the_smallest_project_and_says_what_comes_next(tmp_path):
         assert [(one.name, one.on.name, one.goal.name) for one in declared.experiments] == [
             ("ranked-home", "home", "ctr"),
         ]  # fmt: skip
+
+
+def test_profiles_of_a_new_project_share_nothing_that_goes_by_offsets(tmp_path):
+    assert headrace("init", "shop", cwd=tmp_path)[0] == 0
+    one, other = (read_profile(tmp_path / "shop", name) for name in ("laptop", "cluster"))
+    assert not [noun for noun in ("topics", "tables", "registry", "online") if one.url(noun) == other.url(noun)]
 
 
 def test_init_empty_declares_nothing_and_loads(tmp_path):

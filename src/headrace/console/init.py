@@ -55,6 +55,8 @@ clock = "{clock}"
 [profile.cluster]
 topics = "kafka://127.0.0.1:9092"
 tables = "hdfs://127.0.0.1:8020/lake"
+registry = "sqlite:///.headrace/registry-cluster.db"
+online = "sqlite:///.headrace/online-cluster.db"
 clock = "real://"
 
 [collect]
