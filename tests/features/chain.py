@@ -75,6 +75,8 @@ class Shopper:
     login: int
     """The portion in which the device says who uses it."""
     bot: bool = False
+    skew_us: int = 0
+    """How far its clock is off."""
     back: int = 0
     """The portion in which the device is connected again."""
 
@@ -84,13 +86,19 @@ class Shopper:
 
 
 class Shoppers:
-    """Makes the clicks of a few devices: some are offline for hours, some send a batch again."""
+    """Makes the clicks of a few devices: some are offline for hours, send a batch again, or have a wrong clock."""
 
     def __init__(self, seed):
         self.draw = Random(seed)
         users = [f"u{number % 5}" for number in range(8)] + [None] * 6
         self.all = [
-            Shopper(f"v{number}", user, self.draw.randrange(15, PORTIONS - 15), bot=number == 13)
+            Shopper(
+                f"v{number}",
+                user,
+                self.draw.randrange(15, PORTIONS - 15),
+                bot=number == 13,
+                skew_us=self.draw.randrange(-6, 6) * 3600 * SECOND if number % 4 == 3 else 0,
+            )
             for number, user in enumerate(users)
         ]
         self.now_us = BEGAN_US
@@ -126,17 +134,19 @@ class Shoppers:
         queue.append(self._call(shopper, "track", event="Product List Viewed", properties={"products": products}))
         for name in self.draw.choices(shown, k=self.draw.randrange(1, 4)):
             self.now_us += self.draw.randrange(90) * SECOND
-            properties = {"product_id": name, "price": self.draw.choice(PRICES)}
+            # One in thirty fails, as no text.
+            properties = {"product_id": name if self.draw.randrange(30) else [name], "price": self.draw.choice(PRICES)}
             queue.append(self._call(shopper, "track", event="Product Clicked", properties=properties))
 
     def _call(self, shopper, kind, **more):
         self._number += 1
         made = {"type": kind, "messageId": f"m{self._number}", "anonymousId": shopper.visitor}
-        return made | {"originalTimestamp": _text(self.now_us)} | more
+        return made | {"originalTimestamp": _text(self.now_us + shopper.skew_us)} | more
 
     def _send(self, shopper, batch):
         agent = _BOT if shopper.bot else _BROWSER
-        door = Door(1, self.now_us, "http/batch", "dev", "127.0.0.1", agent, sent_at=_text(self.now_us))
+        sent_at = _text(self.now_us + shopper.skew_us)
+        door = Door(1, self.now_us, "http/batch", "dev", "127.0.0.1", agent, sent_at=sent_at)
         return [Record(shopper.visitor.encode(), json.dumps(one).encode(), 0, encode_door(door)) for one in batch]
 
 
@@ -178,18 +188,26 @@ class Chain:
         self.metrics = Metrics(METRICS)
         self.genres = {name: GENRES[number % 3] for number, name in enumerate(ITEMS[:-1])}
         self.load(*self.genres)
-        self.settler = Settler(project.topics, project.rules, folder / "settler", member="a", metrics=self.metrics)
-        self.updater = Updater(
-            project.online, lambda: self.columns, find_sources(project), clock=machine_us, metrics=self.metrics
-        )
+        self.settler, self.updater = self.open_settler(), self.open_updater()
         self.settle()
-        self.updater.open()
         drain(self.updater)
         dimensions = Dimensions(project.topics, [self.dimension.name])
         self.lookup = Lookup(lambda: project.online, dimensions, self.columns)
         self.inclusive = Lookup(lambda: Inclusive(project.online), dimensions, self.columns)
         self.served = Served(BUNDLE, "ranker", SimpleNamespace(columns=self.columns, items=ITEMS))
         self.decisions, self.faulty = [], []
+
+    def open_settler(self):
+        """Returns a settler that goes on where the one before has stopped."""
+        folder = self.project.folder / "settler"
+        return Settler(self.project.topics, self.project.rules, folder, member="a", metrics=self.metrics)
+
+    def open_updater(self):
+        """Returns an updater that goes on where the one before has stopped."""
+        sources = find_sources(self.project)
+        made = Updater(self.project.online, lambda: self.columns, sources, clock=machine_us, metrics=self.metrics)
+        made.open()
+        return made
 
     def load(self, *names):
         """Says once more of which genres some items are."""
@@ -221,6 +239,9 @@ class Chain:
             came, records = self.shoppers.portion(number)
             if records:
                 self.project.topic(CLICKS).append(records)
+            if self.draw.random() < 0.1:
+                self.settler.close()
+                self.settler, self.updater = self.open_settler(), self.open_updater()
             # Either may lag.
             if self.draw.random() < 0.85:
                 self.settle()

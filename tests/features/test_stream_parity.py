@@ -1,6 +1,6 @@
 """Parity over the whole way: what pages were made of is what rows of the lake give, through all that clicks go through.
 
-Clicks come late, again, before and after logins, from robots, and while genres change.
+Clicks come late, again, by wrong clocks, from robots, before and after logins; genres change, and roles restart.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from headrace.collect.app import CLICKS
 from headrace.collect.dimensions import Dimensions
 from headrace.events.decision import Decision
 from headrace.events.dimension import History, text_of
-from headrace.events.settled import EVENTS, SettledEvent, decode_settled
+from headrace.events.settled import EVENTS, FAILED, SettledEvent, decode_settled
 from headrace.features import Column, join
 from headrace.features.parity import Parity, diff
 from headrace.features.window import hop_of, tail_of
@@ -175,6 +175,13 @@ def test_logins_leave_earlier_events_to_the_visitor(stream):
     assert len(touched(stream, stitched) & users) >= 50
 
 
+def test_robots_wrong_clocks_and_failures_are_in_the_stream(stream):
+    events = [event for event, _ in stream.events]
+    assert sum(event.bot for event in events) > 10
+    assert sum("skewed" in event.flags for event in events) > 10
+    assert len(read_topic(stream.chain.project, FAILED)) > 5
+
+
 def touched(stream, events, **otherwise):
     """Returns the numbers of the vectors that would be others with these events, or if this were said of the pages."""
     labels = pa.Table.from_pylist([label | otherwise for of_page in stream.labels for label in of_page])
@@ -191,7 +198,7 @@ def repeats(stream):
         if message_id in seen:
             seq = sum(p == message.partition and event.src_offset < message.offset for event, p in stream.events)
             found.append((replace(by_id[message_id], src_offset=message.offset, seq=seq), message.partition))
-        elif message_id:
+        elif message_id in by_id:
             seen.add(message_id)
     return found
 
