@@ -86,9 +86,8 @@ def check_kills(folder: Path, cluster: Cluster, rounds: dict[str, int]) -> None:
     assert min(account.settled, account.failed, account.repeats) > 20, account
 
 
-@pytest.mark.soak
 def test_deaths_of_the_roles_on_a_cluster_leave_each_event_once(tmp_path, cluster):
-    check_kills(tmp_path, cluster, {"settler": 3, "sink": 3, "keeper": 2})
+    check_kills(tmp_path, cluster, {"settler": 1, "sink": 1, "keeper": 1})
 
 
 @pytest.mark.soak
@@ -218,6 +217,7 @@ async def have_a_hard_day(folder: Path, cluster: Cluster, port: int) -> set[str]
     return proxy.acknowledged
 
 
+@pytest.mark.soak
 def test_the_stream_goes_on_whatever_dies_and_freezes_in_hdfs(tmp_path, cluster):
     port = free_port()
     make_far_project(tmp_path, cluster, port=port)

@@ -170,8 +170,8 @@ def check_flat(yard, monkeypatch, commits: int) -> None:
     ]
 
 
-def test_seven_hundred_commits_take_as_long_as_the_first(yard, monkeypatch):
-    check_flat(yard, monkeypatch, 700)
+def test_four_hundred_commits_take_as_long_as_the_first(yard, monkeypatch):
+    check_flat(yard, monkeypatch, 400)
 
 
 @pytest.mark.soak

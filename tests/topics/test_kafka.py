@@ -307,6 +307,7 @@ def test_a_consumer_stays_the_one_of_its_group_while_its_broker_restarts(kafka, 
             newer.commit()
 
 
+@pytest.mark.soak
 def test_a_member_that_lost_its_session_leaves_the_newer_one_alone(kafka, topic, monkeypatch):
     monkeypatch.setitem(kafka_group._SETTINGS, "session.timeout.ms", 6000)
     topic.append([Record(b"%d" % number, b"") for number in range(20)])

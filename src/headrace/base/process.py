@@ -80,7 +80,7 @@ class _Child:
 class Companion:
     """One program beside this process, which ends with it at the latest.
 
-    with Companion(Program("up", "headrace.console.demo:run_up")) as up: ...
+    with Companion(Program("up", "headrace.console.roles:run_up")) as up: ...
     """
 
     def __init__(self, program: Program) -> None:
@@ -101,18 +101,22 @@ class Companion:
         """Returns the exit code of the program, which is below 0 if a signal has ended it; None while it runs."""
         return self._child.process.poll()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def end(self) -> None:
+        """Ends the program, unless it has ended."""
         self._child.process.terminate()
         try:
             self._child.process.wait(2 * _STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._child.process.kill()
             self._child.process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
         for descriptor in (self._child.ready_descriptor, self._own_end, self._life):
             os.close(descriptor)
 

@@ -145,7 +145,7 @@ def demo(given: argparse.Namespace) -> int:
         program = Program("up", "headrace.console.roles:run_up", {"folder": str(folder)}, log=str(folder / "up.log"))
         with Companion(program) as up, open_project(folder) as project:
             up.wait_ready(_START_SECONDS)
-            return asyncio.run(_Play(project, given, began_at).run())
+            return asyncio.run(_Play(project, given, began_at, up).run())
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -170,8 +170,9 @@ def _folder(chosen: str | None) -> Iterator[Path]:
 class _Play:
     """The demo while it runs: the crowd, what is shown of it, and what it has come to."""
 
-    def __init__(self, project: OpenProject, given: argparse.Namespace, began_at: float) -> None:
+    def __init__(self, project: OpenProject, given: argparse.Namespace, began_at: float, up: Companion) -> None:
         self.project = project
+        self.up = up
         self.given = given
         self.stage = Stage(began_at)
         self.found = _Found()
@@ -209,18 +210,25 @@ class _Play:
         async with self._visited():
             await self._watch()
             self.found.served = await asyncio.to_thread(_find_served, self.project, self.found.champion)
-        stage.now("the world tells the truth", 0.9)
+        stage.now("everything comes to rest", 0.9)
+        await asyncio.to_thread(self._rest)
+        stage.now("the world tells the truth", 0.93)
         assert self.found.verdict is not None
         self.found.truth = await asyncio.to_thread(tell_truth, project, crowd.world, self.found.verdict)
-        stage.now("everything comes to rest and is counted", 0.95)
+        stage.now("everything is counted", 0.97)
         await asyncio.to_thread(self._prove)
         stage.now("done", 1.0)
+
+    def _rest(self) -> None:
+        """Waits until all that was sent is in the lake; whoever goes on needs the roles, others their memory."""
+        wait_at_rest(self.project, _REST_SECONDS)
+        learn.wait_for_lake(self.project, seconds=_REST_SECONDS)
+        if self.given.once:
+            self.up.end()
 
     def _prove(self) -> None:
         """Counts what there is in the end."""
         project, found = self.project, self.found
-        wait_at_rest(project, _REST_SECONDS)
-        learn.wait_for_lake(project, seconds=_REST_SECONDS)
         found.recommendation_id = _find_clicked(project)
         found.pages = prove_pages(project, self.crowd.recommended)
         found.proof = prove(project, self.crowd.acknowledged)
