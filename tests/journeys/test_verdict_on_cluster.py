@@ -233,7 +233,6 @@ def check_parity(project: OpenProject) -> None:
     found = diff(lake, decisions, dict.fromkeys(bundles, project.declared.columns))
     assert (found.mismatches, found.behind) == (0, 0), found
     assert found.decisions > 100
-    print("PARITY", found.decisions, sum(one.compared for one in found.columns), sum(one.told for one in found.columns))
 
 
 def test_the_records_of_a_laptop_give_the_same_training_rows_on_the_cluster(tmp_path: Path, cluster) -> None:

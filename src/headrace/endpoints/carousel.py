@@ -35,9 +35,7 @@ class Chosen:
     all_seen: bool = False
 
 
-def choose(
-    scorer: Scorer, person: str, seen: Collection[str], *, rule: Rule, seed: int, values: Values = ()
-) -> Chosen:
+def choose(scorer: Scorer, person: str, seen: Collection[str], *, rule: Rule, seed: int, values: Values = ()) -> Chosen:
     """Returns a row for a person.
 
     At each position an item is drawn from all that are left with the chance `explore`, else the best one left is
