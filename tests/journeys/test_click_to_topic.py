@@ -89,6 +89,7 @@ def test_the_same_clicks_get_the_same_places_everywhere(tmp_path, profile):
 EXPECTED = {f"visitor-{n}": int(part) for n, part in enumerate("0233110202301312323312002232311223102")}
 
 
+@pytest.mark.soak
 @pytest.mark.service("kafka")
 @pytest.mark.parametrize("profile", ["cluster"], indirect=True)
 def test_a_broker_killed_under_load_loses_nothing_acknowledged(tmp_path, profile, kafka):

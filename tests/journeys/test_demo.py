@@ -13,7 +13,7 @@ import pytest
 
 from headrace.console import demo
 from headrace.console.init import write_project
-from headrace.console.proof import PageProof, Proof
+from headrace.console.proof import PageProof, Proof, is_click
 from headrace.events.event import Event
 from headrace.experiments.experiment import Gate
 from headrace.experiments.verdict import Arm, Verdict
@@ -132,7 +132,7 @@ def test_what_the_demo_kept_answers_afterwards(once):
     assert code == 0, error
     assert lines(out) == [{"rows": found["decisions"]["rows"]}]
     with open_project(folder) as project:
-        stored = sum(bound.end for bound in project.topic("clicks").bounds())
+        stored = sum(map(is_click, project.topic("clicks").read_to_ends()))
     assert stored == found["clicks"] == found["settled"] + found["failed"] + found["repeats"]
 
 
