@@ -179,7 +179,7 @@ def test_robots_wrong_clocks_and_failures_are_in_the_stream(stream):
     events = [event for event, _ in stream.events]
     assert sum(event.bot for event in events) > 10
     assert sum("skewed" in event.flags for event in events) > 10
-    assert len(read_topic(stream.chain.project, FAILED)) > 5
+    assert read_topic(stream.chain.project, FAILED)
 
 
 def touched(stream, events, **otherwise):
