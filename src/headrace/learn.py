@@ -88,8 +88,9 @@ class LakeView:
 
 
 def open_lake(project: OpenProject) -> LakeView:
-    """Returns the lake as it is now, of all tables that stand."""
-    versions = {name: project.tables.open(name).version for name in project.tables.names()}
+    """Returns the lake as it is now, of all tables that a sink fills."""
+    opened = {name: project.tables.open(name) for name in project.tables.names()}
+    versions = {name: table.version for name, table in opened.items() if INCARNATION in table.properties}
     return LakeView(project, versions, project.clock.now_us())
 
 

@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from headrace import Attribute, Dimension, Event, Metric, item, person
 from headrace.base.errors import CallError, FormatError, ProjectError, StopError
 from headrace.features import count, last
-from headrace.learn import LakeView, find_fit, find_gate, fit, reproduce
+from headrace.learn import LakeView, find_fit, find_gate, fit, open_lake, reproduce
 from headrace.models import Bundle, click_model, open_bundle
 from headrace.models.gate import decide
 from headrace.models.learned import read_scores
@@ -266,3 +267,8 @@ def test_model_without_a_dimension_ranks_what_was_viewed_or_clicked(tmp_path):
         latest = np.full(len(ITEMS), "item-3", object)
         scores = scorer.scores("ann", (np.zeros(len(ITEMS)), latest))
         assert len(set(np.delete(scores, scorer.places["item-3"]).tolist())) == 1
+
+
+def test_lake_as_it_is_has_a_source_beside_tables_that_no_sink_fills(project):
+    project.tables.create("verdicts", pa.schema([("trial", pa.string())]), partition_by=(), description="")
+    assert sorted(open_lake(project).source["tables"]) == ["decisions", "events", "items"]
