@@ -17,7 +17,7 @@ from headrace.base.clock import Clock
 from headrace.events.visit import ClientEvent, PageShown, PageWanted, write_time
 from headrace.events.world import DAY, Delivery, Habits, Visit, World, encode
 
-HABITS = Habits(visits_per_day=3.0, beats=3.0)
+HABITS = Habits(visits_per_day=2.0, beats=3.0)
 
 _PAGE_CONNECTIONS = 32
 _SEND_CONNECTIONS = 24
