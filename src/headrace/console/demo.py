@@ -205,7 +205,7 @@ class _Play:
             stage.now(f"two days of the site's own past come in at {crowd.collector}", 0.05)
             await crowd.send_history(_HISTORY_DAYS)
         stage.now("popularity is fitted from the lake", 0.15)
-        await asyncio.to_thread(_fit_popular, project)
+        stage.models = [await asyncio.to_thread(_fit_popular, project)]
         stage.now("the audience comes; popularity serves until the night", 0.2)
         async with self._visited():
             await self._watch()
@@ -359,9 +359,11 @@ def _load_titles(project: OpenProject, world: World) -> None:
     load_members(project.topics, items, members=members, now_us=project.clock.now_us())
 
 
-def _fit_popular(project: OpenProject) -> None:
+def _fit_popular(project: OpenProject) -> str:
+    """Fits what serves first; returns it for the panel."""
     learn.wait_for_lake(project)
-    learn.fit(project, "popular")
+    bundle = learn.fit(project, "popular")
+    return f"popular {bundle.hash[:8]} from {bundle.source['rows']:,} clicks"
 
 
 def _find_served(project: OpenProject, champion: str) -> str:
