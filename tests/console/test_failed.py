@@ -203,6 +203,7 @@ def test_failed_shows_people_the_newest_and_groups_with_an_example(strict):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_after_a_fix_of_the_project_the_good_ones_come_in_once(tmp_path):
     toml = project_toml(extra="[sink]\nflush_seconds = 0.2\n")
     (tmp_path / "project.py").write_text(STRICT)

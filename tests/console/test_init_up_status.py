@@ -182,6 +182,7 @@ def test_up_with_an_impossible_number_of_workers_is_refused(shop, workers):
     assert (code, error) == (2, f"CallError: collect.workers == {workers}, must be 1 to 64\n")
 
 
+@pytest.mark.soak
 def test_up_with_other_partitions_than_the_topic_has_is_refused(shop):
     assert headrace("topic", "create", "clicks", "--partitions", "3", cwd=shop)[0] == 0
     code, _, error = headrace("up", cwd=shop)

@@ -234,6 +234,7 @@ def test_sql_streams_parquet_into_a_pipe(full):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_sql_ends_quietly_by_ctrl_c(full):
     endless = "SELECT count(*) FROM range(100_000) a, range(1_000_000) b WHERE a.range * b.range % 7 = 3"
     command = [sys.executable, "-m", "headrace", "table", "sql", endless]

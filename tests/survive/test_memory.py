@@ -37,6 +37,7 @@ def watch_memory(folder: Path, seconds: float, *, warm_seconds: float) -> tuple[
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_memory_is_bounded_under_load(tmp_path):
     warm, largest = watch_memory(tmp_path, 8.0, warm_seconds=3.0)
     assert 0 < largest < 400

@@ -170,6 +170,7 @@ def check_flat(yard, monkeypatch, commits: int) -> None:
     ]
 
 
+@pytest.mark.soak
 def test_four_hundred_commits_take_as_long_as_the_first(yard, monkeypatch):
     check_flat(yard, monkeypatch, 400)
 

@@ -65,6 +65,7 @@ def _all_moved(folder: Path, before: list[int]) -> bool:
     return all(now > then for now, then in zip(_positions(folder), before, strict=True))
 
 
+@pytest.mark.soak
 def test_members_that_were_frozen_wake_up_and_double_nothing(tmp_path):
     port = free_port()
     places = {"topics": f"sqlite:///{tmp_path}/topics", "tables": f"file:///{tmp_path}/lake"}

@@ -94,7 +94,7 @@ def correlate_scores(rows: Rows, one: NDArray[np.float64], other: NDArray[np.flo
 def log_loss(odds: NDArray[np.float64], clicked: NDArray[np.bool_], weights: NDArray[np.float64]) -> float:
     """Returns the mean of -log of the chance that was given to what happened.
 
-    >>> log_loss(np.zeros(2), np.array([True, False]), np.ones(2)) == np.log(2)
+    >>> bool(log_loss(np.zeros(2), np.array([True, False]), np.ones(2)) == np.log(2))
     True
     """
     losses = np.logaddexp(0.0, np.where(clicked, -odds, odds))
