@@ -114,6 +114,7 @@ def test_up_prints_a_line_for_people_that_works_as_it_stands(shop):
     assert (code, lines(out)[0]["value"]["event"]) == (0, "Product Clicked")
 
 
+@pytest.mark.soak
 def test_up_twice_is_refused_and_the_first_goes_on(shop):
     with running(shop) as up:
         code, out, error = headrace("up", cwd=shop)

@@ -119,6 +119,7 @@ def test_words_that_are_no_command_are_code_2(topic, words):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_an_unreachable_broker_is_code_3(shop):
     pytest.importorskip("confluent_kafka")
     (shop / "headrace.toml").write_text(project_toml(topics="kafka://127.0.0.1:1"))

@@ -347,7 +347,7 @@ def test_degraded_pages_are_counted_by_arm(project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_repeated_late_and_reordered_events_give_the_same_verdict(tmp_path, seed):
     """The same happenings, each time in another order, with repeats, in other portions."""
     verdicts, draw = [], Random(seed)

@@ -137,7 +137,7 @@ def test_what_the_demo_kept_answers_afterwards(once):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", ["SIGINT", "SIGKILL"])
+@pytest.mark.parametrize("number", [pytest.param("SIGINT", marks=pytest.mark.soak), "SIGKILL"])
 def test_demo_that_is_ended_before_its_verdict_leaves_no_process(tmp_path, number):
     with Play(tmp_path / "demo", ("--json",)) as play:
         wait_until(lambda: "console" in play.urls and play.most_processes >= 5, seconds=30)

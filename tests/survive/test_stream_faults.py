@@ -127,6 +127,7 @@ def _replay_failed(folder: Path) -> None:
             Topic(project.topics, "clicks").append([Record(row["key"].encode(), row["raw"].encode(), 0, headers)])
 
 
+@pytest.mark.soak
 def test_a_definition_that_changes_in_mid_stream_judges_from_there_on(tmp_path):
     make_project(tmp_path)
     _declare(tmp_path, "")

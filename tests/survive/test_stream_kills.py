@@ -149,6 +149,7 @@ def _has_passed(project: OpenProject, before: Counts) -> bool:
     return done.settler > before.settler and done.sink > before.sink
 
 
+@pytest.mark.soak
 def test_settler_and_sink_go_on_by_themselves_within_seconds_of_a_kill(tmp_path):
     acknowledged, seconds = asyncio.run(resume_seconds(tmp_path, 4, free_port()))
     print("settler, sink:", [f"{settler:.2f} s, {sink:.2f} s" for settler, sink in seconds])

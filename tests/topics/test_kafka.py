@@ -117,6 +117,7 @@ def test_a_user_and_a_password_open_the_door(kafka, topic, monkeypatch):
     assert [message.value for message in topic.read()] == [b"secret"]
 
 
+@pytest.mark.soak
 def test_a_wrong_password_is_told(kafka, monkeypatch):
     monkeypatch.setenv("KAFKA_PASSWORD", "wrong")
     topics = open_topics(f"kafka://{USER}:env:KAFKA_PASSWORD@127.0.0.1:{kafka.sasl_port}")
