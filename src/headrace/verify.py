@@ -18,13 +18,14 @@ from headrace.endpoints.carousel import Chosen, Rule, choose
 from headrace.endpoints.follower import MOST_SEEN, SEEN_US
 from headrace.engines.engine import quote_name, quote_text
 from headrace.events.decision import DECISIONS
-from headrace.events.dimension import History, Scalar, text_of
+from headrace.events.dimension import History, Scalar
 from headrace.events.event import Event
 from headrace.events.settled import EVENTS
 from headrace.events.world import World
 from headrace.experiments.experiment import ARMS, CONTROL, TREATMENT, Trial
 from headrace.experiments.verdict import Verdict
 from headrace.features import Column
+from headrace.features.parity import recompute
 from headrace.features.tiles import Row
 from headrace.learn import open_lake
 from headrace.loop import find_trial_of
@@ -34,8 +35,8 @@ from headrace.rehearse import Lift, Past, tell_lift
 from headrace.tables.catalog import below_sql, item_sql
 from headrace.tables.sink import INCARNATION
 
-MOST_REPLAYED = 400
-"""Of bundles that rank by features so many decisions are made again, spread over the trial: each needs all items."""
+_PORTION = 500
+"""So many decisions are made again at once: where features rank, each needs those of all items."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ def tell_truth(project: OpenProject, world: World, verdict: Verdict) -> Truth:
         TREATMENT: open_bundle(project.registry.load(verdict.treatment_bundle)),
     }
     trial = find_trial_of(project, verdict)
-    logged = _read_decisions(project, verdict)
-    rows = logged[:: max(1, len(logged) // MOST_REPLAYED)] if any(one.columns for one in scorers.values()) else logged
+    rows = _read_decisions(project, verdict)
     made = {arm: list(_make_all(project, scorer, rows)) for arm, scorer in scorers.items()}
     judged = [(made[row["arm"]][place], row) for place, row in enumerate(rows) if not row["degraded"]]
     different = sum(not is_same(chosen, row) for chosen, row in judged)
@@ -76,7 +76,7 @@ def tell_truth(project: OpenProject, world: World, verdict: Verdict) -> Truth:
     visits = list(world.schedule(verdict.started_us, verdict.cutoff_us))
     past = Past(_read_past(project, trial), _read_members(project))
     lift = tell_lift(world, trial, list(scorers.values()), visits, seen=_seen_before(project, trial), past=past)
-    return Truth(lift.control, lift.treatment, len(logged), static, len(judged), different)
+    return Truth(lift.control, lift.treatment, len(rows), static, len(judged), different)
 
 
 def _read_past(project: OpenProject, trial: Trial) -> list[Row]:
@@ -122,30 +122,15 @@ def read_history(project: OpenProject, dimension: str) -> History:
 def read_values(project: OpenProject, scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> Iterator[Values]:
     """Yields for each decision the features of all items of a bundle, as it should have read them, from the lake."""
     columns, size = scorer.columns, len(scorer.items)
-    if not columns or not rows:
+    if not columns:
         yield from ((),) * len(rows)
         return
-    histories = {name: read_history(project, name) for name in {column.dimension for column in columns} if name}
-    labels: dict[str, list[Any]] = defaultdict(list)
-    for row in rows:
-        ends = msgspec.json.decode(row["dimensions"] or "{}")
-        labels["at_us"] += [row["at_us"]] * size
-        labels["person"] += [row["person"]] * size
-        labels["known"] += [row["known"]] * size
-        labels["item"] += scorer.items
-        for name, dimension in _attributes_of(columns):
-            known = [histories[dimension].at(item, ends.get(dimension, 0)) or {} for item in scorer.items]
-            labels[f"@{name}"] += [text_of(one.get(name)) for one in known]
-    kinds = {"at_us": pa.int64(), "known": pa.list_(pa.int64())}
-    table = pa.table({name: pa.array(values, kinds.get(name, pa.string())) for name, values in labels.items()})
-    joined = open_lake(project).join(columns, table)
-    arrays = [_array_of(joined.column(column.name), column) for column in columns]
-    yield from ([array[start : start + size] for array in arrays] for start in range(0, len(rows) * size, size))
-
-
-def _attributes_of(columns: Sequence[Column]) -> list[tuple[str, str]]:
-    parts = ((part, column.dimension) for column in columns for part in (*column.by, column.value))
-    return sorted({(part.removeprefix("@"), dimension) for part, dimension in parts if part.startswith("@")})
+    lake = open_lake(project)
+    for first in range(0, len(rows), _PORTION):
+        some = rows[first : first + _PORTION]
+        found = recompute(lake, some, columns, [scorer.items] * len(some))
+        arrays = [_array_of(values, column) for values, column in zip(found, columns, strict=True)]
+        yield from ([array[start : start + size] for array in arrays] for start in range(0, len(some) * size, size))
 
 
 def _array_of(values: pa.ChunkedArray, column: Column) -> NDArray[Any]:

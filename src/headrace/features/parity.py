@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,8 +73,8 @@ def diff(lake: Lake, decisions: pa.Table, columns: Mapping[str, Sequence[Column]
     found: dict[Column, Compared] = {}
     for name_hash, of_bundle in columns.items():
         of_rows = [row for row in ready if row["bundle"] == name_hash]
-        for numbers in _by_dimension(of_bundle) if of_rows else ():
-            _compare(lake, of_rows, (of_bundle, numbers), found)
+        if of_rows:
+            _compare(lake, of_rows, of_bundle, found)
     return Parity(len(ready), len(rows) - len(ready), tuple(found.values()))
 
 
@@ -96,33 +95,31 @@ def _read_ends(lake: Lake) -> dict[int, int]:
     return dict(zip(*rows.to_pydict().values(), strict=True))
 
 
-def _by_dimension(columns: Sequence[Column]) -> list[list[int]]:
-    """Returns the numbers of columns that share a dimension: each has attributes of its own."""
-    found: dict[str, list[int]] = defaultdict(list)
-    for number, column in enumerate(columns):
-        found[column.dimension].append(number)
-    return list(found.values())
+def recompute(
+    lake: Lake, rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], items: Sequence[Sequence[str]]
+) -> list[pa.ChunkedArray]:
+    """Returns of each column the values that decisions should have read, of each decision those of some items."""
+    found: dict[int, pa.ChunkedArray] = {}
+    for dimension in dict.fromkeys(column.dimension for column in columns):
+        # Each has attributes of its own.
+        numbers = [number for number, column in enumerate(columns) if column.dimension == dimension]
+        chosen = [columns[number] for number in numbers]
+        joined = join(lake, chosen, make_labels(lake, rows, chosen, items=items))
+        found |= {number: joined.column(column.name) for number, column in zip(numbers, chosen, strict=True)}
+    return [found[number] for number in range(len(columns))]
 
 
 def _compare(
-    lake: Lake,
-    rows: Sequence[Mapping[str, Any]],
-    columns: tuple[Sequence[Column], Sequence[int]],
-    found: dict[Column, Compared],
+    lake: Lake, rows: Sequence[Mapping[str, Any]], columns: Sequence[Column], found: dict[Column, Compared]
 ) -> None:
-    of_bundle, numbers = columns
-    served: list[list[Any]] = [[] for _ in numbers]
     for row in rows:
-        _check_shape(row, of_bundle)
-        for vector in row["vectors"]:
-            for place, number in enumerate(numbers):
-                served[place].append(vector[number])
-    chosen = [of_bundle[number] for number in numbers]
-    recomputed = join(lake, chosen, make_labels(lake, rows, chosen))
+        _check_shape(row, columns)
+    shown = [row["items"] for row in rows]
     places = [(row["recommendation_id"], item) for row in rows for item in row["items"]]
-    for place, column in enumerate(chosen):
+    vectors = [vector for row in rows for vector in row["vectors"]]
+    for number, (column, made) in enumerate(zip(columns, recompute(lake, rows, columns, shown), strict=True)):
         one = found.setdefault(column, Compared(column))
-        _count(one, places, served[place], recomputed.column(column.name).to_pylist())
+        _count(one, places, [vector[number] for vector in vectors], made.to_pylist())
 
 
 def _check_shape(row: Mapping[str, Any], columns: Sequence[Column]) -> None:
@@ -144,24 +141,33 @@ def _count(one: Compared, places: Iterable[tuple[str, str]], served: Sequence[An
                 one.examples.append(Example(recommendation_id, item, logged, made))
 
 
-def make_labels(lake: Lake, rows: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> pa.Table:
-    """Returns a label for each item that decisions showed, with its attributes as the decision knew them.
+def make_labels(
+    lake: Lake,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[Column],
+    *,
+    items: Sequence[Sequence[str]] | None = None,
+) -> pa.Table:
+    """Returns a label for each of a decision's items, those shown or others, with its attributes as known then.
 
     The columns share one dimension.
     """
-    counts = np.array([len(row["items"]) for row in rows], np.int64)
-    items = pa.array([item for row in rows for item in row["items"]], pa.string())
+    chosen = [row["items"] for row in rows] if items is None else items
+    counts = np.array([len(some) for some in chosen], np.int64)
+    # Each decision is many labels: what they share is made an array once.
+    takes = np.repeat(np.arange(len(rows)), counts)
+    keys = pa.array([item for some in chosen for item in some], pa.string())
     found = {
-        "at_us": pa.array(np.repeat(np.array([row["at_us"] for row in rows], np.int64), counts)),
-        "person": pa.array([row["person"] for row in rows for _ in row["items"]], pa.string()),
-        "item": items,
-        "known": pa.array([row["known"] for row in rows for _ in row["items"]], pa.list_(pa.int64())),
+        "at_us": pa.array([row["at_us"] for row in rows], pa.int64()).take(pa.array(takes)),
+        "person": pa.array([row["person"] for row in rows], pa.string()).take(pa.array(takes)),
+        "item": keys,
+        "known": pa.array([row["known"] for row in rows], pa.list_(pa.int64())).take(pa.array(takes)),
     }
     names = sorted({part for column in columns for part in column.by if part.startswith("@")})
     if names:
         dimension = columns[0].dimension
-        ends = np.repeat(np.array([_end_of(row.get("dimensions"), dimension) for row in rows], np.int64), counts)
-        found |= read_attributes(lake, dimension, [name[1:] for name in names], items=items, ends=ends)
+        ends = np.array([_end_of(row.get("dimensions"), dimension) for row in rows], np.int64)[takes]
+        found |= read_attributes(lake, dimension, [name[1:] for name in names], items=keys, ends=ends)
     return pa.table(found)
 
 
