@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
-from headrace.base.errors import DeadlineError, FormatError, HeadraceError, UnavailableError
+from headrace.base.errors import DeadlineError, FormatError, FullError, HeadraceError, UnavailableError
 from headrace.base.telemetry import get_logger
 
 MAX_FRAME_BYTES = 64 << 20
@@ -120,6 +120,19 @@ def _format_of(connection: sqlite3.Connection, newest: int, what: str) -> int:
             "Run the newer Headrace that wrote it"
         )
     return found
+
+
+@contextlib.contextmanager
+def told(what: str, *, hint: str = "") -> Iterator[None]:
+    """Raises what SQLite says as an error of ours about `what`; `hint` says what helps where it cannot be read."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise FullError(f"no room for {what}") from error
+        raise UnavailableError(f"{what} does not answer: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise FormatError(f"{what} cannot be read: {error}{hint}") from error
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ from typing import Any, Self
 import msgspec
 
 from headrace.base import fault
-from headrace.base.errors import CallError, FencedError, FormatError, FullError, UnavailableError
-from headrace.base.sqlite import connect, migrate, one_view, transaction
+from headrace.base.errors import CallError, FencedError, UnavailableError
+from headrace.base.sqlite import connect, migrate, one_view, told, transaction
 from headrace.base.urls import Url
 from headrace.features.feature import Column
 from headrace.features.online import Place, Snapshot, State
@@ -238,19 +238,12 @@ class SqliteOnline:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
+        what = f"the online store {str(self._path)!r}"
         try:
-            yield
+            with told(what, hint=". Remove the file: the updater makes it anew from the lake"):
+                yield
         except OSError as error:
-            raise UnavailableError(f"the online store {str(self._path)!r} cannot be opened: {error}") from error
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise FullError(f"no room for the online store {str(self._path)!r}") from error
-            raise UnavailableError(f"the online store {str(self._path)!r} does not answer: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise FormatError(
-                f"the online store {str(self._path)!r} cannot be read: {error}. Remove the file: the updater makes it "
-                "anew from the lake"
-            ) from error
+            raise UnavailableError(f"{what} cannot be opened: {error}") from error
 
 
 def _find_serving(connection: sqlite3.Connection) -> State | None:

@@ -11,8 +11,8 @@ from typing import Any, Self
 
 import msgspec
 
-from headrace.base.errors import CallError, FencedError, FormatError, FullError, UnavailableError, unknown_name
-from headrace.base.sqlite import connect, migrate, transaction
+from headrace.base.errors import CallError, FencedError, FormatError, UnavailableError, unknown_name
+from headrace.base.sqlite import connect, migrate, told, transaction
 from headrace.base.urls import Url
 from headrace.models.model import Bundle, unpack
 from headrace.models.registry import Entry, Fitted
@@ -166,16 +166,8 @@ class SqliteRegistry:
             with transaction(self._connection):
                 yield self._connection
 
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise FullError(f"no room for the registry {str(self._path)!r}") from error
-            raise UnavailableError(f"the registry {str(self._path)!r} does not answer: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise FormatError(f"the registry {str(self._path)!r} cannot be read: {error}") from error
+    def _told(self) -> contextlib.AbstractContextManager[None]:
+        return told(f"the registry {str(self._path)!r}")
 
 
 def _insert(connection: sqlite3.Connection, entry: Entry) -> Entry:

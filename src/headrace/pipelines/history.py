@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import re
-import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,8 +14,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from headrace.base.errors import CallError, FormatError, FullError, UnavailableError
-from headrace.base.sqlite import connect, migrate, transaction
+from headrace.base.errors import CallError, FormatError, UnavailableError
+from headrace.base.sqlite import connect, migrate, told, transaction
 
 State = Literal["running", "done", "failed", "broken off"]
 
@@ -221,15 +220,10 @@ class History:
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         try:
-            yield
+            with told(f"the history {str(self._path)!r}"):
+                yield
         except OSError as error:
             raise UnavailableError(f"cannot write the history {str(self._path)!r}: {error.strerror}") from error
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-                raise FullError(f"no room for the history {str(self._path)!r}") from error
-            raise UnavailableError(f"the history {str(self._path)!r} does not answer: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise FormatError(f"the history {str(self._path)!r} cannot be read: {error}") from error
 
 
 def _decode(value: bytes) -> Value:
