@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from headrace.base.errors import CallError, StopError, UnavailableError, unknown_name
+from headrace.base.process import find_user
 from headrace.collect.app import CLICKS
 from headrace.collect.settler import GROUP as SETTLER
 from headrace.endpoints.serving import TRIAL
@@ -119,7 +119,10 @@ def fit(
         for table, version in view.versions.items():
             project.tables.open(table).pin(owner=_OWNER, reason=f"bundle {bundle.hash} of {name}", version=version)
         told = encode_fit(describe_fit(model, time.monotonic() - began_at))
-        entries = [_entry(project, FIT, bundle.hash, told), _entry(project, GATE, bundle.hash, _decided(report))]
+        entries = [
+            make_entry(project, FIT, bundle.hash, told),
+            make_entry(project, GATE, bundle.hash, _decided(report)),
+        ]
         # All or nothing: what is killed before has registered nothing, and the next fit lets go of its pins.
         project.registry.add(bundle, *entries)
     _unpin_old(project, view.versions, name)
@@ -151,8 +154,9 @@ def _decided(report: Report | None) -> bytes:
     return encode_gate(decide(report))
 
 
-def _entry(project: OpenProject, kind: str, name: str, value: bytes) -> Entry:
-    return Entry(0, kind, name, value, project.clock.now_us(), getpass.getuser())
+def make_entry(project: OpenProject, kind: str, name: str, value: bytes, *, over: int = 0) -> Entry:
+    """Returns a row to write over the one with the id `over`, the newest of its kind and name; 0 is for none yet."""
+    return Entry(over, kind, name, value, project.clock.now_us(), find_user())
 
 
 def find_gate(project: OpenProject, name_hash: str) -> Gate:
@@ -166,7 +170,7 @@ def find_gate(project: OpenProject, name_hash: str) -> Gate:
     if isinstance(model, Judged):
         view = _view_of(project, bundle)
         report = model.judge(view, model.read(view), bundle)
-    project.registry.write(_entry(project, GATE, name_hash, _decided(report)))
+    project.registry.write(make_entry(project, GATE, name_hash, _decided(report)))
     return decide(report)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,11 +28,10 @@ from headrace.experiments.promotion import (
 from headrace.experiments.promotion import VERSION as PROMOTION_VERSION
 from headrace.experiments.verdict import OUTCOMES, VERDICTS, Exposure, Verdict, decode_verdict, encode_verdict
 from headrace.experiments.verdict import VERSION as VERDICT_VERSION
-from headrace.learn import wait_for_lake
+from headrace.learn import make_entry, wait_for_lake
 from headrace.models import Model, open_bundle
 from headrace.models.gate import GATE, decode_gate
 from headrace.models.gate import Gate as OfflineGate
-from headrace.models.registry import Entry
 from headrace.project import OpenProject
 from headrace.survey import find_experiment, read_gate
 
@@ -183,11 +181,7 @@ def _newest_id(project: OpenProject, kind: str, name: str) -> int:
 
 def _write(project: OpenProject, kind: str, name: str, value: bytes, *, over: int) -> None:
     """Writes a row over the one that stood there when its writer began: of two at once, one is refused."""
-    project.registry.write(_entry(project, kind, name, value, over=over))
-
-
-def _entry(project: OpenProject, kind: str, name: str, value: bytes, *, over: int) -> Entry:
-    return Entry(over, kind, name, value, project.clock.now_us(), getpass.getuser())
+    project.registry.write(make_entry(project, kind, name, value, over=over))
 
 
 def find_champion(project: OpenProject, page: str) -> Champion | None:
@@ -293,8 +287,8 @@ def stop(project: OpenProject, name: str) -> Verdict:
         fault.point("promote.judged")
         kind, promotion = _conclude(project, trial, given)
         project.registry.write(
-            _entry(project, VERDICT, name, encode_verdict(given), over=before[VERDICT]),
-            _entry(project, kind, trial.page, encode_promotion(promotion), over=before[kind]),
+            make_entry(project, VERDICT, name, encode_verdict(given), over=before[VERDICT]),
+            make_entry(project, kind, trial.page, encode_promotion(promotion), over=before[kind]),
         )
         fault.point("promote.promoted")
     save_verdict(project, given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import pwd
 import resource
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace.base.process import find_user
 from running import is_alive, wait_until
 
 pytestmark = pytest.mark.slow
@@ -179,3 +181,15 @@ def test_children_leave_no_zombies(family):
     made.wait_for("dying", 3)
     states = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in children(made.process.pid)]
     assert states.count("Z") <= 1, "a child that just ended may not be buried yet"
+
+
+def test_a_user_without_a_name_is_known_by_number(monkeypatch):
+    def find_nobody(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", find_nobody)
+    assert find_user() == str(os.getuid())
+    monkeypatch.setenv("USER", "ann")
+    assert find_user() == "ann"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import getpass
 import os
 import resource
 import signal
@@ -32,6 +33,14 @@ _LOOP_STOP_SECONDS = 0.6
 _LOOK_SECONDS = 0.1
 _PATIENCE_SECONDS = 3.0
 _OPEN_FILES = 65_536
+
+
+def find_user() -> str:
+    """Returns the name of the user that this process runs as; the number of one without a name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 from typing import Any
 
 from headrace.base.clock import machine_us
 from headrace.base.errors import CallError
+from headrace.base.process import find_user
 from headrace.console.show import print_lines, print_table
 from headrace.console.tables import open_table
 from headrace.console.topics import audit
@@ -50,7 +50,7 @@ def _restart(project: OpenProject, topic: str, table: Table, *, is_fresh: bool) 
         "incarnation": present,
         "from": {"incarnation": before, "positions": {str(p): at for p, (at, _) in found.items()}},
         "to": {str(p): offset for p, offset in to.items()},
-        "by": getpass.getuser(),
+        "by": find_user(),
         "producer": project.member,
         "at_us": machine_us(),
     }

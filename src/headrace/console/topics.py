@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
 import math
 import sys
@@ -17,6 +16,7 @@ import msgspec
 
 from headrace.base.clock import machine_us
 from headrace.base.errors import CallError
+from headrace.base.process import find_user
 from headrace.collect.app import CLICKS
 from headrace.console.show import print_lines, print_table, shown
 from headrace.events.raw import read_instant
@@ -202,7 +202,7 @@ def _positions(project: OpenProject, topic: str, group: str) -> list[GroupPositi
 def audit(project: OpenProject, action: str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes down who did what to this project, a line for each row."""
     project.profile.state.mkdir(parents=True, exist_ok=True)
-    at, by = datetime.now(UTC).isoformat(), getpass.getuser()
+    at, by = datetime.now(UTC).isoformat(), find_user()
     with (project.profile.state / "audit.jsonl").open("a", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps({"at": at, "action": action, "by": by, **row}) + "\n")
