@@ -159,11 +159,17 @@ def make_entry(project: OpenProject, kind: str, name: str, value: bytes, *, over
     return Entry(over, kind, name, value, project.clock.now_us(), find_user())
 
 
+def read_offline_gate(project: OpenProject, name_hash: str) -> Gate | None:
+    """Returns what the gate has said of a bundle; None if it was not asked."""
+    entries = project.registry.entries(GATE, name_hash)
+    return decode_gate(entries[-1].value) if entries else None
+
+
 def find_gate(project: OpenProject, name_hash: str) -> Gate:
     """Returns what the gate says of a bundle; one that came into the registry without it is judged now."""
-    entry = project.registry.newest(GATE).get(name_hash)
-    if entry is not None:
-        return decode_gate(entry.value)
+    said = read_offline_gate(project, name_hash)
+    if said is not None:
+        return said
     bundle = project.registry.load(name_hash)
     model = find_model(project, bundle.name)
     report = None

@@ -28,10 +28,8 @@ from headrace.experiments.promotion import (
 from headrace.experiments.promotion import VERSION as PROMOTION_VERSION
 from headrace.experiments.verdict import OUTCOMES, VERDICTS, Exposure, Verdict, decode_verdict, encode_verdict
 from headrace.experiments.verdict import VERSION as VERDICT_VERSION
-from headrace.learn import make_entry, wait_for_lake
+from headrace.learn import make_entry, read_offline_gate, wait_for_lake
 from headrace.models import Model, open_bundle
-from headrace.models.gate import GATE, decode_gate
-from headrace.models.gate import Gate as OfflineGate
 from headrace.project import OpenProject
 from headrace.survey import find_experiment, read_gate
 
@@ -101,12 +99,6 @@ def _find_arms(project: OpenProject, page: Page, challenger: str | None) -> tupl
             f"Fit another: headrace model fit {ranker.name}"
         )
     return control, treatment
-
-
-def read_offline_gate(project: OpenProject, bundle: str) -> OfflineGate | None:
-    """Returns what the offline gate said of a bundle; None if it was not asked."""
-    entries = project.registry.entries(GATE, bundle)
-    return decode_gate(entries[-1].value) if entries else None
 
 
 def _pass_aa(project: OpenProject, name: str) -> tuple[Gate, int]:

@@ -18,7 +18,8 @@ from headrace.events.decision import DECISIONS
 from headrace.experiments.analyse import exposures_sql, read_visitors, trial_scope
 from headrace.experiments.experiment import ARMS, Trial, decode_trial
 from headrace.experiments.promotion import CHALLENGER, decode_refusal
-from headrace.loop import LONGEST_US, find_champion, find_verdict_on, read_offline_gate, save_verdict, start, stop
+from headrace.learn import read_offline_gate
+from headrace.loop import LONGEST_US, find_champion, find_verdict_on, save_verdict, start, stop
 from headrace.project import OpenProject
 from headrace.survey import find_experiment, read_plan
 

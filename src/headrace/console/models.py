@@ -22,7 +22,7 @@ from headrace.console.show import (
 )
 from headrace.endpoints.carousel import find_best
 from headrace.endpoints.serving import Shelf
-from headrace.learn import find_fit, find_gate, find_model, read_tables, wait_for_lake
+from headrace.learn import find_fit, find_gate, find_model, read_offline_gate, read_tables, wait_for_lake
 from headrace.learn import fit as fit_model
 from headrace.models import Bundle, open_bundle
 from headrace.models.gate import GATE, Gate, decode_gate
@@ -253,14 +253,14 @@ def _described(project: OpenProject, fitted: Fitted) -> dict[str, Any]:
         {"item": scorer.items[number], "category": scorer.categories[number], "score": float(scores[number])}
         for number in find_best(scores, min(_TOP, len(scorer.items))).tolist()
     ]
-    fit, entry = find_fit(project, fitted.hash), project.registry.newest(GATE).get(fitted.hash)
+    fit, gate = find_fit(project, fitted.hash), read_offline_gate(project, fitted.hash)
     return {
         **_listed(fitted, _find_places(project), _find_gates(project)),
         "items": len(scorer.items),
         "manifest": msgspec.json.decode(fitted.manifest),
         "fit": msgspec.to_builtins(fit) if fit else None,
         "fitted_by": made.by if (made := project.registry.newest(FIT).get(fitted.hash)) else None,
-        "gate": msgspec.to_builtins(decode_gate(entry.value)) if entry else None,
+        "gate": msgspec.to_builtins(gate) if gate else None,
         "top": top,
     }
 
