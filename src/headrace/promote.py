@@ -6,10 +6,6 @@ the middle of a step finds the rows as they were before it or after it.
 
 from __future__ import annotations
 
-from typing import Literal
-
-import msgspec
-
 from headrace.base.errors import CallError, FencedError, StopError
 from headrace.endpoints.endpoint import Page
 from headrace.endpoints.serving import TRIAL
@@ -17,7 +13,7 @@ from headrace.engines.engine import quote_text
 from headrace.events.decision import DECISIONS
 from headrace.experiments.analyse import exposures_sql, read_visitors, trial_scope
 from headrace.experiments.experiment import ARMS, Trial, decode_trial
-from headrace.experiments.promotion import CHALLENGER, decode_refusal
+from headrace.experiments.promotion import CHALLENGER, Standing, decode_refusal
 from headrace.learn import read_offline_gate
 from headrace.loop import LONGEST_US, find_champion, find_verdict_on, save_verdict, start, stop
 from headrace.project import OpenProject
@@ -27,18 +23,6 @@ _MINUTE_US = 60_000_000
 _SHOWN = 12
 # Fewer counts are needed if a look comes a little late, and visitors do not come evenly.
 _SHARE = 1.05
-
-State = Literal["idle", "refused", "waits", "started", "runs", "decided"]
-
-
-class Standing(msgspec.Struct, frozen=True):
-    """Where the promotion of an experiment's challengers stands after a step."""
-
-    state: State
-    text: str
-    """What was done, or what it waits for, in a sentence."""
-    again_us: int | None = None
-    """When it is worth another look, by the project's clock; nothing if only a new bundle changes anything."""
 
 
 def advance(project: OpenProject, name: str) -> Standing:

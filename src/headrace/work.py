@@ -24,6 +24,7 @@ from headrace.base.process import Companion, Life, Loops, Program
 from headrace.base.telemetry import get_logger
 from headrace.collect.app import CLICKS
 from headrace.endpoints.serving import TRIAL
+from headrace.experiments.promotion import Standing
 from headrace.pipelines import Action, Pipeline, Run, StoppedError, Tools
 from headrace.project import WORK, OpenProject, note_failure, open_project
 
@@ -52,14 +53,6 @@ class _Answer(msgspec.Struct, frozen=True):
 
     found: msgspec.Raw = msgspec.Raw(b"null")
     problem: _Problem | None = None
-
-
-class _Standing(msgspec.Struct, frozen=True):
-    """`promote.Standing`, which this process does not import: it would need Arrow."""
-
-    state: str
-    text: str
-    again_us: int | None = None
 
 
 @dataclass(frozen=True)
@@ -203,10 +196,10 @@ class _Watch:
         newest = self._project.registry.newest(TRIAL).get(self._experiment)
         return done, newest.id if newest else 0
 
-    def _step(self, stop: threading.Event) -> _Standing:
+    def _step(self, stop: threading.Event) -> Standing:
         child = Child(f"{self._pipeline}.{self._experiment}", "advance_step", {"experiment": self._experiment})
         with self._turn:
-            return msgspec.json.decode(call_apart(self._project, child, stop), type=_Standing)
+            return msgspec.json.decode(call_apart(self._project, child, stop), type=Standing)
 
     def _note(self, text: str) -> None:
         self._project.runner.history.note(self._pipeline, text, self._project.clock.now_us())

@@ -19,6 +19,8 @@ CHALLENGER = "challenger"
 
 How = Literal["verdict", "hand", "rollback"]
 
+State = Literal["idle", "refused", "waits", "started", "runs", "decided"]
+
 
 class Champion(msgspec.Struct, kw_only=True, frozen=True):
     """A row `champion` of the registry: what serves a page from then on, whoever is in no trial."""
@@ -58,6 +60,16 @@ class Refusal(msgspec.Struct, kw_only=True, frozen=True):
     """The outcome of that trial's verdict."""
     reason: str
     """Why it is refused, in a sentence."""
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """Where the promotion of an experiment's challengers stands after a step."""
+
+    state: State
+    text: str
+    """What was done, or what it waits for, in a sentence."""
+    again_us: int | None = None
+    """When it is worth another look, by the project's clock; nothing if only a new bundle changes anything."""
 
 
 encode_promotion = msgspec.json.Encoder().encode
