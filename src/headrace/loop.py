@@ -16,6 +16,8 @@ from headrace.events.decision import DECISIONS
 from headrace.events.settled import EVENTS
 from headrace.experiments.analyse import degraded_sql, exposures_sql, judge, read_visitors, trial_scope
 from headrace.experiments.experiment import ARMS, VERSION, Experiment, Gate, Trial, decode_trial, encode_trial
+from headrace.experiments.guardrail import judge_guardrail
+from headrace.experiments.metric import freeze
 from headrace.experiments.promotion import (
     CHALLENGER,
     CHAMPION,
@@ -82,7 +84,7 @@ def _find_arms(project: OpenProject, page: Page, challenger: str | None) -> tupl
         control = _openable(project, champion.bundle, f"the champion of the page {page.name!r}")
     else:
         control = _newest_bundle(project, page.fallback)
-    ranker = page.carousels[0].ranker
+    ranker = page.ranker
     if challenger is None:
         treatment = _newest_bundle(project, ranker)
     else:
@@ -147,6 +149,7 @@ def _make_trial(
         planned=gate[1],
         gate=gate[0],
         definition=page.definition,
+        guardrails=tuple(map(freeze, experiment.guardrails)),
     )
 
 
@@ -376,7 +379,12 @@ def judge_trial(
     visitors = read_visitors(project.query(exposures_sql(scope)).table())
     degraded = project.query(degraded_sql(scope)).table().to_pylist()
     counts: dict[str, int] = {row["what"]: row["pages"] for row in degraded}
-    return judge(trial, visitors, made_us=made_us, scope=scope, degraded=counts)
+
+    def ask(sql: str, parameters: Mapping[str, Any] = {}) -> pa.Table:
+        return project.query(sql, parameters=parameters).table()
+
+    guardrails = [judge_guardrail(trial, metric, visitors, scope=scope, ask=ask) for metric in trial.guardrails]
+    return judge(trial, visitors, made_us=made_us, scope=scope, degraded=counts, guardrails=guardrails)
 
 
 def list_exposures(project: OpenProject, verdict: Verdict) -> list[Exposure]:

@@ -122,11 +122,11 @@ class Project:
         return tuple(dict.fromkeys(event.of for event in self.events if event.of is not None))
 
     def _named_events(self) -> list[Event]:
-        goals = [experiment.goal for experiment in self.experiments]
+        metrics = [metric for experiment in self.experiments for metric in experiment.metrics]
         return [
             *(event for page in self.pages for event in page.events),
             *(model.clicks for model in self.models),
-            *(event for goal in goals for event in (goal.above, goal.below)),
+            *(event for metric in metrics for event in metric.events),
             *(feature.event for feature in self.features),
         ]
 
@@ -161,7 +161,7 @@ class Project:
 
 
 def _refuse_nothing(experiment: Experiment, page: Page) -> None:
-    ranker = page.carousels[0].ranker
+    ranker = page.ranker
     if ranker == page.fallback:
         raise ProjectError(
             f"Experiment({experiment.name!r}): nothing to test: the page {page.name!r} ranks by its own fallback "

@@ -46,7 +46,7 @@ def advance(project: OpenProject, name: str) -> Standing:
 
 def _rest(project: OpenProject, page: Page) -> Standing:
     """Returns why there is nothing to try."""
-    ranker = page.carousels[0].ranker.name
+    ranker = page.ranker.name
     newest = next(iter(project.registry.bundles(ranker)), None)
     gate = read_offline_gate(project, newest.hash) if newest else None
     if newest is not None and gate is not None and not gate.passed:
@@ -65,7 +65,7 @@ def find_challenger(project: OpenProject, page: Page) -> str | None:
     champion = find_champion(project, page.name)
     if champion is not None:
         tried.add(champion.bundle)
-    for fitted in project.registry.bundles(page.carousels[0].ranker.name):
+    for fitted in project.registry.bundles(page.ranker.name):
         if fitted.hash in tried:
             # What is older than this one is not worth a trial any more.
             return None

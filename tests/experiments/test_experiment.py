@@ -68,8 +68,8 @@ def test_two_experiments_on_one_page_are_refused():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"carousels": ()}, "give it one Carousel"),
-        ({"carousels": (Carousel("a", candidates=(POPULAR,)),) * 2}, "give it one Carousel"),
+        ({"carousels": ()}, "give it Carousels"),
+        ({"carousels": (Carousel("a", candidates=(POPULAR,)),) * 2}, "two carousels are called 'a'"),
         ({"fallback": "popular"}, "fallback='popular' is no model"),
         ({"per_row": 0}, "per_row=0 must be 1 to 200"),
         ({"per_row": 201}, "per_row=201 must be 1 to 200"),

@@ -19,7 +19,7 @@ from headrace.base.ids import make_id
 from headrace.base.telemetry import LATENCY_BUCKETS, Metric, Metrics, get_logger
 from headrace.collect.cookies import CookieOptions, read_visitor, visitor_cookie
 from headrace.endpoints.carousel import Chosen, choose
-from headrace.endpoints.endpoint import Ask, Row, Shown, ShownItem
+from headrace.endpoints.endpoint import Ask, Carousel, Row, Shown, ShownItem
 from headrace.endpoints.follower import Follower
 from headrace.endpoints.serving import Served, Serving, Shelf
 from headrace.endpoints.vectors import Lookup, Vectors
@@ -79,8 +79,10 @@ class _Picked:
 class _Given:
     """What a row is made for."""
 
+    carousel: Carousel
     person: str
     seen: Sequence[str]
+    above: tuple[str, ...]
     seed: int
     vectors: Vectors
 
@@ -96,12 +98,13 @@ class _Rung:
 
 @dataclass(frozen=True)
 class _Made:
-    """A row, and what made it."""
+    """A row, what made it, and what for."""
 
     chosen: Chosen
     served: Served
     degraded: tuple[str, ...]
     vectors: Vectors
+    given: _Given
 
     @property
     def whys(self) -> Sequence[str]:
@@ -199,16 +202,19 @@ class Endpoint:
         picked = _pick(serving, asked)
         if picked is None:
             raise UnavailableError(self._lack(serving))
-        decision, made = self._decide(serving, asked, picked)
+        rows = self._make_page(serving, asked, picked)
+        decisions = self._write_down(serving, asked, picked.arm, rows)
         fault.point("endpoint.decided")
-        if not await self._log(decision, asked):
-            decision = msgspec.structs.replace(
-                decision, recommendation_id="", degraded=(*decision.degraded, "unlogged")
-            )
+        if not await self._log(decisions, asked):
+            decisions = [
+                msgspec.structs.replace(one, recommendation_id="", degraded=(*one.degraded, "unlogged"))
+                for one in decisions
+            ]
         fault.point("endpoint.answering")
-        for what in decision.degraded:
-            self._degraded[what, decision.arm or "none"].add()
-        return _shown(decision, made.whys if ask.explain else ())
+        shown = _shown(decisions, [row.whys if ask.explain else () for row in rows])
+        for what in shown.degraded:
+            self._degraded[what, shown.arm or "none"].add()
+        return shown
 
     def _find(self, name: str) -> Serving:
         serving = self._shelf.servings.get(name)
@@ -231,52 +237,69 @@ class Endpoint:
         user_id = ask.user_id or self._follower.seen.user_of(visitor)
         return _Asked(visitor, user_id, bot, self._clock.now_us(), ends_at)
 
-    def _decide(self, serving: Serving, asked: _Asked, picked: _Picked) -> tuple[Decision, _Made]:
-        follower, person = self._follower, asked.person
+    def _make_page(self, serving: Serving, asked: _Asked, picked: _Picked) -> list[_Made]:
+        """Returns the rows of a page from above; of those below the first only such that have anything to show."""
         # One portion of `events` is applied between requests, never within one: set and offsets belong together.
-        now_us = max(asked.received_us, follower.seen.newest_us(person) + 1)
+        rows: list[_Made] = []
+        for carousel in serving.page.carousels:
+            own = serving.own.get(carousel.title)
+            above = tuple(item for row in rows for item in row.chosen.items)
+            mine = picked if own is None else _Picked(own, picked.arm, ())
+            row = self._make_row(serving, asked, mine, (carousel, above))
+            if row.chosen.items or not rows:
+                rows.append(row)
+        return rows
+
+    def _make_row(
+        self, serving: Serving, asked: _Asked, picked: _Picked, place: tuple[Carousel, tuple[str, ...]]
+    ) -> _Made:
+        seen, person = self._follower.seen, asked.person
+        now_us = max(asked.received_us, seen.newest_us(person) + 1)
         picked, vectors = self._read(serving, picked, person, now_us)
-        seen = follower.seen.at(person, vectors.at_us)
         seed = int.from_bytes(self._entropy(7), "big")
-        made = self._choose(serving, picked, _Given(person, seen, seed, vectors), asked.ends_at)
-        chosen, degraded = made.chosen, made.degraded
-        if chosen.all_seen:
-            degraded = (*degraded, "all_seen")
-        if follower.is_behind:
-            degraded = (*degraded, "behind")
-        trial = serving.trial if picked.arm else None
-        decision = Decision(
-            version=VERSION,
-            recommendation_id=make_id(asked.received_us, self._entropy(10)),
-            page=serving.page.name,
-            list_id=serving.page.carousels[0].title,
-            at_us=vectors.at_us,
-            received_us=asked.received_us,
-            person=person,
-            items=chosen.items,
-            categories=chosen.categories,
-            propensities=chosen.propensities,
-            scores=chosen.scores,
-            num_candidates=chosen.num_candidates,
-            seed=seed,
-            explore=serving.rule.explore,
-            per_row=serving.rule.per_row,
-            bundle=made.served.hash,
-            events=follower.incarnation,
-            applied=follower.applied,
-            seen=seen,
-            visitor=asked.visitor,
-            user_id=asked.user_id,
-            bot=asked.bot,
-            experiment=trial.experiment if trial else None,
-            trial=trial.id if trial else None,
-            arm=picked.arm,
-            degraded=degraded,
-            known=made.vectors.known,
-            dimensions=made.vectors.dimensions,
-            vectors=made.vectors.of(chosen.places),
-        )
-        return decision, made
+        given = _Given(place[0], person, seen.at(person, vectors.at_us), place[1], seed, vectors)
+        return self._choose(serving, picked, given, asked.ends_at)
+
+    def _write_down(self, serving: Serving, asked: _Asked, arm: str | None, rows: Sequence[_Made]) -> list[Decision]:
+        """Returns the decisions of a page, one for each of its rows."""
+        follower, trial = self._follower, serving.trial if arm else None
+        recommendation_id = make_id(asked.received_us, self._entropy(10))
+        behind = ("behind",) if follower.is_behind else ()
+        return [
+            Decision(
+                version=VERSION,
+                recommendation_id=recommendation_id,
+                page=serving.page.name,
+                list_id=row.given.carousel.title,
+                at_us=row.vectors.at_us,
+                received_us=asked.received_us,
+                person=asked.person,
+                items=row.chosen.items,
+                categories=row.chosen.categories,
+                propensities=row.chosen.propensities,
+                scores=row.chosen.scores,
+                num_candidates=row.chosen.num_candidates,
+                seed=row.given.seed,
+                explore=serving.rule().explore,
+                per_row=serving.rule().per_row,
+                bundle=row.served.hash,
+                events=follower.incarnation,
+                applied=follower.applied,
+                seen=tuple(row.given.seen),
+                visitor=asked.visitor,
+                user_id=asked.user_id,
+                bot=asked.bot,
+                experiment=trial.experiment if trial else None,
+                trial=trial.id if trial else None,
+                arm=arm,
+                degraded=(*row.degraded, *(("all_seen",) if row.chosen.all_seen else ()), *behind),
+                known=row.vectors.known,
+                dimensions=row.vectors.dimensions,
+                vectors=row.vectors.of(row.chosen.places),
+                above=row.given.above,
+            )
+            for row in rows
+        ]
 
     def _read(self, serving: Serving, picked: _Picked, person: str, now_us: int) -> tuple[_Picked, Vectors]:
         """Returns the features for a person; where they cannot be read, those of the fallback."""
@@ -297,38 +320,38 @@ class Endpoint:
         if asyncio.get_running_loop().time() >= ends_at:
             rungs = rungs[-1:]
         for rung in rungs:
-            scorer, values = rung.served.scorer, rung.vectors.values
+            scorer, values, rule = rung.served.scorer, rung.vectors.values, serving.rule(given.above)
             try:
-                chosen = choose(scorer, given.person, given.seen, rule=serving.rule, seed=given.seed, values=values)
+                chosen = choose(scorer, given.person, given.seen, rule=rule, seed=given.seed, values=values)
             except Exception:  # noqa: BLE001 - whatever a bundle does wrong, the page must not be empty
                 get_logger("endpoint").exception("the bundle %s cannot rank", rung.served.hash)
             else:
-                return _Made(chosen, rung.served, rung.degraded, rung.vectors)
+                return _Made(chosen, rung.served, rung.degraded, rung.vectors, given)
         raise UnavailableError(f"no bundle can rank for the page {serving.page.name!r}; the log says why")
 
-    async def _log(self, decision: Decision, asked: _Asked) -> bool:
-        """Returns whether the decision is durable."""
-        key = (asked.visitor or asked.user_id or decision.recommendation_id).encode()
+    async def _log(self, decisions: Sequence[Decision], asked: _Asked) -> bool:
+        """Returns whether the decisions are durable."""
+        key = (asked.visitor or asked.user_id or decisions[0].recommendation_id).encode()
         left = asked.ends_at - asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(left):
-                await self._sender.append(DECISIONS, [Record(key, encode(decision))])
+                await self._sender.append(DECISIONS, [Record(key, encode(one)) for one in decisions])
         except (HeadraceError, TimeoutError):
-            self._withdraw(key, decision)
+            self._withdraw(key, decisions)
             return False
         return True
 
-    def _withdraw(self, key: bytes, decision: Decision) -> None:
-        """Takes a decision back that may have become durable after all: nobody has its id, so nothing may count it.
+    def _withdraw(self, key: bytes, decisions: Sequence[Decision]) -> None:
+        """Takes decisions back that may have become durable after all: nobody has their id, so nothing may count them.
 
         Whether this is written in time doesn't matter to the page; where the topic takes nothing there is nothing to
         take back either.
         """
-        withdrawn = msgspec.structs.replace(decision, degraded=(*decision.degraded, "unlogged"))
+        withdrawn = [msgspec.structs.replace(one, degraded=(*one.degraded, "unlogged")) for one in decisions]
 
         async def append() -> None:
             with contextlib.suppress(HeadraceError):
-                await self._sender.append(DECISIONS, [Record(key, encode(withdrawn))])
+                await self._sender.append(DECISIONS, [Record(key, encode(one)) for one in withdrawn])
 
         task = asyncio.get_running_loop().create_task(append())
         self._withdrawals.add(task)
@@ -366,7 +389,22 @@ def _pick(serving: Serving, asked: _Asked) -> _Picked | None:
     return None if served is None else _Picked(served, arm, degraded)
 
 
-def _shown(decision: Decision, whys: Sequence[str]) -> Shown:
+def _shown(decisions: Sequence[Decision], whys: Sequence[Sequence[str]]) -> Shown:
+    first = decisions[0]
+    return Shown(
+        recommendation_id=first.recommendation_id or None,
+        page=first.page,
+        anonymous_id=first.visitor,
+        served_us=first.received_us,
+        bundle=first.bundle,
+        experiment=first.experiment,
+        arm=first.arm,
+        degraded=tuple(dict.fromkeys(what for one in decisions for what in one.degraded)),
+        rows=[_row(*one) for one in zip(decisions, whys, strict=True)],
+    )
+
+
+def _row(decision: Decision, whys: Sequence[str]) -> Row:
     columns = zip(decision.items, decision.scores, decision.propensities, decision.categories, strict=True)
     items = [
         ShownItem(item, position, score, propensity, category)
@@ -374,17 +412,7 @@ def _shown(decision: Decision, whys: Sequence[str]) -> Shown:
     ]
     for item, why in zip(items, whys, strict=bool(whys)):
         item.why = why
-    return Shown(
-        recommendation_id=decision.recommendation_id or None,
-        page=decision.page,
-        anonymous_id=decision.visitor,
-        served_us=decision.received_us,
-        bundle=decision.bundle,
-        experiment=decision.experiment,
-        arm=decision.arm,
-        degraded=decision.degraded,
-        rows=[Row(decision.list_id, items)],
-    )
+    return Row(decision.list_id, items, decision.bundle)
 
 
 def build_app(endpoint: Endpoint, follower: Follower, *, metrics_text: Callable[[], str]) -> App:

@@ -15,10 +15,12 @@ from headrace.models import Scorer, Values
 
 @dataclass(frozen=True)
 class Rule:
-    """How many items a row has, and which share of its positions is filled at random."""
+    """How many items a row has, which share of its positions is filled at random, and what it must not show."""
 
     per_row: int
     explore: float
+    above: Collection[str] = ()
+    """What the page shows above the row."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +41,16 @@ def choose(scorer: Scorer, person: str, seen: Collection[str], *, rule: Rule, se
     """Returns a row for a person.
 
     At each position an item is drawn from all that are left with the chance `explore`, else the best one left is
-    taken. What was seen is left out, unless nothing else is there.
+    taken. What stands above is left out, and what was seen, unless nothing else is there.
     """
     scores, items = scorer.scores(person, values), scorer.items
     if len(scores) != len(items) or not np.isfinite(scores).all():
         raise FormatError(f"{len(items):,} items were given {len(scores):,} scores, of which some are no numbers")
-    excluded = {scorer.places[item] for item in seen if item in scorer.places}
-    all_seen = bool(items) and len(excluded) == len(items)
+    above = {scorer.places[item] for item in rule.above if item in scorer.places}
+    excluded = above.union(scorer.places[item] for item in seen if item in scorer.places)
+    all_seen = len(above) < len(excluded) == len(items)
     if all_seen:
-        excluded = set()
+        excluded = above
     left = len(items) - len(excluded)
     size = min(rule.per_row, left)
     best = iter(find_best(scores, min(size + len(excluded), len(items))).tolist())

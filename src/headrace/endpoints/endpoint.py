@@ -12,6 +12,7 @@ from headrace.events.event import Event
 from headrace.models import Model
 
 _MAX_PER_ROW = 200
+_MAX_ROWS = 50
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,37 @@ class Page:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise ProjectError(f"Page({self.name!r}): give it the name that is asked for, such as 'home'")
-        found = self.carousels
-        if not isinstance(found, tuple) or len(found) != 1 or not isinstance(found[0], Carousel):
-            raise ProjectError(f"Page({self.name!r}): give it one Carousel, in a tuple: carousels=(Carousel(...),)")
+        self._check_carousels()
         if not hasattr(self.fallback, "fit"):
             raise ProjectError(f"Page({self.name!r}): fallback={self.fallback!r} is no model")
         if not isinstance(self.per_row, int) or not 1 <= self.per_row <= _MAX_PER_ROW:
             raise ProjectError(f"Page({self.name!r}): per_row={self.per_row!r} must be 1 to {_MAX_PER_ROW}")
         if not isinstance(self.explore, int | float) or not 0 <= self.explore <= 1:
             raise ProjectError(f"Page({self.name!r}): explore={self.explore!r} must be 0 to 1")
+
+    def _check_carousels(self) -> None:
+        found = self.carousels
+        if not isinstance(found, tuple) or not found or not all(isinstance(one, Carousel) for one in found):
+            raise ProjectError(f"Page({self.name!r}): give it Carousels, in a tuple: carousels=(Carousel(...),)")
+        if len(found) > _MAX_ROWS:
+            raise ProjectError(f"Page({self.name!r}): {len(found)} carousels, a page has at most {_MAX_ROWS}")
+        titles = [one.title for one in found]
+        for one in found:
+            if titles.count(one.title) > 1:
+                raise ProjectError(
+                    f"Page({self.name!r}): two carousels are called {one.title!r}; each needs its own title"
+                )
+            if one.rank is not None and one.rank != self.ranker:
+                raise ProjectError(
+                    f"Page({self.name!r}): Carousel({one.title!r}) has rank={one.rank.name!r}, and the first carousel "
+                    f"is ranked by {self.ranker.name!r}: one model of a page is tested and promoted. Leave rank= out, "
+                    "and the first of its candidates ranks"
+                )
+
+    @property
+    def ranker(self) -> Model:
+        """What is tested and promoted on the page: it ranks the first carousel, and all others that name it."""
+        return self.carousels[0].ranker
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -121,17 +144,20 @@ class Row(msgspec.Struct):
 
     title: str
     items: list[ShownItem]
+    bundle: str = ""
+    """What ranked it."""
 
 
 class Shown(msgspec.Struct):
     """The answer: what to show, under which id."""
 
     recommendation_id: str | None
-    """What impressions and clicks must carry; none if the decision could not be written down."""
+    """What impressions and clicks of all rows must carry; none if the decision could not be written down."""
     page: str
     anonymous_id: str | None
     served_us: int
     bundle: str
+    """What ranked the first row."""
     experiment: str | None
     arm: str | None
     degraded: tuple[str, ...]

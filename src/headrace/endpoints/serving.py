@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from headrace.base.errors import FormatError, HeadraceError, UnknownNameError, unknown_name
 from headrace.base.telemetry import get_logger
@@ -42,17 +42,18 @@ class Serving:
     """Whether what serves usually is an older bundle, because a newer one cannot be opened."""
     champion: Served | None = None
     """The bundle that was promoted last."""
+    own: Mapping[str, Served] = field(default_factory=dict)
+    """What ranks the carousels, by title, that a model of their own ranks, whatever is tested or promoted."""
 
     @property
     def usual(self) -> Served | None:
         """What serves whoever is in no arm: the champion's bundle, before there is one the fallback's."""
         return self.champion or self.fallback
 
-    @property
-    def rule(self) -> Rule:
-        """How a row is made; in a trial as it was at the start."""
+    def rule(self, above: Collection[str] = ()) -> Rule:
+        """Returns how a row is made, in a trial as it was at the start, below rows with these items."""
         source = self.trial or self.page
-        return Rule(source.per_row, source.explore)
+        return Rule(source.per_row, source.explore, above)
 
 
 class Shelf:
@@ -99,7 +100,7 @@ class Shelf:
         used = {
             one.hash
             for serving in servings.values()
-            for one in (serving.champion, serving.fallback, *serving.arms.values())
+            for one in (serving.champion, serving.fallback, *serving.arms.values(), *serving.own.values())
             if one
         }
         self._open = {name_hash: served for name_hash, served in self._open.items() if name_hash in used}
@@ -123,7 +124,13 @@ class Shelf:
                 arms[arm] = self._load(registry, trial.bundle_of(arm))
             except (FormatError, UnknownNameError) as error:
                 problems.append(f"trial {trial.id!r}: the bundle of {arm} cannot serve: {error}")
-        return Serving(page, fallback, arms, trial, tuple(problems), is_older, champion)
+        own = {
+            carousel.title: found
+            for carousel in page.carousels
+            if carousel.ranker != page.ranker
+            and (found := self._newest(registry, carousel.ranker.name, problems) or fallback)
+        }
+        return Serving(page, fallback, arms, trial, tuple(problems), is_older, champion, own)
 
     def _champion(self, registry: Registry, page: Page, problems: list[str]) -> Served | None:
         """Returns the page's newest champion that can be opened; None where its fallback serves."""

@@ -1,4 +1,4 @@
-"""The contract `decision`, version 1: what the topic `decisions` holds, one record for each page answered."""
+"""The contract `decision`, version 1: what the topic `decisions` holds, one record for each row of a page answered."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ VERSION = 1
 
 
 class Decision(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
-    """What one visitor was shown, why, and by which chances; written down before the answer left.
+    """What one visitor was shown in one row, why, and by which chances; written down before the answer left.
 
-    Items stand in the order of their positions, from 1; `propensities` and `scores` follow them.
+    All rows of a page carry its `recommendation_id`, and no item stands in two of them. Items stand in the order of
+    their positions, from 1; `propensities` and `scores` follow them.
     """
 
     version: int
@@ -22,7 +23,7 @@ class Decision(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     page: str
     """The page that was asked for."""
     list_id: str
-    """The carousel."""
+    """The carousel, which tells the rows of a page apart."""
     at_us: int
     """The instant that the decision was made for: the clock, or just after the newest event it knew of."""
     received_us: int
@@ -73,6 +74,8 @@ class Decision(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """Up to which offset each dimension was read, JSON: `{"items": 240}`."""
     vectors: Raw | UnsetType = UNSET
     """The features of each item shown, in the order of the bundle's columns, JSON: `[[3, 0, "item-007"], ...]`."""
+    above: tuple[str, ...] = ()
+    """The items of the rows above this one on the page, which are not shown again."""
 
 
 DEGRADED = {

@@ -17,7 +17,7 @@ from headrace.experiments.assign import arms_of, buckets
 from headrace.experiments.experiment import ARMS, Gate, Trial
 from headrace.experiments.outcomes import outcomes_sql
 from headrace.experiments.srm import Srm, check_ratio, explain_ratio
-from headrace.experiments.verdict import VERSION, Arm, Outcome, Verdict
+from headrace.experiments.verdict import VERSION, Arm, Guardrail, Outcome, Verdict
 from headrace.stats.compare import REASONS, Comparison, compare_ratios
 from headrace.stats.intervals import binomial_band
 from headrace.stats.moments import measure_ratio_by_arm
@@ -109,7 +109,8 @@ def exposures_sql(scope: Scope) -> str:
         key="recommendation_id, visitor",
     )
     return f"""WITH decided AS (
-  SELECT recommendation_id, visitor, coalesce(arm, '') AS arm, bot, received_us, items
+  SELECT recommendation_id, visitor, coalesce(arm, '') AS arm, bot, received_us, items,
+    coalesce(len(above), 0) AS num_above
   FROM {DECISIONS}
   WHERE {scope.where} AND visitor IS NOT NULL AND received_us >= {scope.since_us:d}
     AND received_us < {scope.cutoff_us:d} AND {_inside(scope, DECISIONS)}
@@ -137,11 +138,27 @@ people AS (
   SELECT visitor, min(arm) AS arm, count(DISTINCT arm) AS arms, bool_or(bot) AS bot, min(received_us) AS first_us
   FROM exposed GROUP BY visitor
 ),
-asked AS (SELECT visitor, count(*) AS pages FROM decided GROUP BY visitor)
+asked AS (SELECT visitor, count(DISTINCT recommendation_id) AS pages FROM decided GROUP BY visitor)
 SELECT visitor, arm, arms, people.bot OR coalesce(counted.bot, false) AS bot, first_us,
   coalesce(pages, 0)::BIGINT AS pages, coalesce(views, 0)::BIGINT AS views, coalesce(clicks, 0)::BIGINT AS clicks
 FROM people LEFT JOIN asked USING (visitor) LEFT JOIN counted USING (visitor)
 ORDER BY visitor"""  # noqa: S608 - every text in it is quoted, and every number one of ours
+
+
+def counts_sql(scope: Scope, event: str, *, until_us: int) -> str:
+    """Returns the SELECT that counts an event's records of some visitors, each from its own instant to before `until`.
+
+    Its parameters are `$visitors` and `$firsts`; a row has the place of a visitor among them. Robots' records don't
+    count. Each was settled once, so that repeats don't occur.
+    """
+    return f"""SELECT place, count(*)::BIGINT AS records
+FROM (
+  SELECT unnest($visitors::VARCHAR[]) AS visitor, unnest($firsts::BIGINT[]) AS first_us,
+    unnest(range(len($visitors))) AS place
+) AS people JOIN {EVENTS} USING (visitor)
+WHERE type = 'track' AND event = {quote_text(event)} AND NOT bot
+  AND event_us >= first_us AND event_us < {until_us:d} AND {_inside(scope, EVENTS)}
+GROUP BY place"""  # noqa: S608 - every text in it is quoted, and every number one of ours
 
 
 def degraded_sql(scope: Scope) -> str:
@@ -172,7 +189,15 @@ def read_visitors(rows: pa.Table) -> Visitors:
     )
 
 
-def judge(trial: Trial, visitors: Visitors, *, made_us: int, scope: Scope, degraded: Mapping[str, int] = {}) -> Verdict:
+def judge(
+    trial: Trial,
+    visitors: Visitors,
+    *,
+    made_us: int,
+    scope: Scope,
+    degraded: Mapping[str, int] = {},
+    guardrails: Sequence[Guardrail] = (),
+) -> Verdict:
     """Returns what the visitors of a trial say about its arms. Health comes first: what fails there decides."""
     kept = visitors.counted
     arms, views, clicks = visitors.arms[kept], visitors.views[kept], visitors.clicks[kept]
@@ -180,7 +205,7 @@ def judge(trial: Trial, visitors: Visitors, *, made_us: int, scope: Scope, degra
     srm = check_ratio(counts.tolist(), trial.weights) if counts.sum() else None
     control, treatment = measure_ratio_by_arm(clicks, views, arms, num_arms=len(ARMS))
     found = compare_ratios(control, treatment, alpha=trial.alpha)
-    outcome, reasons = _conclude(trial, visitors, srm, found)
+    outcome, reasons = weigh(trial, *_conclude(trial, visitors, srm, found), lift=found.lift, guardrails=guardrails)
     return Verdict(
         version=VERSION,
         trial=trial.id,
@@ -211,6 +236,7 @@ def judge(trial: Trial, visitors: Visitors, *, made_us: int, scope: Scope, degra
         lift_interval=_pair(found.lift_interval),
         p=found.p,
         df=found.df,
+        guardrails=tuple(guardrails),
     )
 
 
@@ -261,6 +287,30 @@ def _find_ill(trial: Trial, visitors: Visitors, srm: Srm | None) -> tuple[Outcom
     if not visitors.views[kept].any():
         return "empty", _UNVIEWED.format(total=total, below=trial.below)
     return None
+
+
+def weigh(
+    trial: Trial, outcome: Outcome, reasons: Sequence[str], *, lift: float | None, guardrails: Sequence[Guardrail]
+) -> tuple[Outcome, list[str]]:
+    """Returns the outcome and its reasons once more, now that the guardrails are known.
+
+    Where one is worse the treatment is not better; one that can't be judged is told, and holds nobody back.
+    """
+    if outcome in ("unhealthy", "empty"):
+        return outcome, list(reasons)
+    fallen = [one for one in guardrails if one.is_worse]
+    unknown = [f"the guardrail {one.name} cannot be judged: {one.reason}" for one in guardrails if one.p is None]
+    told = [f"the guardrail {one.name} is worse: {_tell_fall(one)}" for one in fallen]
+    if not fallen or outcome != "better":
+        return outcome, [*reasons, *told, *unknown]
+    gain = "" if lift is None else f" by {100 * lift:.1f} %"
+    return "worse", [f"{trial.goal} is better{gain}, but {'; '.join(told)}", *reasons, *unknown]
+
+
+def _tell_fall(found: Guardrail) -> str:
+    # Without a lift it would not have fallen: the control's value is above 0 then.
+    share = f" by {-100 * found.lift:.1f} %" if found.lift is not None else ""
+    return f"it fell{share}, from {found.control:.5g} to {found.treatment:.5g}, p = {found.p:.2g}"
 
 
 def split_again(visitors: Visitors, *, seed: str, splits: int, weights: Sequence[float], alpha: float) -> Gate:

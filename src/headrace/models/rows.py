@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from headrace.base.errors import StopError
 from headrace.events.decision import DECISIONS
-from headrace.experiments.experiment import Metric
+from headrace.experiments.metric import RatioMetric
 from headrace.experiments.outcomes import outcomes_sql
 from headrace.features import Column
 from headrace.models.model import Lake
@@ -39,7 +39,7 @@ class TrainingRow(msgspec.Struct, kw_only=True, frozen=True):
     item: str
     """The item that was viewed."""
     position: int
-    """Where it stood, from 1."""
+    """Where it stood, counted down the page from 1."""
     propensity: float
     """The chance with which it stood there."""
     clicked: bool
@@ -84,7 +84,7 @@ _ARRAYS = ("at_us", "received_us", "pages", "persons", "items", "positions", "pr
 _OFFSET_BITS = 40
 
 
-def _decided_sql(metric: Metric) -> str:
+def _decided_sql(metric: RatioMetric) -> str:
     """Returns the part `decided` of a WITH: the decisions that may have rows, numbered in their order.
 
     Only those whose time for clicks is over at the instant of the fit, `$at_us`. Robots have none, nor have pages that
@@ -94,7 +94,8 @@ def _decided_sql(metric: Metric) -> str:
     # Without a dimension nothing is known of an item.
     end = "0::BIGINT" if dimension is None else f"coalesce((dimensions ->> '$.{dimension.name}')::BIGINT, 0)"
     return f"""WITH decided AS (
-  SELECT (row_number() OVER (ORDER BY at_us, recommendation_id) - 1)::BIGINT AS page, recommendation_id, visitor,
+  SELECT coalesce(len(above), 0)::BIGINT AS num_above,
+    (row_number() OVER (ORDER BY at_us, recommendation_id, num_above) - 1)::BIGINT AS page, recommendation_id, visitor,
     person, at_us, received_us, items, propensities, known, {end} AS dimension_end
   FROM {DECISIONS}
   WHERE visitor IS NOT NULL AND NOT bot AND len(known) > 0 AND received_us <= $at_us - {metric.within_us:d}
@@ -102,7 +103,7 @@ def _decided_sql(metric: Metric) -> str:
 )"""  # noqa: S608 - every text in it is quoted, and every number one of ours
 
 
-def outcomes_of(lake: Lake, metric: Metric) -> pa.Table:
+def outcomes_of(lake: Lake, metric: RatioMetric) -> pa.Table:
     """Returns page, position and whether it was clicked of each item viewed.
 
     Events count that had arrived by the instant of the fit: what arrives later changes nothing.
@@ -120,7 +121,7 @@ def outcomes_of(lake: Lake, metric: Metric) -> pa.Table:
     )
 
 
-def read_labels(lake: Lake, metric: Metric, attributes: Sequence[str] | None = None) -> pa.Table:
+def read_labels(lake: Lake, metric: RatioMetric, attributes: Sequence[str] | None = None) -> pa.Table:
     """Returns the training rows of a metric as Arrow, without features; raises StopError if there are none.
 
     What stands once for a page is joined to its items here: as SQL the same rows took three times as long.
@@ -139,7 +140,7 @@ def read_labels(lake: Lake, metric: Metric, attributes: Sequence[str] | None = N
     page, position = page[order], position[order]
     items = pages.column("items").combine_chunks()
     starts = np.r_[0, np.cumsum(items.value_lengths().to_numpy(zero_copy_only=False))]
-    places = starts[page] + position - 1
+    places = starts[page] + position - 1 - _numbers(pages, "num_above")[page]
     labels = pages.select(["page", "at_us", "received_us", "recommendation_id", "person", "known"]).take(page)
     for name, column in (
         ("item", items.flatten().take(places)),
@@ -198,7 +199,7 @@ def list_rows(labels: pa.Table) -> list[TrainingRow]:
 encode_row = msgspec.json.Encoder().encode
 
 
-def read_rows(lake: Lake, metric: Metric, columns: Sequence[Column]) -> Rows:
+def read_rows(lake: Lake, metric: RatioMetric, columns: Sequence[Column]) -> Rows:
     """Returns the training rows of a metric with the features of some columns."""
     parts = {part for column in columns for part in (*column.by, column.value)}
     labels = read_labels(lake, metric, sorted(part[1:] for part in parts if part[:1] == "@"))
