@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from headrace.endpoints.endpoint import Carousel, Page
     from headrace.events.dimension import Attribute, Dimension
     from headrace.events.event import Event
-    from headrace.experiments.experiment import Experiment, Metric
+    from headrace.experiments.experiment import Experiment
+    from headrace.experiments.metric import Metric
     from headrace.features import item, person
     from headrace.pipelines import Pipeline
     from headrace.project import OpenProject, Project
@@ -67,7 +68,7 @@ _HOMES = {
     "person": "headrace.features:person",
     "Carousel": "headrace.endpoints.endpoint:Carousel",
     "Experiment": "headrace.experiments.experiment:Experiment",
-    "Metric": "headrace.experiments.experiment:Metric",
+    "Metric": "headrace.experiments.metric:Metric",
     "Page": "headrace.endpoints.endpoint:Page",
     "Event": "headrace.events.event:Event",
     "HeadraceError": "headrace.base.errors:HeadraceError",

@@ -380,7 +380,7 @@ def judge_trial(
     degraded = project.query(degraded_sql(scope)).table().to_pylist()
     counts: dict[str, int] = {row["what"]: row["pages"] for row in degraded}
 
-    def ask(sql: str, parameters: Mapping[str, Any] = {}) -> pa.Table:
+    def ask(sql: str, parameters: Mapping[str, object]) -> pa.Table:
         return project.query(sql, parameters=parameters).table()
 
     guardrails = [judge_guardrail(trial, metric, visitors, scope=scope, ask=ask) for metric in trial.guardrails]

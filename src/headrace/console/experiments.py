@@ -64,6 +64,7 @@ def _listed(experiment: Experiment, trial: Trial | None, verdict: Verdict | None
         "experiment": experiment.name,
         "page": experiment.on.name,
         "goal": experiment.goal.name,
+        "guardrails": [metric.name for metric in experiment.guardrails],
         "mde": experiment.mde,
         "power": experiment.power,
         "alpha": experiment.alpha,
@@ -174,6 +175,7 @@ def start(given: argparse.Namespace) -> None:
     print_facts(
         (
             ("trial", f"{trial.id} runs on the page {trial.page}, goal {trial.goal}"),
+            *((("guardrails", ", ".join(one.name for one in trial.guardrails)),) if trial.guardrails else ()),
             ("A/A", gate),
             ("control", trial.control),
             ("treatment", trial.treatment),

@@ -13,7 +13,7 @@ from headrace.console.sql import query
 from headrace.events.decision import DECISIONS, decode_decision, is_decision
 from headrace.events.event import Event
 from headrace.events.settled import EVENTS
-from headrace.experiments.experiment import Metric
+from headrace.experiments.metric import RatioMetric
 from headrace.learn import read_tables
 from headrace.models import Bundle
 from headrace.project import OpenProject
@@ -107,7 +107,7 @@ def _answers(project: OpenProject, row: Row) -> tuple[set[str], set[str]]:
     return below, above
 
 
-def _events_of(goal: Metric) -> tuple[Event, Event]:
+def _events_of(goal: RatioMetric) -> tuple[Event, Event]:
     return goal.below, goal.above
 
 

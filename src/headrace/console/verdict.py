@@ -11,7 +11,7 @@ from rich.text import Text
 from headrace.console.show import format_time, shown
 from headrace.experiments.experiment import ARMS, Gate
 from headrace.experiments.srm import ALPHA
-from headrace.experiments.verdict import OUTCOMES, Arm, Verdict
+from headrace.experiments.verdict import OUTCOMES, Arm, Guardrail, Verdict
 from headrace.verify import Truth
 
 WIDTH = 80
@@ -41,6 +41,7 @@ def verdict_lines(verdict: Verdict, *, truth: Truth | None = None) -> list[Text]
         *_arms(verdict),
         Text(),
         *_lift(verdict, truth),
+        *_guardrails(verdict),
         *_outcome(verdict),
         Text(),
         *_provenance(verdict),
@@ -167,6 +168,26 @@ def _bar(numbers: tuple[float, float, float], truth: float | None) -> list[str]:
     left, right = _percent(-reach), _percent(reach)
     scale = f"{left:<{half}}0{right:>{half}}"
     return ["".join(cells), scale]
+
+
+def _guardrails(verdict: Verdict) -> Iterator[Text]:
+    for found in verdict.guardrails:
+        mark = _NOTED if verdict.outcome == "unhealthy" or found.p is None else _BAD if found.is_worse else _GOOD
+        yield from _fact("guardrail", _guardrail_text(found, verdict.alpha), mark=mark)
+
+
+def _guardrail_text(found: Guardrail, alpha: float) -> str:
+    if found.p is None:
+        return f"{found.name} cannot be judged: {found.reason}"
+    arms = f"{found.name} {found.control:.5g} in control, {found.treatment:.5g} in treatment"
+    share = f"{100 * (1 - alpha):g} % interval"
+    if found.lift is not None and found.lift_interval is not None:
+        low, high = found.lift_interval
+        change = f"{_percent(found.lift)}, {share} {_percent(low)} to {_percent(high)}"
+    else:
+        low, high = found.difference_interval or (0.0, 0.0)
+        change = f"difference {found.difference:+.5g}, {share} {low:+.5g} to {high:+.5g}"
+    return f"{arms}: {change}, p {_probability(found.p)}"
 
 
 # Outcome and provenance.

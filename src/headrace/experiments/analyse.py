@@ -205,7 +205,7 @@ def judge(
     srm = check_ratio(counts.tolist(), trial.weights) if counts.sum() else None
     control, treatment = measure_ratio_by_arm(clicks, views, arms, num_arms=len(ARMS))
     found = compare_ratios(control, treatment, alpha=trial.alpha)
-    outcome, reasons = weigh(trial, *_conclude(trial, visitors, srm, found), lift=found.lift, guardrails=guardrails)
+    outcome, reasons = _weigh(trial, *_conclude(trial, visitors, srm, found), lift=found.lift, guardrails=guardrails)
     return Verdict(
         version=VERSION,
         trial=trial.id,
@@ -231,16 +231,17 @@ def judge(
         control=_arm(0, visitors, kept, found.control.estimate),
         treatment=_arm(1, visitors, kept, found.treatment.estimate),
         difference=found.difference,
-        difference_interval=_pair(found.difference_interval),
+        difference_interval=pair_of(found.difference_interval),
         lift=found.lift,
-        lift_interval=_pair(found.lift_interval),
+        lift_interval=pair_of(found.lift_interval),
         p=found.p,
         df=found.df,
         guardrails=tuple(guardrails),
     )
 
 
-def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
+def pair_of(interval: Sequence[float] | None) -> tuple[float, float] | None:
+    """Returns an interval as a verdict has it."""
     return None if interval is None else (float(interval[0]), float(interval[1]))
 
 
@@ -289,7 +290,7 @@ def _find_ill(trial: Trial, visitors: Visitors, srm: Srm | None) -> tuple[Outcom
     return None
 
 
-def weigh(
+def _weigh(
     trial: Trial, outcome: Outcome, reasons: Sequence[str], *, lift: float | None, guardrails: Sequence[Guardrail]
 ) -> tuple[Outcome, list[str]]:
     """Returns the outcome and its reasons once more, now that the guardrails are known.

@@ -9,7 +9,7 @@ import msgspec
 
 from headrace.base.clock import read_duration
 from headrace.base.errors import FormatError, ProjectError
-from headrace.events.event import Event
+from headrace.experiments.metric import FrozenMetric, MeanMetric, Metric, RatioMetric
 
 CONTROL = "control"
 TREATMENT = "treatment"
@@ -32,51 +32,19 @@ class Subject(Protocol):
         """The hash of its definition."""
 
 
-@dataclass(frozen=True)
-class Metric:
-    """What an experiment measures; make one with `Metric.ratio`.
-
-    >>> views = Event("Product List Viewed", item="products[].product_id")
-    >>> clicks = Event("Product Clicked", item="product_id")
-    >>> Metric.ratio("ctr", clicks, views, within="30m").within_us // 60_000_000
-    30
-    """
-
-    name: str
-    above: Event
-    below: Event
-    within: str = "30m"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.strip():
-            raise ProjectError(f"Metric({self.name!r}): give it a name, such as 'ctr'")
-        for event in (self.above, self.below):
-            if not isinstance(event, Event) or not event.item:
-                raise ProjectError(f"Metric({self.name!r}): {event!r} is no Event with item=; each needs one")
-        read_duration(self.within, f"Metric({self.name!r}): within")
-
-    @classmethod
-    def ratio(cls, name: str, above: Event, below: Event, *, within: str = "30m") -> Metric:
-        """Returns the ratio of two events of items: of those seen below, the share that the event above followed."""
-        return cls(name, above, below, within)
-
-    @property
-    def within_us(self) -> int:
-        """How long after the event below the one above still counts."""
-        return read_duration(self.within)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """A test of what a page's carousels rank against what serves now.
 
-    `mde` is the smallest relative lift worth finding, `power` the chance to find it, `lateness` how long after
-    their time events are waited for.
+    `goal` is what it is about, and `guardrails` are what must not get worse meanwhile: where one does, the treatment
+    is not better, whatever the goal says. `mde` is the smallest relative lift of the goal worth finding, `power` the
+    chance to find it, `lateness` how long after their time events are waited for.
     """
 
     name: str = field(kw_only=False)
     on: Subject
-    goal: Metric
+    goal: RatioMetric
+    guardrails: tuple[Metric, ...] = ()
     mde: float = 0.25
     power: float = 0.8
     alpha: float = 0.05
@@ -100,9 +68,34 @@ class Experiment:
                 raise ProjectError(
                     f"Experiment({self.name!r}): {name}={value!r} must be between {least:g} and {most:g}{hint}"
                 )
-        if not isinstance(self.goal, Metric):
-            raise ProjectError(f"Experiment({self.name!r}): goal={self.goal!r} is no Metric")
+        self._check_metrics()
         read_duration(self.lateness, f"Experiment({self.name!r}): lateness")
+
+    def _check_metrics(self) -> None:
+        mine = f"Experiment({self.name!r})"
+        if isinstance(self.goal, MeanMetric):
+            raise ProjectError(
+                f"{mine}: the goal {self.goal.name!r} is a mean, and a trial is planned and decided by a ratio; write "
+                "goal= with a Metric.ratio, and the mean among the guardrails"
+            )
+        if not isinstance(self.goal, RatioMetric):
+            raise ProjectError(f"{mine}: goal={self.goal!r} is no Metric")
+        if not isinstance(self.guardrails, tuple):
+            raise ProjectError(f"{mine}: guardrails={self.guardrails!r}; write guardrails=(..., ), a tuple of metrics")
+        names = {self.goal.name}
+        for metric in self.guardrails:
+            if not isinstance(metric, Metric):
+                raise ProjectError(f"{mine}: the guardrail {metric!r} is no Metric")
+            if metric.name in names:
+                raise ProjectError(
+                    f"{mine}: two of its metrics are called {metric.name!r}, and a verdict tells them apart by name"
+                )
+            names.add(metric.name)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The goal, and the guardrails."""
+        return self.goal, *self.guardrails
 
     @property
     def lateness_us(self) -> int:
@@ -176,6 +169,8 @@ class Trial(msgspec.Struct, kw_only=True, frozen=True):
     status: Literal["running", "stopped"] = "running"
     stopped_us: int = 0
     """When it was stopped."""
+    guardrails: tuple[FrozenMetric, ...] = ()
+    """What must not get worse."""
 
     def bundle_of(self, arm: str) -> str:
         """Returns the hash of the bundle that an arm is served from."""

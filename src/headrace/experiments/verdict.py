@@ -16,7 +16,7 @@ Outcome = Literal["better", "worse", "undecided", "early", "unhealthy", "empty"]
 
 OUTCOMES: dict[Outcome, str] = {
     "better": "the treatment is better: p < alpha, and its ratio is higher",
-    "worse": "the treatment is worse: p < alpha, and its ratio is lower",
+    "worse": "the treatment is worse: p < alpha, and its ratio is lower, or a guardrail is",
     "undecided": "as many visitors as planned were in it, and chance explains the difference",
     "early": "there are fewer visitors than planned, and chance explains the difference so far",
     "unhealthy": "a check of the trial itself failed, so no number of it can be trusted",
@@ -57,6 +57,32 @@ class Arm(msgspec.Struct, kw_only=True, frozen=True):
     clicks: int
     ratio: float | None
     """Clicks by views; none without views."""
+
+
+class Guardrail(msgspec.Struct, kw_only=True, frozen=True):
+    """What a trial did to a metric that must not get worse."""
+
+    name: str
+    control: float | None
+    """The control's ratio, or its mean over visitors; none if it has none."""
+    treatment: float | None
+    control_visitors: int
+    """How many of the control's visitors it is about."""
+    treatment_visitors: int
+    cap: float | None = None
+    """What a visitor has at most, where the metric has a cap: its quantile of both arms together."""
+    difference: float | None
+    """The treatment's less the control's."""
+    difference_interval: tuple[float, float] | None
+    lift: float | None
+    """The treatment's by the control's, less 1."""
+    lift_interval: tuple[float, float] | None
+    p: float | None
+    df: float | None
+    is_worse: bool
+    """Whether p < alpha, and the treatment's is lower."""
+    reason: str | None = None
+    """Why it cannot be judged, if so."""
 
 
 class Verdict(msgspec.Struct, kw_only=True, frozen=True):
@@ -107,6 +133,8 @@ class Verdict(msgspec.Struct, kw_only=True, frozen=True):
     """None if the relative lift is not estimable."""
     p: float | None
     df: float | None
+    guardrails: tuple[Guardrail, ...] = ()
+    """What became of the metrics that must not get worse, in the order of the trial."""
 
 
 encode_exposure = encode_verdict = msgspec.json.Encoder().encode

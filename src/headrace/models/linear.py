@@ -15,7 +15,7 @@ from headrace.events.decision import DECISIONS
 from headrace.events.dimension import Dimension
 from headrace.events.event import Event
 from headrace.events.settled import EVENTS
-from headrace.experiments.experiment import Metric
+from headrace.experiments.metric import RatioMetric
 from headrace.features import Column, Feature, list_columns, person
 from headrace.features.feature import VERSION as FEATURES
 from headrace.models.learned import learn, varies
@@ -35,7 +35,7 @@ class ClickModel:
     """The declaration that `click_model` returns."""
 
     name: str
-    metric: Metric
+    metric: RatioMetric
     features: tuple[Feature, ...] = field(kw_only=True)
     l2: float = field(default=30.0, kw_only=True)
     most_weight: float = field(default=10.0, kw_only=True)
@@ -43,8 +43,10 @@ class ClickModel:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise ProjectError(f"click_model({self.name!r}): give it a name, such as 'ranker'")
-        if not isinstance(self.metric, Metric):
-            raise ProjectError(f"click_model({self.name!r}): {self.metric!r} is no Metric, such as the goal of a trial")
+        if not isinstance(self.metric, RatioMetric):
+            raise ProjectError(
+                f"click_model({self.name!r}): {self.metric!r} is no Metric.ratio, such as the goal of a trial"
+            )
         found = self.features
         if not isinstance(found, tuple) or not found or not all(isinstance(one, Feature) for one in found):
             raise ProjectError(
@@ -133,7 +135,7 @@ class ClickModel:
 
 
 def click_model(
-    name: str, metric: Metric, *, features: tuple[Feature, ...] = (), l2: float = 30.0, most_weight: float = 10.0
+    name: str, metric: RatioMetric, *, features: tuple[Feature, ...] = (), l2: float = 30.0, most_weight: float = 10.0
 ) -> ClickModel:
     """Returns the declaration of a model of clicks: what a metric counts, learned from features of logged pages.
 
@@ -145,7 +147,7 @@ def click_model(
 Items = tuple[list[str], list[str], dict[str, list[str]]]
 
 
-def _find_items(lake: Lake, metric: Metric, columns: Sequence[Column]) -> Items:
+def _find_items(lake: Lake, metric: RatioMetric, columns: Sequence[Column]) -> Items:
     """Returns all items that may be ranked, their categories, and the attributes that texts are compared with."""
     dimension = metric.above.of
     names = sorted({column.value[1:] for column in columns if column.is_text and column.value[:1] == "@"})
