@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from headrace.base.errors import CallError, StopError, UnavailableError, unknown_name
 from headrace.base.process import find_user
 from headrace.collect.app import CLICKS
-from headrace.collect.settler import GROUP as SETTLER
 from headrace.endpoints.serving import TRIAL
 from headrace.events.decision import DECISIONS
 from headrace.events.event import Event
@@ -31,7 +30,7 @@ from headrace.models.provenance import FIT, Fit, decode_fit, describe_fit, encod
 from headrace.models.registry import Entry
 from headrace.models.validate import Report
 from headrace.project import OpenProject
-from headrace.stream import CODECS, tail_offsets
+from headrace.stream import CODECS, settled_offsets, tail_offsets
 from headrace.tables import Table
 from headrace.tables.catalog import item_sql
 from headrace.tables.sink import INCARNATION
@@ -265,14 +264,16 @@ def _unpin_old(project: OpenProject, tables: Iterable[str], name: str) -> None:
                 table.unpin(pin.id)
 
 
-def wait_for_lake(project: OpenProject, *, seconds: float = _LAKE_SECONDS) -> dict[str, tuple[int, ...]]:
-    """Returns up to where the lake holds `decisions` and `events`: all that had arrived when this was called."""
+def wait_for_lake(
+    project: OpenProject, *, seconds: float = _LAKE_SECONDS, topics: Sequence[str] = (DECISIONS, EVENTS)
+) -> dict[str, tuple[int, ...]]:
+    """Returns up to where the lake holds some topics: all that had arrived when this was called."""
     deadline = time.monotonic() + seconds
     clicks = [bound.end for bound in project.topics.bounds(CLICKS)]
-    while _lags(_settled(project), clicks):
+    while not _is_settled(project, clicks):
         _check_time(deadline, CLICKS, "settler")
         time.sleep(_POLL_SECONDS)
-    ends = {name: tuple(bound.end for bound in project.topics.bounds(name)) for name in (DECISIONS, EVENTS)}
+    ends = {name: tuple(bound.end for bound in project.topics.bounds(name)) for name in topics}
     for name, places in ends.items():
         while not _is_sunk(project, name, places):
             _check_time(deadline, name, "sink")
@@ -280,33 +281,28 @@ def wait_for_lake(project: OpenProject, *, seconds: float = _LAKE_SECONDS) -> di
     return ends
 
 
-def _settled(project: OpenProject) -> list[int]:
-    found = [bound.start for bound in project.topics.bounds(CLICKS)]
-    for one in project.topics.groups(CLICKS):
-        if one.group == SETTLER:
-            found[one.position.partition] = one.position.offset
-    return found
-
-
-def _lags(positions: Sequence[int], ends: Sequence[int]) -> bool:
-    return any(position < end for position, end in zip(positions, ends, strict=True))
+def _is_settled(project: OpenProject, ends: Sequence[int]) -> bool:
+    settled = settled_offsets(project)
+    return all(settled[partition] >= end for partition, end in enumerate(ends))
 
 
 def _is_sunk(project: OpenProject, name: str, ends: Sequence[int]) -> bool:
     """Returns whether the table of a topic holds every row below these offsets."""
-    if name not in project.tables.names():
-        return not any(ends)
-    table, incarnation = project.tables.open(name), project.topics.describe(name).incarnation
-    if table.properties.get(INCARNATION) != incarnation:
-        raise StopError(
-            f"the table {name!r} was filled from another topic {name!r}. "
-            f"Let it go on with: headrace topic replay {name} --continue {name}"
-        )
+    if name in project.tables.names():
+        _check_source(project, name)
     topic = project.topic(name)
     # A sink notes rows at once, and markers and progress records a minute later only.
     waiting = topic.read_to_ends(tail_offsets(project, topic))
     is_row = CODECS[name].is_row
     return not any(is_row(message) and message.offset < ends[message.partition] for message in waiting)
+
+
+def _check_source(project: OpenProject, name: str) -> None:
+    if project.tables.open(name).properties.get(INCARNATION) != project.topics.describe(name).incarnation:
+        raise StopError(
+            f"the table {name!r} was filled from another topic {name!r}. "
+            f"Let it go on with: headrace topic replay {name} --continue {name}"
+        )
 
 
 def _check_time(deadline: float, name: str, role: str) -> None:

@@ -16,9 +16,10 @@ from headrace.base.clock import machine_us
 from headrace.base.errors import OutsideError
 from headrace.base.process import Life, Loops
 from headrace.base.telemetry import Metrics, get_logger
+from headrace.collect.app import CLICKS
 from headrace.collect.load import make_dimension
+from headrace.collect.settler import GROUP, Settler
 from headrace.collect.settler import METRICS as SETTLE_METRICS
-from headrace.collect.settler import Settler
 from headrace.endpoints.serving import TRIAL
 from headrace.events.decision import DECISIONS, Decision, decode_decision, is_decision
 from headrace.events.dimension import Dimension, Member, decode_member, is_member
@@ -99,6 +100,12 @@ def tail_offsets(project: OpenProject, topic: Topic) -> dict[int, int]:
     if table.properties.get(INCARNATION) != incarnation:
         return starts
     return {p: max(start, table.position(f"{incarnation}/{p}") or 0) for p, start in starts.items()}
+
+
+def settled_offsets(project: OpenProject) -> dict[int, int]:
+    """Returns where the settler goes on in each partition of `clicks`."""
+    saved = {one.position.partition: one.position.offset for one in project.topics.groups(CLICKS) if one.group == GROUP}
+    return {p: max(bound.start, saved.get(p, 0)) for p, bound in enumerate(project.topics.bounds(CLICKS))}
 
 
 def run_stream(life: Life, *, folder: str, profile: str, roles: Sequence[str], name: str) -> None:

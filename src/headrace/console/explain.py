@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 
 from headrace.base.errors import FormatError
 from headrace.collect.app import CLICKS
-from headrace.collect.settler import GROUP as SETTLER
 from headrace.console.explain_page import find_decision, show_decision, tell_decision
 from headrace.console.failed import as_row, tail_of
 from headrace.console.show import format_time, print_lines, print_rows, shown
@@ -25,6 +24,7 @@ from headrace.events.click import Door, decode_door
 from headrace.events.event import Envelope, read_envelope
 from headrace.events.settled import EVENTS, FAILED, REPLAY, decode_failed, decode_settled
 from headrace.project import OpenProject, open_project
+from headrace.stream import settled_offsets
 from headrace.tables import Commit, Table
 from headrace.tables.codec import RECEIVED_DATE
 from headrace.topics import Message
@@ -121,10 +121,8 @@ def _find_waiting(project: OpenProject, wanted: str) -> Iterator[Message]:
     if CLICKS not in project.topics.names():
         return
     topic = project.topic(CLICKS)
-    saved = {one.position.partition: one.position.offset for one in topic.topics.groups(CLICKS) if one.group == SETTLER}
-    offsets = {p: max(bound.start, saved.get(p, 0)) for p, bound in enumerate(topic.bounds())}
     mark = _mark(wanted)
-    for message in topic.read_to_ends(offsets, max_records=_MOST_CLICKS_READ):
+    for message in topic.read_to_ends(settled_offsets(project), max_records=_MOST_CLICKS_READ):
         if mark in (message.value or b"") and wanted in _ids(message):
             yield message
 

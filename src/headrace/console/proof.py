@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
+from headrace.base.errors import UnavailableError
 from headrace.collect.app import CLICKS
-from headrace.collect.settler import GROUP
-from headrace.console.failed import tail_of
 from headrace.events.decision import DECISIONS, is_decision
 from headrace.events.dimension import MARKER
 from headrace.events.settled import EVENTS, FAILED, is_row
+from headrace.learn import wait_for_lake
 from headrace.project import OpenProject
 from headrace.topics import Message
-
-_POLL_SECONDS = 0.05
 
 
 class _Click(msgspec.Struct):
@@ -135,23 +132,11 @@ def prove_pages(project: OpenProject, recommended: Sequence[str]) -> PageProof:
 
 def wait_at_rest(project: OpenProject, seconds: float) -> bool:
     """Returns whether all clicks were settled, and all that was settled came into its table, in time."""
-    deadline = time.monotonic() + seconds
-    while not (_is_settled(project) and all(_is_sunk(project, name) for name in (EVENTS, FAILED))):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_POLL_SECONDS)
+    try:
+        wait_for_lake(project, seconds=seconds, topics=(EVENTS, FAILED))
+    except UnavailableError:
+        return False
     return True
-
-
-def _is_settled(project: OpenProject) -> bool:
-    positions = {
-        one.position.partition: one.position.offset for one in project.topics.groups(CLICKS) if one.group == GROUP
-    }
-    return all(positions.get(p, bound.start) == bound.end for p, bound in enumerate(project.topics.bounds(CLICKS)))
-
-
-def _is_sunk(project: OpenProject, name: str) -> bool:
-    return next(tail_of(project, name), None) is None
 
 
 def _read(project: OpenProject, name: str) -> Iterator[Message]:
