@@ -13,6 +13,7 @@ from headrace.collect.dimensions import Dimensions
 from headrace.console.show import as_text, format_seconds, format_time, print_facts, print_lines, print_table, working
 from headrace.events.dimension import text_of
 from headrace.features import Column
+from headrace.features.feature import attribute_names
 from headrace.features.serve import Items, Read, Reader
 from headrace.features.updater import rebuild
 from headrace.project import OpenProject, open_project
@@ -61,7 +62,7 @@ def _attributes(
     project: OpenProject, columns: Sequence[Column], items: Sequence[str]
 ) -> Mapping[str, Sequence[str | None]]:
     """Returns what the dimensions say of items now, by the names of attributes."""
-    needed = {part[1:]: column.dimension for column in columns for part in column.by if part.startswith("@")}
+    needed = {name: column.dimension for column in columns for name in attribute_names(column.by)}
     dimensions = Dimensions(project.topics, sorted(set(needed.values())))
     dimensions.refresh()
     found: dict[str, Sequence[str | None]] = {}

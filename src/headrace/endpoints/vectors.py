@@ -15,6 +15,7 @@ from headrace.collect.dimensions import Dimensions
 from headrace.endpoints.serving import Served
 from headrace.events.dimension import text_of
 from headrace.features import Column
+from headrace.features.feature import attribute_names
 from headrace.features.online import Online
 from headrace.features.serve import Items, Reader
 from headrace.models import Values
@@ -122,9 +123,8 @@ class Lookup:
     ) -> Mapping[str, Sequence[str | None]]:
         found: dict[str, Sequence[str | None]] = {}
         for column in columns:
-            for part in (*column.by, column.value):
-                name = part.removeprefix("@")
-                if part.startswith("@") and name not in found:
+            for name in attribute_names((*column.by, column.value)):
+                if name not in found:
                     history, end = self._dimensions.history(column.dimension), ends[column.dimension]
                     known = [history.at(item, end) or {} for item in items]
                     found[name] = [text_of(one.get(name)) for one in known]

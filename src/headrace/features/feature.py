@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -155,6 +155,15 @@ def _check_part(what: str, part: object, event: Event) -> None:
 
 def _name_of(part: By) -> str:
     return f"@{part.name}" if isinstance(part, Attribute) else part.name
+
+
+def attribute_names(parts: Iterable[str]) -> list[str]:
+    """Returns the names of the attributes among parts of columns' keys, and values, each once and sorted.
+
+    >>> attribute_names(["person", "@title", "price", "@genre", "@title"])
+    ['genre', 'title']
+    """
+    return sorted({part[1:] for part in parts if part.startswith("@")})
 
 
 def _rank(name: str) -> tuple[int, str]:

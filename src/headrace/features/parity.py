@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from headrace.base.errors import StopError
 from headrace.engines.engine import quote_name, quote_text
 from headrace.events.settled import EVENTS
-from headrace.features.feature import Column
+from headrace.features.feature import Column, attribute_names
 from headrace.features.join import Lake, join
 from headrace.features.keys import attributes_of
 
@@ -163,11 +163,11 @@ def make_labels(
         "item": keys,
         "known": pa.array([row["known"] for row in rows], pa.list_(pa.int64())).take(pa.array(takes)),
     }
-    names = sorted({part for column in columns for part in column.by if part.startswith("@")})
+    names = attribute_names(part for column in columns for part in column.by)
     if names:
         dimension = columns[0].dimension
         ends = np.array([_end_of(row.get("dimensions"), dimension) for row in rows], np.int64)[takes]
-        found |= read_attributes(lake, dimension, [name[1:] for name in names], items=keys, ends=ends)
+        found |= read_attributes(lake, dimension, names, items=keys, ends=ends)
     return pa.table(found)
 
 
