@@ -11,6 +11,7 @@ from endpoints.learned import ITEM_IDS, count_events, make_ranker, open_learned
 from headrace.collect.load import load_members
 from headrace.loop import promote
 from models.market import ITEMS, with_genre
+from running import wait_until
 from streamline import BEGAN_US, HOUR, append, clicked
 
 pytestmark = pytest.mark.slow
@@ -98,3 +99,13 @@ def test_a_page_of_popularity_says_what_features_were_known(tmp_path):
         assert tuple(decision["known"]) == door.project.online.read_state().known
         assert decision["dimensions"] == {"items": len(ITEMS)}
         assert "vectors" not in decision
+
+
+def test_a_dimension_that_grows_is_noted_by_later_pages_of_popularity(tmp_path):
+    with open_learned(tmp_path) as door:
+        door.add(make_popular(4))
+        (items,) = door.project.declared.dimensions
+        load_members(door.project.topics, items, members={"item-99": {"genre": "drama"}}, now_us=BEGAN_US)
+        wait_until(
+            lambda: shown_to(door, "ann")[1]["dimensions"] == {"items": len(ITEMS) + 1}, what="the new end is noted"
+        )

@@ -63,6 +63,7 @@ class Lookup:
         self._dimensions = dimensions
         self._columns = columns
         self._prepared: dict[str, _Prepared] = {}
+        self._noted = _encode_ends(self._ends(columns))
         self._told = ""
 
     def prepare(self, used: Iterable[Served]) -> None:
@@ -71,6 +72,7 @@ class Lookup:
         try:
             if needed or self._columns:
                 self._dimensions.refresh()
+                self._noted = _encode_ends(self._ends(self._columns))
             self._prepared = {name_hash: self._prepare(served) for name_hash, served in needed.items()}
             self._told = ""
         except HeadraceError as error:
@@ -97,9 +99,8 @@ class Lookup:
         except HeadraceError:
             # The updater has not begun: nothing is lost but this page as a row to learn from.
             return Vectors(now_us)
-        ends = self._ends(self._columns)
         at_us = max(now_us, max(state.newest_us, default=0) + 1)
-        return Vectors(at_us, state.known, dimensions=Raw(_encode(ends)) if ends else UNSET)
+        return Vectors(at_us, state.known, dimensions=self._noted)
 
     def _ends(self, columns: Iterable[Column]) -> dict[str, int]:
         names = sorted({column.dimension for column in columns if column.dimension})
@@ -116,7 +117,7 @@ class Lookup:
         # 40,000 blobs take a second. Where none are there yet, each read says so.
         with contextlib.suppress(OutsideError):
             reader.prepare(items)
-        return _Prepared(reader, items, ends, Raw(_encode(ends)) if ends else UNSET)
+        return _Prepared(reader, items, ends, _encode_ends(ends))
 
     def _attributes(
         self, columns: Iterable[Column], items: Sequence[str], ends: Mapping[str, int]
@@ -129,3 +130,7 @@ class Lookup:
                     known = [history.at(item, end) or {} for item in items]
                     found[name] = [text_of(one.get(name)) for one in known]
         return found
+
+
+def _encode_ends(ends: Mapping[str, int]) -> Raw | UnsetType:
+    return Raw(_encode(ends)) if ends else UNSET
