@@ -243,6 +243,21 @@ _FALLBACK = 'half_life="3d")'
             "project.py:10: ProjectError: Experiment('taste-home'): goal='ctr' is no Metric",
         ),
         (
+            _TRIAL,
+            'trial = Experiment("taste-home", on=home, goal=Metric.mean("orders", Event("Order Completed")))',
+            "project.py:10: ProjectError: Experiment('taste-home'): the goal 'orders' is a mean, and a trial is ",
+        ),
+        (
+            _TRIAL,
+            'trial = Experiment("taste-home", on=home, goal=ctr, guardrails=ctr)',
+            "project.py:10: ProjectError: Experiment('taste-home'): guardrails=RatioMetric(name='ctr'",
+        ),
+        (
+            _TRIAL,
+            'trial = Experiment("taste-home", on=home, goal=ctr, guardrails=(Metric.mean("one", clicks, cap=2),))',
+            "project.py:10: ProjectError: Metric('one'): cap=2 must be above 0 and up to 1",
+        ),
+        (
             'Page("home",',
             'Page("home", per_row=0,',
             "project.py:9: ProjectError: Page('home'): per_row=0 must be 1 to 200",

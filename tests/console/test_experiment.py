@@ -51,7 +51,7 @@ def test_list_of_a_project_that_never_ran(shop):
     declare(shop)
     code, out, _ = shop.call("experiment", "list", "--json")
     assert (code, lines(out)) == (0, [{
-        "experiment": NAME, "page": "home", "goal": "ctr", "mde": 0.25, "power": 0.8, "alpha": 0.05,
+        "experiment": NAME, "page": "home", "goal": "ctr", "guardrails": [], "mde": 0.25, "power": 0.8, "alpha": 0.05,
         "state": "not started", "trial": None, "started_us": None, "outcome": None, "lift": None,
         "champion": None, "champion_model": None, "champion_how": None,
     }])  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 
 from headrace.console.verdict import WIDTH, print_verdict, verdict_lines
 from headrace.experiments.experiment import Gate
-from headrace.experiments.verdict import OUTCOMES, Arm, Verdict
+from headrace.experiments.verdict import OUTCOMES, Arm, Guardrail, Verdict
 from headrace.verify import Truth
 
 GATE = Gate(splits=1000, visitors=2123, significant=49, band=(30, 73), alpha=0.05, smallest_srm_p=0.001)
@@ -45,6 +45,16 @@ BETTER = Verdict(
     p=3e-7,
     df=1900.0,
 )
+FELL = Guardrail(
+    name="watch_minutes", control=12.3456, treatment=11.3456, control_visitors=1021, treatment_visitors=979, cap=60.5,
+    difference=-1.0, difference_interval=(-1.5, -0.5), lift=-0.081, lift_interval=(-0.121, -0.041), p=0.0021, df=1800.0,
+    is_worse=True,
+)  # fmt: skip
+HELD = msgspec.structs.replace(FELL, name="orders", p=0.4, is_worse=False)
+UNKNOWN = msgspec.structs.replace(
+    FELL, name="carts", p=None, lift=None, lift_interval=None, is_worse=False, reason="no visitor has sent 'Cart' since"
+)
+GUARDED = msgspec.structs.replace(BETTER, outcome="worse", guardrails=(FELL, HELD, UNKNOWN))
 NOBODY = Arm(visitors=0, pages=0, views=0, clicks=0, ratio=None)
 EMPTY = msgspec.structs.replace(
     BETTER,
@@ -101,6 +111,8 @@ def test_health_comes_first_then_the_arms_the_lift_and_the_outcome():
     [
         BETTER,
         EMPTY,
+        GUARDED,
+        changed(guardrails=(msgspec.structs.replace(FELL, name="long " * 30, control=1e-300, lift=1e6),)),
         changed(trial="x" * 40, reasons=("long " * 60,)),
         changed(positions={"events": tuple(range(10**9, 10**9 + 64))}),
         changed(lift=45.1, lift_interval=(20.0, 98.5), difference=-0.1, p=0.3),
@@ -136,6 +148,23 @@ def test_a_lift_that_cannot_be_told_leaves_the_difference():
     assert "difference    +0.01135, 95 % interval +0.00700 to +0.01570" in text
     assert "+20.0 %, a difference of +0.01000" in text
     assert "●" not in text
+
+
+def test_guardrails_stand_beside_the_goal_with_what_became_of_them():
+    lines = shown(GUARDED).splitlines()
+    places = [number for number, line in enumerate(lines) if line[2:11] == "guardrail"]
+    assert "".join(lines[number][0] for number in places) == "✗✓·"
+    assert places[0] > next(number for number, line in enumerate(lines) if line.startswith("  difference"))
+    assert places[-1] < next(number for number, line in enumerate(lines) if "WORSE: " in line)
+    told = " ".join(" ".join(lines[places[0] : places[1]]).split())
+    assert told == (
+        "✗ guardrail watch_minutes 12.346 in control, 11.346 in treatment: -8.1 %, 95 % interval -12.1 % to -4.1 %, "
+        "p 0.0021"
+    )
+    assert "· guardrail     carts cannot be judged: no visitor has sent 'Cart' since" in lines
+    unsure = shown(changed(guardrails=(msgspec.structs.replace(FELL, lift_interval=None),)))
+    assert "difference -1, 95 % interval -1.5 to -0.5, p 0.0021" in " ".join(unsure.split())
+    assert "✗ guardrail" not in shown(changed(outcome="unhealthy", guardrails=(FELL,)))
 
 
 def test_an_empty_verdict_says_why_and_shows_no_number():

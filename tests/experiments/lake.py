@@ -10,7 +10,7 @@ from endpoints.door import make_trial, write_trial
 from headrace.experiments.assign import assign
 from headrace.experiments.experiment import ARMS, decode_trial
 from headrace.topics import Record
-from streamline import BEGAN_US, HOUR, MINUTE, decided, tracked, viewed
+from streamline import BEGAN_US, HOUR, MINUTE, SECOND, decided, tracked, viewed
 from streamline import clicked as clicked_at
 
 ITEMS = tuple(f"item-{number}" for number in range(10))
@@ -67,6 +67,21 @@ def told(trial, visitor, arm, *, at_us=BEGAN_US + MINUTE, experiment=None, **mor
     """Returns the event by which somebody else's page tells that a visitor was exposed."""
     properties = {"experiment_id": experiment or trial.experiment, "variation_id": arm}
     return tracked("Experiment Viewed", visitor, properties, at_us=at_us, **more)
+
+
+def beat(visitor, *, at_us, item="item-0", **more):
+    """Returns the heartbeat of somebody who watches."""
+    return tracked("Video Content Playing", visitor, {"asset_id": item}, at_us=at_us, **more)
+
+
+def watch(decisions, *, most=(12, 12), seed=2):
+    """Returns the heartbeats that follow decisions: up to so many each, by arm, ten seconds apart."""
+    draw = Random(seed)
+    return [
+        beat(one.visitor, at_us=one.received_us + MINUTE + number * 10 * SECOND)
+        for one in decisions
+        for number in range(draw.randrange(most[ARMS.index(one.arm)] + 1))
+    ]
 
 
 def make_crowd(trial, *, visitors, rates=(0.1, 0.1), seed=1, views=6):

@@ -1,7 +1,9 @@
 """An experiment: what a project may declare, and a trial from its start to its verdict."""
 
 import contextlib
+import re
 import threading
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -11,6 +13,7 @@ from experiments.lake import click, make_crowd, page, start_trial, stop_at, view
 from headrace import Carousel, Event, Experiment, Metric, Page, Project, learn, loop
 from headrace.base.errors import CallError, FencedError, FormatError, ProjectError, StopError, UnavailableError
 from headrace.experiments.experiment import ARMS, Gate, decode_trial, encode_trial
+from headrace.experiments.metric import freeze
 from headrace.experiments.verdict import encode_verdict
 from headrace.learn import fit
 from headrace.loop import find_verdict, look, read_gate, start, stop
@@ -21,6 +24,8 @@ from streamline import BEGAN_US, HOUR, MINUTE, append, clicked, make_project, si
 VIEWS = Event("Product List Viewed", item="products[].product_id")
 CLICKS = Event("Product Clicked", item="product_id")
 CTR = Metric.ratio("ctr", CLICKS, VIEWS)
+BEATS = Event("Video Content Playing", item="asset_id")
+MINUTES = Metric.mean("minutes", BEATS, each=1 / 6, cap=0.99)
 POPULAR = popularity("popular", CLICKS)
 HOME = Page("home", fallback=POPULAR, carousels=(Carousel("For you", candidates=(POPULAR,)),))
 
@@ -39,11 +44,17 @@ pytestmark = pytest.mark.slow
         ({"power": 0.05}, "power=0.05 must be between 0.05 and 1"),
         ({"alpha": 0.5}, "alpha=0.5 must be between 0 and 0.5"),
         ({"goal": "ctr"}, "goal='ctr' is no Metric"),
-        ({"lateness": "an hour"}, r"lateness is 'an hour'; write a number"),
+        ({"goal": MINUTES}, "the goal 'minutes' is a mean, and a trial is planned and decided by a ratio; write goal="),
+        ({"guardrails": MINUTES}, "write guardrails=(..., ), a tuple of metrics"),
+        ({"guardrails": [MINUTES]}, "write guardrails=(..., ), a tuple of metrics"),
+        ({"guardrails": ("minutes",)}, "the guardrail 'minutes' is no Metric"),
+        ({"guardrails": (CTR,)}, "two of its metrics are called 'ctr', and a verdict tells them apart by name"),
+        ({"guardrails": (MINUTES, MINUTES)}, "two of its metrics are called 'minutes'"),
+        ({"lateness": "an hour"}, "lateness is 'an hour'; write a number"),
     ],
 )
 def test_experiment_that_cannot_be_is_refused(given, says):
-    with pytest.raises(ProjectError, match=says.replace("(", r"\(")):
+    with pytest.raises(ProjectError, match=re.escape(says)):
         Experiment(**({"name": "one", "on": HOME, "goal": CTR} | given))
 
 
@@ -55,6 +66,42 @@ def test_metric_needs_events_of_items_and_a_time():
     with pytest.raises(ProjectError, match=r"Metric\('ctr'\): within is '30'; write a number"):
         Metric.ratio("ctr", CLICKS, VIEWS, within="30")
     assert (CTR.within_us, Metric.ratio("ctr", CLICKS, VIEWS, within="1.5h").within_us) == (30 * MINUTE, 90 * MINUTE)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Metric.mean("", BEATS), "Metric(''): give it a name, such as 'ctr'"),
+        (lambda: Metric.mean("minutes", "beats"), "Metric('minutes'): 'beats' is no Event; write beats for beats ="),
+        (lambda: Metric.mean("minutes", BEATS, each=0), "Metric('minutes'): each=0 must be above 0 and up to 1,000,0"),
+        (lambda: Metric.mean("minutes", BEATS, each=-1), "each=-1 must be above 0"),
+        (lambda: Metric.mean("minutes", BEATS, each="1/6"), "each='1/6' must be above 0"),
+        (lambda: Metric.mean("minutes", BEATS, each=float("nan")), "each=nan must be above 0"),
+        (lambda: Metric.mean("minutes", BEATS, cap=0.0), "Metric('minutes'): cap=0.0 must be above 0 and up to 1: the"),
+        (lambda: Metric.mean("minutes", BEATS, cap=99), "cap=99 must be above 0 and up to 1"),
+        (lambda: Metric.mean("minutes", BEATS, cap="p99"), "cap='p99' must be above 0 and up to 1"),
+        (lambda: Metric("minutes"), "Metric('minutes'): write Metric.ratio(...) or Metric.mean(...)"),
+    ],
+)
+def test_mean_that_cannot_be_is_refused(make, says):
+    with pytest.raises(ProjectError, match=re.escape(says)):
+        make()
+
+
+def test_project_declares_the_events_of_goals_and_guardrails():
+    carts = Metric.ratio("cart", Event("Product Added", item="product_id"), VIEWS)
+    trial = Experiment("one", on=HOME, goal=CTR, guardrails=(MINUTES, carts))
+    tastes = taste("tastes", CLICKS, base=POPULAR)
+    page = Page("home", fallback=POPULAR, carousels=(Carousel("For you", candidates=(POPULAR,), rank=tastes),))
+    declared = Project("shop", pages=(page,), experiments=(replace(trial, on=page),)).events
+    assert {event.name for event in declared} == {
+        "Product List Viewed", "Product Clicked", "Video Content Playing", "Product Added",
+    }  # fmt: skip
+    assert (trial.metrics, CTR.events, MINUTES.events) == ((CTR, MINUTES, carts), (CLICKS, VIEWS), (BEATS,))
+    assert [freeze(one).kind for one in trial.metrics] == ["ratio", "mean", "ratio"]
+    assert freeze(carts).within_us == CTR.within_us
+    with pytest.raises(ProjectError, match="Video Content Playing"):
+        Project("shop", pages=(page,), experiments=(replace(trial, on=page),), events=(Event("Video Content Playing"),))
 
 
 def test_two_experiments_on_one_page_are_refused():

@@ -7,9 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from experiments.lake import ITEMS, click, make_crowd, page, start_trial, stop_at, told, view
+from experiments.lake import ITEMS, click, make_crowd, page, start_trial, stop_at, told, view, watch
 from headrace.base.errors import FormatError
 from headrace.experiments.experiment import Gate
+from headrace.experiments.metric import FrozenMetric
 from headrace.experiments.verdict import (
     OUTCOMES,
     VERSION,
@@ -63,8 +64,11 @@ def _verdicts(folder):
     """Returns verdicts with and without numbers, from a real lake."""
     with open_project(make_project(folder)) as project:
         gate = Gate(1000, 400, 48, (26, 77), 0.05, 0.0021)
-        trial = start_trial(project, planned=100, gate=gate)
+        minutes = FrozenMetric(name="watch_minutes", kind="mean", above="Video Content Playing", each=1 / 6, cap=0.99)
+        orders = FrozenMetric(name="orders", kind="mean", above="Order Completed")
+        trial = start_trial(project, planned=100, gate=gate, guardrails=(minutes, orders))
         decisions, events = make_crowd(trial, visitors=400, rates=(0.1, 0.25))
+        events += watch(decisions)
         decisions += [page(trial, "robot", bot=True), page(trial, "behind", degraded=("behind",))]
         events += [view(decisions[-1]), told(trial, "torn", "control"), told(trial, "torn", "treatment")]
         write(project, decisions=decisions, events=events)
