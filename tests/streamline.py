@@ -32,10 +32,13 @@ ctr = Metric.ratio("ctr", clicks, views, within="30m")
 popular = popularity("popular", clicks, half_life="3d")
 tastes = taste("tastes", clicks, base=popular)
 home = Page("home", per_row={per_row}, explore={explore}, fallback=popular, carousels=(
-    Carousel("For you", candidates=(popular,), rank=tastes),))
+    Carousel("For you", candidates=(popular,), rank=tastes),{below}))
 trial = Experiment("taste-home", on=home, goal=ctr, mde=0.25, power=0.8)
 project = Project("streamline", pages=(home,), experiments=(trial,))
 """
+
+TRENDING = 'Carousel("Trending now", candidates=(popular,)),'
+"""A second row for the page, which the trial does not change."""
 
 BEGAN_US = 1_767_571_200_000_000  # 2026-01-05
 SECOND = 1_000_000
@@ -46,10 +49,10 @@ DAY = 24 * HOUR
 _numbers = itertools.count()
 
 
-def make_project(folder, *, per_row=4, explore=0.1, partitions=2, clock="stepped://", extra=""):
+def make_project(folder, *, per_row=4, explore=0.1, partitions=2, clock="stepped://", extra="", below=""):
     """Writes the project, whose time stands still at `BEGAN_US`; returns its folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "project.py").write_text(PROJECT.format(per_row=per_row, explore=explore))
+    (folder / "project.py").write_text(PROJECT.format(per_row=per_row, explore=explore, below=below))
     topics = f"[topic.clicks]\npartitions = {partitions}\n[endpoint]\nport = 0\n[console]\nport = 0\n"
     (folder / "headrace.toml").write_text(project_toml(clock=clock, extra=topics + extra))
     if clock == "stepped://":

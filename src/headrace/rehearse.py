@@ -145,10 +145,12 @@ class Tally:
 class Past:
     """What was known before a rehearsal."""
 
-    rows: Sequence[Row]
-    """The events."""
-    attributes: Mapping[str, Mapping[str, Scalar]]
+    rows: Sequence[Row] = ()
+    """The events, for those who count features."""
+    attributes: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
     """What is known of the items."""
+    seen: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """What each person had clicked lately, and when."""
 
     def tally(self, scorer: Scorer) -> Tally | None:
         """Returns the features as they stood then; None for a bundle that needs none."""
@@ -235,8 +237,8 @@ def tell_lift(
     scorers: Sequence[Scorer],
     visits: Sequence[tuple[int, int]],
     *,
-    seen: Mapping[str, Mapping[str, int]] = {},
-    past: Past | None = None,
+    past: Past,
+    own: Sequence[Scorer | None] = (None,),
 ) -> Lift:
     """Returns the true lift: the same visits with everybody in control, and again with everybody in treatment.
 
@@ -250,8 +252,9 @@ def tell_lift(
             trial,
             scorers,
             arm=arm,
-            clicked={person: dict(mine) for person, mine in seen.items()},
-            tally=past.tally(scorer) if past is not None else None,
+            clicked={person: dict(mine) for person, mine in past.seen.items()},
+            tally=past.tally(scorer),
+            own=own,
         )
         for arm, scorer in enumerate(scorers)
     ]
@@ -360,17 +363,14 @@ class Stage:
     """What each person has clicked, and when."""
     tally: Tally | None = None
     """The features that the bundle of `arm` ranks by."""
+    own: Sequence[Scorer | None] = (None,)
+    """What ranks each row of a page in both arms; None for what is tested."""
     asked: list[_Asked] = field(default_factory=list)
     num_viewed: int = 0
     expected: float = 0.0
     """The clicks to be expected on all pages shown."""
     counts: dict[int, list[int]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0]))
     """Pages, views and clicks of each visitor."""
-
-    @cached_property
-    def rule(self) -> Rule:
-        """How a row is made."""
-        return Rule(self.trial.per_row, self.trial.explore)
 
     @property
     def num_pages(self) -> int:
@@ -426,9 +426,15 @@ class Stage:
         return shown
 
     def _make(self, asked: _Asked, arm: int) -> tuple[str, ...]:
-        seed, scorer = asked.visitor << 40 ^ asked.at_us, self.scorers[arm]
-        values = self._read(asked, arm) if scorer.columns else ()
-        return choose(scorer, asked.person, asked.seen, rule=self.rule, seed=seed, values=values).items
+        tested, seed = self.scorers[arm], asked.visitor << 40 ^ asked.at_us
+        values = self._read(asked, arm) if tested.columns else ()
+        shown: list[str] = []
+        for number, own in enumerate(self.own):
+            rule = Rule(self.trial.per_row, self.trial.explore, tuple(shown))
+            given = values if own is None else ()
+            row = choose(own or tested, asked.person, asked.seen, rule=rule, seed=seed + number, values=given)
+            shown += row.items
+        return tuple(shown)
 
     def _read(self, asked: _Asked, arm: int) -> Values:
         """Returns the features of all items as of a page."""

@@ -62,21 +62,71 @@ def tell_truth(project: OpenProject, world: World, verdict: Verdict) -> Truth:
     }
     trial = find_trial_of(project, verdict)
     rows = _read_decisions(project, verdict)
-    made = {arm: list(_make_all(project, scorer, rows)) for arm, scorer in scorers.items()}
-    judged = [(made[row["arm"]][place], row) for place, row in enumerate(rows) if not row["degraded"]]
-    different = sum(not is_same(chosen, row) for chosen, row in judged)
-    static = Lift(
-        *(
-            world.true_ctr(
-                [(numbers[row["visitor"]], row["at_us"], one.items) for one, row in zip(made[arm], rows, strict=True)]
-            )
-            for arm in ARMS
-        )
-    )
+    own = _Own(project, trial.page)
+    made = {arm: list(_make_pages(project, scorer, rows, own)) for arm, scorer in scorers.items()}
+    judged = [one for arm in ARMS for one in made[arm] if one.row["arm"] == arm and not one.row["degraded"]]
+    different = sum(not is_same(one.logged, one.row) for one in judged)
+    static = Lift(*(_tell_ctr(world, numbers, made[arm]) for arm in ARMS))
     visits = list(world.schedule(verdict.started_us, verdict.cutoff_us))
-    past = Past(_read_past(project, trial), _read_members(project))
-    lift = tell_lift(world, trial, list(scorers.values()), visits, seen=_seen_before(project, trial), past=past)
-    return Truth(lift.control, lift.treatment, len(rows), static, len(judged), different)
+    past = Past(_read_past(project, trial), _read_members(project), _seen_before(project, trial))
+    lift = tell_lift(world, trial, list(scorers.values()), visits, past=past, own=own.of_page(rows))
+    pages = len({row["recommendation_id"] for row in rows})
+    return Truth(lift.control, lift.treatment, pages, static, len(judged), different)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A row of a page that was made again."""
+
+    row: Mapping[str, Any]
+    """What was logged."""
+    logged: Chosen
+    """The row below what was logged above it."""
+    chosen: Chosen
+    """The row below what the same arm shows above it."""
+
+
+class _Own:
+    """The rows of a page that have a model of their own, whatever is tested, and the bundles that ranked them."""
+
+    def __init__(self, project: OpenProject, page: str) -> None:
+        self._registry = project.registry
+        pages = {one.name: one for one in project.declared.pages}
+        if page not in pages:
+            raise unknown_name("page", page, pages)
+        self._page = pages[page]
+        self._titles = {one.title for one in self._page.carousels if one.ranker != self._page.ranker}
+        self._scorers: dict[str, Scorer] = {}
+
+    def scorer(self, row: Mapping[str, Any]) -> Scorer | None:
+        """Returns what ranked a row; None if it was what is tested."""
+        if row["list_id"] not in self._titles:
+            return None
+        name_hash = row["bundle"]
+        if name_hash not in self._scorers:
+            found = open_bundle(self._registry.load(name_hash))
+            if found.columns:
+                raise StopError(
+                    f"the row {row['list_id']!r} ranks by features of its own, bundle {name_hash}: what a trial "
+                    f"of the page {self._page.name!r} should have found cannot be told"
+                )
+            self._scorers[name_hash] = found
+        return self._scorers[name_hash]
+
+    def of_page(self, rows: Sequence[Mapping[str, Any]]) -> list[Scorer | None]:
+        """Returns what ranks each row of the page, by the newest bundle that some decisions know of it."""
+        newest = {row["list_id"]: self.scorer(row) for row in rows}
+        return [newest[one.title] for one in self._page.carousels if one.title in newest]
+
+
+def _tell_ctr(world: World, numbers: Mapping[str, int], made: Sequence[_Made]) -> float:
+    """Returns the clicks to be expected per item viewed on pages that one arm would have shown."""
+    pages: dict[str, tuple[int, int, list[str]]] = {}
+    for one in made:
+        row = one.row
+        page = pages.setdefault(row["recommendation_id"], (numbers[row["visitor"]], row["at_us"], []))
+        page[2].extend(one.chosen.items)
+    return world.true_ctr(pages.values())
 
 
 def _read_past(project: OpenProject, trial: Trial) -> list[Row]:
@@ -160,21 +210,28 @@ def is_same(chosen: Chosen, row: Mapping[str, Any]) -> bool:
     return (chosen.items, chosen.scores, chosen.propensities) == logged
 
 
-def replay(project: OpenProject, recommendation_id: str) -> tuple[Chosen, Mapping[str, Any]] | None:
-    """Returns a decision made again from its bundle and from `events` below its positions, and what was logged of it.
+def replay(project: OpenProject, recommendation_id: str) -> list[tuple[Chosen, Mapping[str, Any]]]:
+    """Returns the rows of a page from above, each made again, and what was logged of it; none if the lake has none.
 
-    What the person had seen is read from the lake, not from the decision. None if the lake has no such decision.
+    A row is made again from its bundle and from `events` below its positions: what the person had seen is read from
+    the lake, not from the decision.
     """
-    found = project.query(
-        f"SELECT * FROM {DECISIONS} WHERE recommendation_id = $id",  # noqa: S608 - a name of ours
-        parameters={"id": recommendation_id},
-    ).table()
-    if not found.num_rows:
-        return None
-    row: dict[str, Any] = found.to_pylist()[0]
-    row["seen"] = _read_seen(project, row) if row["events"] else []
+    rows: list[dict[str, Any]] = (
+        project.query(
+            f"SELECT * FROM {DECISIONS} WHERE recommendation_id = $id ORDER BY log_offset",  # noqa: S608 - a name of ours
+            parameters={"id": recommendation_id},
+        )
+        .table()
+        .to_pylist()
+    )
+    for row in rows:
+        row["seen"] = _read_seen(project, row) if row["events"] else []
+    return [(_make_again(project, row), row) for row in rows]
+
+
+def _make_again(project: OpenProject, row: Mapping[str, Any]) -> Chosen:
     scorer = open_bundle(project.registry.load(row["bundle"]))
-    return next(_make_all(project, scorer, [row])), row
+    return _choose(scorer, row, next(read_values(project, scorer, [row])), above=row["above"] or ())
 
 
 def _read_seen(project: OpenProject, row: Mapping[str, Any]) -> list[str]:
@@ -218,7 +275,20 @@ def _read_decisions(project: OpenProject, verdict: Verdict) -> list[dict[str, An
     return rows
 
 
-def _make_all(project: OpenProject, scorer: Scorer, rows: Sequence[Mapping[str, Any]]) -> Iterator[Chosen]:
-    for row, values in zip(rows, read_values(project, scorer, rows), strict=True):
-        rule = Rule(row["per_row"], row["explore"])
-        yield choose(scorer, row["person"], row["seen"], rule=rule, seed=row["seed"], values=values)
+def _make_pages(project: OpenProject, tested: Scorer, rows: Sequence[Mapping[str, Any]], own: _Own) -> Iterator[_Made]:
+    """Yields the rows of all pages as one arm would have made them; the rows of a page come from above."""
+    scorers = [own.scorer(row) for row in rows]
+    values = read_values(project, tested, [row for row, found in zip(rows, scorers, strict=True) if found is None])
+    shown: dict[str, tuple[str, ...]] = {}
+    for row, found in zip(rows, scorers, strict=True):
+        given = next(values) if found is None else ()
+        logged, above = tuple(row["above"] or ()), shown.get(row["recommendation_id"], ())
+        made = _choose(found or tested, row, given, above=logged)
+        chosen = made if above == logged else _choose(found or tested, row, given, above=above)
+        shown[row["recommendation_id"]] = (*above, *chosen.items)
+        yield _Made(row, made, chosen)
+
+
+def _choose(scorer: Scorer, row: Mapping[str, Any], values: Values, *, above: Sequence[str]) -> Chosen:
+    rule = Rule(row["per_row"], row["explore"], above)
+    return choose(scorer, row["person"], row["seen"], rule=rule, seed=row["seed"], values=values)

@@ -175,3 +175,14 @@ def test_scores_that_are_no_numbers_are_refused(wrong):
 def test_best_are_those_of_a_stable_sort(scores, count):
     ranked = sorted(range(len(scores)), key=lambda number: -scores[number])
     assert find_best(np.array(scores, dtype=float), count).tolist() == ranked[: min(count, len(scores))]
+
+
+def test_what_stands_above_is_left_out_even_where_all_was_seen():
+    scorer = Scores([0.4, 0.3, 0.2, 0.1])
+    rule = Rule(3, 0.0, above=("a", "of no bundle"))
+    row = choose(scorer, "ann", ["b"], rule=rule, seed=1)
+    assert (row.items, row.num_candidates, row.all_seen) == (("c", "d"), 2, False)
+    row = choose(scorer, "ann", ["a", "b", "c", "d"], rule=rule, seed=1)
+    assert (row.items, row.num_candidates, row.all_seen) == (("b", "c", "d"), 3, True)
+    row = choose(scorer, "ann", ["b"], rule=Rule(3, 0.0, above=tuple("abcd")), seed=1)
+    assert (row.items, row.num_candidates, row.all_seen) == ((), 0, False)

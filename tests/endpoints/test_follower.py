@@ -197,7 +197,7 @@ def test_logged_decision_is_made_again_from_its_positions(door):
     append(project, events=late[::-1])
     sink(project)
     for recommendation_id in ids:
-        again, logged = replay(project, recommendation_id)
+        ((again, logged),) = replay(project, recommendation_id)
         decision = next(
             one
             for message in project.topic("decisions").read_to_ends()
@@ -206,7 +206,7 @@ def test_logged_decision_is_made_again_from_its_positions(door):
         assert tuple(logged["seen"]) == decision.seen
         assert is_same(again, logged)
         assert again.items == decision.items
-    assert replay(project, "no such page") is None
+    assert replay(project, "no such page") == []
 
 
 def test_decision_that_cannot_be_made_again_says_why(tmp_path):
@@ -227,8 +227,8 @@ def test_decision_that_cannot_be_made_again_says_why(tmp_path):
             project,
             decisions=[decided("ann", ["a"], recommendation_id=name, **(known | row)) for name, row in rows.items()],
         )
-        assert replay(project, "known")[1]["seen"] == ["item-0"]
-        assert replay(project, "nothing known")[1]["seen"] == []
+        assert replay(project, "known")[0][1]["seen"] == ["item-0"]
+        assert replay(project, "nothing known")[0][1]["seen"] == []
         with pytest.raises(UnknownNameError, match=r"no page 'hoem'. Did you mean home"):
             replay(project, "unknown page")
         with pytest.raises(StopError, match="knew the events of another topic 'events', before, than the lake holds"):

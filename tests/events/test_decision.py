@@ -13,7 +13,7 @@ from headrace.events.decision import DEGRADED, VERSION, Decision, decode_decisio
 from headrace.loop import promote
 from headrace.stream import CODECS
 from headrace.topics import Message
-from streamline import BEGAN_US, HOUR, append, clicked, make_project
+from streamline import BEGAN_US, HOUR, TRENDING, append, clicked, make_project
 
 CONTRACTS = Path(__file__).parents[2] / "docs" / "contracts"
 GOLDEN = CONTRACTS / "decision.golden.json"
@@ -62,12 +62,25 @@ def _decide_by_features(folder):
         return _written(door)
 
 
+def _decide_rows(folder):
+    """Returns what a real endpoint writes down of a page with two rows."""
+    with open_door(make_project(folder, per_row=2, explore=0.25, partitions=1, below=TRENDING)) as door:
+        numbers = itertools.count()
+        door.endpoint._entropy = lambda count: bytes((next(numbers) * 43 + place) % 256 for place in range(count))
+        popular, tastes = make_popular(5), make_tastes(5, people=("ann",))
+        door.add(popular, tastes)
+        door.start(make_trial(popular.hash, tastes.hash, per_row=2))
+        door.follower.incarnation = "01kc8w2m800000000000000000"
+        assert door.ask(anonymous_id="ann").status == 200
+        return _written(door)
+
+
 def _written(door):
     return [message.value.decode() for message in door.project.topic("decisions").read_to_ends()]
 
 
 def test_decisions_of_an_endpoint_equal_the_golden_file(tmp_path):
-    made = _decide(tmp_path / "popular") + _decide_by_features(tmp_path / "learned")
+    made = _decide(tmp_path / "popular") + _decide_by_features(tmp_path / "learned") + _decide_rows(tmp_path / "rows")
     assert json.dumps(made, ensure_ascii=False, indent=1) + "\n" == GOLDEN.read_text(encoding="utf-8")
 
 

@@ -39,7 +39,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.service("kafka"), pytest.mark.servic
 VISITORS = 400
 HABITS = Habits(visits_per_day=12.0, beats=1.0)
 TRIAL = "taste-home"
-SOURCE = PROJECT.format(per_row=10, explore=0.1)
+SOURCE = PROJECT.format(per_row=10, explore=0.1, below="")
 FEATURES = """from headrace import Attribute, Carousel, Dimension, Event, Experiment, Metric, Page, Project
 from headrace.features import count, item, last, person
 from headrace.models import click_model, popularity

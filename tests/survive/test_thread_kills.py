@@ -104,7 +104,7 @@ def groups_of(folder: Path, arrangement: Sequence[Sequence[str]]) -> Iterator[li
     """Yields the running groups of a project, which end with the block."""
     ports = (free_port(), free_port(), free_port())
     write_project(folder, ports=ports, clock="world://?rate=3600", flush_seconds=0.3)
-    (folder / "project.py").write_text(PROJECT.format(per_row=10, explore=0.1))
+    (folder / "project.py").write_text(PROJECT.format(per_row=10, explore=0.1, below=""))
     with contextlib.ExitStack() as stack:
         groups = [Group(folder, roles, stack) for roles in arrangement]
         # The first one is the writer of the topics' file, and its clock the one by which the others go.

@@ -26,7 +26,7 @@ from headrace.experiments.experiment import ARMS, Trial
 from headrace.experiments.verdict import Verdict
 from headrace.models import Scorer, open_bundle, popularity, taste
 from headrace.project import OpenProject, open_project
-from headrace.rehearse import CLICKS, Stage, rehearse, tell_lift
+from headrace.rehearse import CLICKS, Past, Stage, rehearse, tell_lift
 from headrace.verify import tell_truth
 from streamline import BEGAN_US, DAY, HOUR, decided, make_project, tracked, write
 
@@ -140,9 +140,9 @@ def test_truth_is_what_the_world_says_of_the_visits_before_the_cut_off(tmp_path)
         assert truth.different == 0
         trial = loop.find_trial_of(project, verdict)
         visits = list(world.schedule(BEGAN_US, verdict.cutoff_us))
-        told = tell_lift(world, trial, market.scorers(trial), visits, seen=market.past)
+        told = tell_lift(world, trial, market.scorers(trial), visits, past=Past(seen=market.past))
         assert (truth.control, truth.treatment) == (told.control, told.treatment)
-        forgetful = tell_lift(world, trial, market.scorers(trial), visits)
+        forgetful = tell_lift(world, trial, market.scorers(trial), visits, past=Past())
         assert forgetful.control != truth.control, "what was seen before the trial changes nothing"
         assert 0.01 < truth.control < truth.treatment < 0.2
 

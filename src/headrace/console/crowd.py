@@ -35,6 +35,7 @@ class _Item(msgspec.Struct):
 
 
 class _Row(msgspec.Struct):
+    title: str
     items: list[_Item]
 
 
@@ -190,7 +191,8 @@ class Crowd:
         else:
             self.recommended.append(page.recommendation_id)
         items = [item.id for row in page.rows for item in row.items]
-        return PageShown(items, page.recommendation_id, max(self.clock.now_us() - wanted.at_us, 0))
+        delay_us = max(self.clock.now_us() - wanted.at_us, 0)
+        return PageShown(items, page.recommendation_id, delay_us, [(row.title, len(row.items)) for row in page.rows])
 
     async def _send_all(self, queue: asyncio.Queue[Delivery | None], pool: _Pool) -> None:
         while (delivery := await queue.get()) is not None:

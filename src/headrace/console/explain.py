@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from headrace.base.errors import FormatError
 from headrace.collect.app import CLICKS
-from headrace.console.explain_page import find_decision, show_decision, tell_decision
+from headrace.console.explain_page import find_decisions, show_page, tell_page
 from headrace.console.failed import as_row, tail_of
 from headrace.console.show import format_time, print_lines, print_rows, shown
 from headrace.console.sql import query
@@ -51,8 +51,8 @@ class _Found:
 def explain(given: argparse.Namespace) -> int:
     """Follows an event, or says why a page was as it was and lists the events of it."""
     with open_project(given.project, profile=given.profile) as project:
-        decision = find_decision(project, given.id)
-        page = tell_decision(project, decision) if decision else None
+        decisions = find_decisions(project, given.id)
+        page = tell_page(project, decisions) if decisions else None
         found = [*_find_settled(project, given.id)]
         if found:
             events = _by_event(found)
@@ -68,7 +68,7 @@ def explain(given: argparse.Namespace) -> int:
         print_lines(stories)
         return 0
     if page:
-        show_decision(page)
+        show_page(page)
         print()
     if not stories:
         print("no event of it has arrived yet")

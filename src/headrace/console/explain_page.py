@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -23,30 +23,42 @@ from headrace.verify import is_same, replay
 
 Row = Mapping[str, Any]
 
-_SELECT = f"SELECT * FROM {DECISIONS} WHERE recommendation_id = $id"  # noqa: S608 - a name of ours
+_SELECT = f"SELECT * FROM {DECISIONS} WHERE recommendation_id = $id ORDER BY log_offset"  # noqa: S608 - a name of ours
 
 
-def find_decision(project: OpenProject, wanted: str) -> dict[str, Any] | None:
-    """Returns a decision as a row of its table, from the topic if the table does not hold it yet."""
+def find_decisions(project: OpenProject, wanted: str) -> list[dict[str, Any]]:
+    """Returns the decisions of a page as rows of their table, from the topic if the table does not hold them yet."""
     if DECISIONS in project.tables.names():
         with query(project, _SELECT, parameters={"id": wanted}) as found:
             rows = found.table().to_pylist()
         if rows:
-            return {**rows[0], "in_table": True}
+            return [{**row, "in_table": True} for row in rows]
     if DECISIONS not in project.topics.names():
-        return None
+        return []
     topic, mark = project.topic(DECISIONS), msgspec.json.encode(wanted)
+    waiting = []
     for message in topic.read_to_ends(tail_offsets(project, topic)):
         value = message.value or b""
         if mark in value and is_decision(value):
             decision = decode_decision(value)
             if decision.recommendation_id == wanted:
                 place = {"log_partition": message.partition, "log_offset": message.offset, "in_table": False}
-                return {**msgspec.structs.asdict(decision), **place}
-    return None
+                waiting.append({**msgspec.structs.asdict(decision), **place})
+    return waiting
 
 
-def tell_decision(project: OpenProject, row: Row) -> dict[str, Any]:
+def tell_page(project: OpenProject, rows: Sequence[Row]) -> dict[str, Any]:
+    """Returns all that is known of a page: of its first row, and of those `below` it."""
+    first, *below = [_tell_decision(project, row) for row in _drop_withdrawn(rows)]
+    return {**first, "below": below}
+
+
+def _drop_withdrawn(rows: Sequence[Row]) -> Sequence[Row]:
+    """Returns each row of a page once: one that was withdrawn stands there twice, and the second says so."""
+    return list({row["list_id"]: row for row in rows}.values())
+
+
+def _tell_decision(project: OpenProject, row: Row) -> dict[str, Any]:
     """Returns all that is known of a decision: who, arm, bundle and its source, chances, and what became of it."""
     bundle = _find_bundle(project, row["bundle"])
     viewed, clicked = _answers(project, row)
@@ -95,7 +107,7 @@ def _made_again(project: OpenProject, row: Row) -> bool | None:
         made = replay(project, row["recommendation_id"])
     except (UnknownNameError, StopError):
         return None
-    return None if made is None else is_same(*made)
+    return next((is_same(chosen, logged) for chosen, logged in made if logged["list_id"] == row["list_id"]), None)
 
 
 def _answers(project: OpenProject, row: Row) -> tuple[set[str], set[str]]:
@@ -117,8 +129,15 @@ def _items_of(project: OpenProject, event: Event, row: Row) -> set[str]:
         return {item for item in found.table().column("item").to_pylist() if item}
 
 
-def show_decision(story: Row) -> None:
-    """Prints the story of a decision for people."""
+def show_page(story: Row) -> None:
+    """Prints the story of a page for people."""
+    _show_decision(story)
+    for below in story["below"]:
+        print()
+        _show_decision(below)
+
+
+def _show_decision(story: Row) -> None:
     print(shown(f"{story['recommendation_id']}  {story['page']} / {story['list_id']}"))
     print_facts((name, shown(text)) for name, text in _facts(story))
     print()

@@ -90,7 +90,7 @@ class _Decision(msgspec.Struct):
 
 _decisions = msgspec.json.Decoder(_Decision)
 
-_LOGGED = f"SELECT recommendation_id FROM {DECISIONS} WHERE NOT list_contains(degraded, 'unlogged')"  # noqa: S608 - ours
+_LOGGED = f"SELECT recommendation_id, list_id FROM {DECISIONS} WHERE NOT list_contains(degraded, 'unlogged')"  # noqa: S608 - ours
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ class PageProof:
     recommended: int
     """Pages that clients got with a recommendation_id."""
     decided: int
-    """Decisions of `decisions` but for withdrawals: a page whose answer got lost has one too."""
+    """Decisions of `decisions`, one for each row of a page, but for withdrawals: a lost answer has its own too."""
     rows: int
     """Rows of the table `decisions` but for withdrawals."""
     lost: int
     """Pages whose recommendation_id no row has."""
     doubled: int
-    """Pages and rows that share their recommendation_id with another one."""
+    """Pages that share their recommendation_id with another one, and rows that share their carousel too."""
 
     @property
     def holds(self) -> bool:
@@ -119,14 +119,14 @@ def prove_pages(project: OpenProject, recommended: Sequence[str]) -> PageProof:
     values = (message.value or b"" for message in project.topic(DECISIONS).read_to_ends())
     decided = [one for one in map(_decisions.decode, filter(is_decision, values)) if "unlogged" not in one.degraded]
     found = project.query(_LOGGED).table().to_pylist()
-    rows = [row["recommendation_id"] for row in found]
-    known = set(rows)
+    rows = {(row["recommendation_id"], row["list_id"]) for row in found}
+    known = {recommendation_id for recommendation_id, _ in rows}
     return PageProof(
         recommended=len(recommended),
         decided=len(decided),
-        rows=len(rows),
+        rows=len(found),
         lost=sum(one not in known for one in recommended),
-        doubled=len(rows) - len(known) + len(recommended) - len(set(recommended)),
+        doubled=len(found) - len(rows) + len(recommended) - len(set(recommended)),
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Generator, Sequence
 from datetime import date
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -68,6 +69,8 @@ class PageShown(msgspec.Struct, frozen=True, gc=False):
     """What the events carry, so that a click is traced to the decision that made the page."""
     delay_us: int = 0
     """How long the visitor waited for it."""
+    rows: Sequence[tuple[str, int]] = ()
+    """The carousels from above with their sizes; without them all products are one list, `home`."""
 
 
 Visiting = Generator[PageWanted, PageShown, list[ClientEvent]]
@@ -103,8 +106,8 @@ class Diary:
             shown = self.show(page)
             if self.logs_in:
                 self.log_in()
-            for product in self.choose(page, shown, wanted_us):
-                self.watch(product, page.recommendation_id)
+            for list_id, product in self.choose(page, shown, wanted_us):
+                self.watch(product, list_id, page.recommendation_id)
             if draw() > 0.45:
                 return self.events
 
@@ -116,24 +119,29 @@ class Diary:
             self.show((yield PageWanted(self.now_us, self.who, self.user_id)))
         return self.events
 
-    def show(self, page: PageShown) -> list[ShownProduct]:
-        """Writes that a list was viewed, all of it, soon after it came; returns it."""
+    def show(self, page: PageShown) -> list[tuple[str, ShownProduct]]:
+        """Writes that each list was viewed, all of it, soon after it came; returns what they hold, with their names."""
         self.now_us = min(self.now_us + page.delay_us // 1000 * 1000, self.until_us)
         self.wait(1, 2)
-        product = self.market.product
-        shown = [product(product_id, position) for position, product_id in enumerate(page.product_ids, 1)]
-        if shown:
-            properties = _traced({"list_id": "home", "products": shown}, page.recommendation_id)
-            self.write("track", "Product List Viewed", properties=properties)
+        product, ids = self.market.product, iter(page.product_ids)
+        shown: list[tuple[str, ShownProduct]] = []
+        for list_id, size in page.rows or (("home", len(page.product_ids)),):
+            products = [product(product_id, position) for position, product_id in enumerate(islice(ids, size), 1)]
+            if products:
+                properties = _traced({"list_id": list_id, "products": products}, page.recommendation_id)
+                self.write("track", "Product List Viewed", properties=properties)
+            shown += [(list_id, one) for one in products]
         return shown
 
-    def choose(self, page: PageShown, shown: list[ShownProduct], wanted_us: int) -> list[ShownProduct]:
-        """Returns what is clicked on a page, each slot independently of the others."""
+    def choose(
+        self, page: PageShown, shown: list[tuple[str, ShownProduct]], wanted_us: int
+    ) -> list[tuple[str, ShownProduct]]:
+        """Returns what is clicked on a page, each slot independently of the others; eyes go down the page."""
         chances = self.market.chances(
             self.who.number, page.product_ids, at_us=wanted_us, tired_us=wanted_us - self.began_us
         )
         draw = self.draw
-        return [product for product, chance in zip(shown, chances, strict=False) if draw() < chance]
+        return [one for one, chance in zip(shown, chances, strict=False) if draw() < chance]
 
     def log_in(self) -> None:
         """Writes the one login of this visitor."""
@@ -149,11 +157,11 @@ class Diary:
         said = {"text": f"play something from {genre}", "intent": "play", "confidence": round(0.5 + self.draw() / 2, 3)}
         self.write("track", "Utterance Heard", properties={**said, "locale": "en-GB", "slots": {"genre": genre}})
 
-    def watch(self, product: ShownProduct, recommendation_id: str | None) -> None:
+    def watch(self, product: ShownProduct, list_id: str, recommendation_id: str | None) -> None:
         """Writes a click and the playback that follows, with a heartbeat every 10 s."""
         self.wait(1, 15)
         item_id, category = product.product_id, product.category
-        clicked = {"product_id": item_id, "position": product.position, "list_id": "home", "category": category}
+        clicked = {"product_id": item_id, "position": product.position, "list_id": list_id, "category": category}
         self.write("track", "Product Clicked", properties=_traced(clicked, recommendation_id))
         self.wait(1, 3)
         session_id, length = f"{self.prefix}p{len(self.events)}", self.market.item(item_id).seconds
