@@ -71,7 +71,8 @@ def write_lake(folder: Path, pages: int) -> None:
         "decisions": f"""SELECT {who}, visitor AS person, {at_us} AS at_us, at_us AS received_us,
             list_transform(range(10), lambda k: {ITEM}) AS items,
             list_transform(range(10), lambda k: 0.9) AS propensities,
-            [i, i, i, i]::BIGINT[] AS known, '{{"items":10000}}' AS dimensions, false AS bot, []::VARCHAR[] AS degraded
+            [i, i, i, i]::BIGINT[] AS known, '{{"items":10000}}' AS dimensions, false AS bot, []::VARCHAR[] AS degraded,
+            []::VARCHAR[] AS above
             FROM range({pages}) AS t(i)""",
         "events": f"""SELECT 'track' AS type, 'Product List Viewed' AS event, {who}, visitor AS person,
             {at_us} + 1000000 AS event_us, event_us + 500000 AS received_us, {event}, i AS src_offset, i AS log_offset,

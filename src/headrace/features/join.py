@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -20,7 +21,7 @@ from headrace.events.event import Event
 from headrace.events.settled import EVENTS
 from headrace.events.taxonomy import TAXONOMY
 from headrace.features.feature import Column
-from headrace.features.keys import count_threads, number_keys
+from headrace.features.keys import ABSENT, count_threads, number_part, pair_parts
 from headrace.features.window import tail_of
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ MOST = 9e12
 
 _OFFSET_BITS = 48
 """A place is a partition and an offset in `clicks` as one number."""
+
+_PIECE = 1 << 18
+"""So many rows one thread takes at once."""
 
 
 class Lake(Protocol):
@@ -61,7 +65,7 @@ def join(lake: Lake, columns: Sequence[Column], labels: pa.Table) -> pa.Table:
     found: dict[str, pa.Array] = {}
     sources: dict[_Source, list[Column]] = defaultdict(list)
     for column in columns:
-        sources[_Source(column.event, column.item, column.dimension, column.by)].append(column)
+        sources[_Source(column.event, column.item, column.dimension)].append(column)
     for source, of_source in sources.items():
         found.update(_join_source(lake, source, of_source, asked))
     return pa.table({column.name: found[column.name] for column in columns})
@@ -69,12 +73,11 @@ def join(lake: Lake, columns: Sequence[Column], labels: pa.Table) -> pa.Table:
 
 @dataclass(frozen=True)
 class _Source:
-    """Columns that are made of the same rows, by the same keys."""
+    """Columns that are made of the same rows."""
 
     event: str
     item: str
     dimension: str
-    by: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,9 @@ class _Labels:
     table: pa.Table
     at_us: Ints
     known: Ints
+    """What some labels knew of each partition."""
+    said: Ints
+    """Of each label the row of `known` that it has."""
     served: NDArray[np.bool_]
 
 
@@ -98,7 +104,7 @@ class _Rows:
 
     def column(self, name: str) -> Ints:
         """Returns a column of numbers in this order."""
-        return cast("Ints", self.table.column(name).to_numpy()[self.order].astype(np.int64, copy=False))
+        return _take(self.table.column(name).to_numpy(), self.order)
 
     def only(self, kept: NDArray[np.bool_]) -> _Rows:
         """Returns some of the rows."""
@@ -108,18 +114,33 @@ class _Rows:
     def find_ties(self) -> NDArray[np.bool_]:
         """Returns of each row whether it has the key and event of the one before: an event may name many items."""
         tied = np.zeros(len(self.order), np.bool_)
-        tied[1:] = np.diff(self.event_us) == 0
+        tied[1:] = self.event_us[1:] == self.event_us[:-1]
         tied[self.starts[self.starts < len(tied)]] = False
-        places, rows = _places(self.table), np.flatnonzero(tied)
+        places, rows = self.table.column("place").to_numpy(), np.flatnonzero(tied)
         tied[rows] = places[self.order[rows]] == places[self.order[rows - 1]]
         return tied
 
 
-def _places(table: pa.Table) -> Ints:
-    """Returns partition and offset in `clicks` of each row as one number."""
-    places = table.column("log_partition").to_numpy().astype(np.int64) << _OFFSET_BITS
-    places |= table.column("src_offset").to_numpy()
-    return cast("Ints", places)
+def _take(numbers: Ints, places: Ints) -> Ints:
+    """Returns the numbers that stand at places: to fetch them from all over the memory, each thread waits alone."""
+    found = np.empty(len(places), np.int64)
+
+    def work(begin: int, end: int) -> None:
+        # Without a mode NumPy takes into a copy.
+        np.take(numbers, places[begin:end], out=found[begin:end], mode="clip")
+
+    _in_threads(work, len(places))
+    return found
+
+
+def _in_threads(work: Callable[[int, int], None], count: int) -> None:
+    """Does the work for pieces of so many rows; little of it at once."""
+    bounds = [*range(0, count, _PIECE), count]
+    if len(bounds) < 3:
+        work(0, count)
+        return
+    with ThreadPoolExecutor(count_threads()) as pool:
+        list(pool.map(work, bounds[:-1], bounds[1:]))
 
 
 # Labels.
@@ -135,20 +156,20 @@ def _read_labels(labels: pa.Table, columns: Sequence[Column]) -> _Labels:
     if labels.column("at_us").null_count:
         raise CallError("some labels have no at_us, the instant that their features are asked for")
     at_us = labels.column("at_us").cast(pa.int64()).to_numpy()
+    nobody = np.zeros(len(at_us), np.bool_)
     if "known" not in labels.schema.names:
-        return _Labels(labels, at_us, np.zeros((len(at_us), 0), np.int64), np.zeros(len(at_us), np.bool_))
-    known = _read_known(labels.column("known"))
-    return _Labels(
-        labels,
-        at_us,
-        known,
-        labels.column("known").combine_chunks().value_lengths().fill_null(0).to_numpy(zero_copy_only=False) > 0,
-    )
+        return _Labels(labels, at_us, np.zeros((len(at_us), 0), np.int64), np.arange(len(at_us)), nobody)
+    column = labels.column("known").combine_chunks()
+    said = np.arange(len(at_us))
+    if pa.types.is_dictionary(column.type):
+        column, said = column.dictionary, column.indices.to_numpy()
+    served = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) > 0
+    return _Labels(labels, at_us, _read_known(column), said, served[said])
 
 
-def _read_known(column: pa.ChunkedArray) -> Ints:
-    """Returns a row for each label and a column for each partition; 0 where nothing is said."""
-    lists = column.cast(pa.list_(pa.int64())).combine_chunks()
+def _read_known(column: pa.Array) -> Ints:
+    """Returns a row for each list and a column for each partition; 0 where nothing is said."""
+    lists = column.cast(pa.list_(pa.int64()))
     lengths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     rows = np.repeat(np.arange(len(lengths)), lengths)
     places = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -171,13 +192,34 @@ def bounds_of(at_us: Ints, windows: Sequence[int]) -> tuple[Ints, Ints]:
 
 def _join_source(lake: Lake, source: _Source, columns: Sequence[Column], labels: _Labels) -> dict[str, pa.Array]:
     table = _read_rows(lake, source, columns, labels)
-    of_labels, of_rows, num_keys = number_keys(source.by, labels.table, table)
-    rows = _sort(table, of_rows, num_keys)
+    names = dict.fromkeys(part for column in columns for part in column.by)
+    parts = {name: number_part(labels.table.column(name), table.column(name)) for name in names}
+    keys: dict[tuple[str, ...], list[Column]] = defaultdict(list)
+    for column in columns:
+        keys[column.by].append(column)
     found: dict[str, pa.Array] = {}
-    for value, text, of_ask in _divide(columns, table):
-        kept = rows if not text else rows.only(table.column(text).is_valid().to_numpy()[rows.order])
-        found.update(_Ask(kept, labels, of_labels, num_keys, tuple(of_ask)).answer(value))
+    for by, of_key in keys.items():
+        of_labels, of_rows, num_keys = pair_parts([parts[part] for part in by])
+        rows = _sort(table, of_rows, num_keys)
+        asked, again = _find_asked(labels, of_labels)
+        for value, text, of_ask in _divide(of_key, table):
+            kept = rows if not text else rows.only(table.column(text).is_valid().to_numpy()[rows.order])
+            answers = _Ask(kept, labels, asked, of_labels[asked], num_keys, tuple(of_ask)).answer(value)
+            found.update({name: one if again is None else one.take(again) for name, one in answers.items()})
     return found
+
+
+def _find_asked(labels: _Labels, of_labels: Ints) -> tuple[Ints, pa.Array | None]:
+    """Returns labels that differ from the one before, and of each label its place among them.
+
+    The items of a page are asked for at one instant: what is the person's is the same for all of them.
+    """
+    differs = np.ones(len(of_labels), np.bool_)
+    differs[1:] = of_labels[1:] != of_labels[:-1]
+    for column in (labels.at_us, labels.said):
+        differs[1:] |= column[1:] != column[:-1]
+    asked = np.flatnonzero(differs)
+    return asked, None if len(asked) == len(differs) else pa.array(np.cumsum(differs) - 1)
 
 
 def _read_rows(lake: Lake, source: _Source, columns: Sequence[Column], labels: _Labels) -> pa.Table:
@@ -185,17 +227,21 @@ def _read_rows(lake: Lake, source: _Source, columns: Sequence[Column], labels: _
     if not len(heads):
         heads, tails = np.zeros(1, np.int64), np.zeros((1, 1), np.int64)
     return lake.rows(
-        _rows_sql(lake, source, columns),
+        _rows_sql(lake, source, columns, np.unique(labels.served).tolist()),
         {"since": int(tails.min()), "until": int(heads.max()), "at_us": lake.at_us},
     )
 
 
-def _rows_sql(lake: Lake, source: _Source, columns: Sequence[Column]) -> str:
-    """Returns the SELECT of a source's rows: its keys, when and where each stands, and what is summed or remembered."""
-    values = [column.value for column in columns]
-    names = sorted({name for name in (*source.by, *values) if name.startswith("@")})
-    picked = ["event_us", "received_us", "log_partition", "src_offset", "seq"]
-    picked += [name for name in ("person", "item") if name in source.by or name in values]
+def _rows_sql(lake: Lake, source: _Source, columns: Sequence[Column], served: Sequence[bool]) -> str:
+    """Returns the SELECT of a source's rows: its keys, when and where each stands, and what is summed or remembered.
+
+    Labels that were served ask for what was known by `seq`, others for what was received.
+    """
+    needed = {name for column in columns for name in (*column.by, column.value)}
+    names = sorted(name for name in needed if name.startswith("@"))
+    picked = ["event_us", f"log_partition::BIGINT * {1 << _OFFSET_BITS} + src_offset AS place"]
+    picked += [{True: "seq", False: "received_us"}[one] for one in served]
+    picked += [name for name in ("person", "item") if name in needed]
     picked += [f"json_extract_string(known, {_path(name[1:])}) AS {quote_name(name)}" for name in names]
     picked += [f"{_number(value)} AS {quote_name(_sum_name(value))}" for value in _summed(columns)]
     rows = f"({lake.items_of(_event_of(source))})" if source.item else EVENTS
@@ -245,9 +291,8 @@ def _sort(table: pa.Table, group: Ints, num_keys: int) -> _Rows:
     """Returns the rows that have a label's key, sorted, whatever order they came in."""
     # Numba is loaded where rows are asked for, and nowhere else.
     kernel = import_module("headrace.features.kernel")
-    starts, order, sorted_us = kernel.sort_rows(
-        group, table.column("event_us").to_numpy(), _places(table), num_keys, threads=count_threads()
-    )
+    times, places = (table.column(name).to_numpy() for name in ("event_us", "place"))
+    starts, order, sorted_us = kernel.sort_rows(group, times, places, num_keys, threads=count_threads())
     return _Rows(table, order, starts, sorted_us)
 
 
@@ -271,8 +316,10 @@ class _Ask:
 
     rows: _Rows
     labels: _Labels
+    asked: Ints
+    """The labels that it answers for."""
     group: Ints
-    """The number of each label's key."""
+    """The number of the key of each of these."""
     num_keys: int
     columns: tuple[Column, ...]
 
@@ -282,61 +329,67 @@ class _Ask:
         return list(dict.fromkeys(column.window_us for column in self.columns))
 
     def answer(self, value: str) -> dict[str, pa.Array]:
-        """Returns each column, with a value for each label."""
-        amount = np.zeros(len(self.rows.order), np.int64)
-        if value:
-            numbers = self.rows.table.column(_sum_name(value))
-            amount = scale(numbers.cast(pa.float64()).fill_null(np.nan).to_numpy()[self.rows.order])
-        num_labels = len(self.group)
-        shape = (num_labels, len(self.windows))
-        count, total = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        newest = np.full(shape, -1, np.int64)
-        for served in (False, True):
-            chosen = np.flatnonzero((self.labels.served == served) & (self.group >= 0))
-            if len(chosen) and len(self.rows.order):
-                found, order = self._evaluate(chosen, amount, served=served)
-                places = chosen[order]
-                self._check_overflow(found, places)
-                count[places], total[places], newest[places] = found.counts, found.totals, found.newest
+        """Returns each column, with a value for each label that it answers for."""
+        kernel = import_module("headrace.features.kernel")
+        found = kernel.make_found(len(self.asked), len(self.windows))
+        if len(self.rows.order):
+            amount = self._read_amounts(value)
+            for served in np.unique(self.labels.served).tolist():
+                chosen = (self.labels.served[self.asked] == served) & (self.group >= 0)
+                self._evaluate(np.where(chosen, self.group, ABSENT), amount, found, served=served)
+        self._check_overflow(found)
         remembered = {column.value for column in self.columns if column.kind == "last"}
-        texts = {name: self._find_texts(name, newest.max(axis=1)) for name in remembered}
+        texts = {name: self._find_texts(name, found.newest.max(axis=1)) for name in remembered}
         answers: dict[str, pa.Array] = {}
         for column in self.columns:
             number = self.windows.index(column.window_us)
             if column.kind == "count":
-                answers[column.name] = pa.array(count[:, number])
+                answers[column.name] = pa.array(found.counts[:, number])
             elif column.kind == "total":
-                answers[column.name] = pa.array(total[:, number] / MILLIONTHS)
+                answers[column.name] = pa.array(found.totals[:, number] / MILLIONTHS)
             else:
                 # The newest of all windows is the newest of each that reaches back to it.
-                answers[column.name] = pc.if_else(pa.array(newest[:, number] >= 0), texts[column.value], None)
+                answers[column.name] = pc.if_else(pa.array(found.newest[:, number] >= 0), texts[column.value], None)
         return answers
 
-    def _evaluate(self, chosen: Ints, amount: Ints, *, served: bool) -> tuple[Found, Ints]:
+    def _read_amounts(self, value: str) -> Ints:
+        amount = np.zeros(len(self.rows.order), np.int64)
+        if value:
+            column = self.rows.table.column(_sum_name(value)).cast(pa.float64()).fill_null(np.nan)
+            numbers = column.to_numpy()
+
+            def work(begin: int, end: int) -> None:
+                amount[begin:end] = scale(numbers[self.rows.order[begin:end]])
+
+            _in_threads(work, len(amount))
+        return amount
+
+    def _evaluate(self, group: Ints, amount: Ints, found: Found, *, served: bool) -> None:
         kernel = import_module("headrace.features.kernel")
-        tails, heads = bounds_of(self.labels.at_us[chosen], self.windows)
+        heads = self.labels.at_us[self.asked]
         starts, order, sorted_us = kernel.sort_rows(
-            self.group[chosen], heads, np.arange(len(chosen)), self.num_keys, threads=count_threads()
+            group, heads, np.arange(len(group)), self.num_keys, threads=count_threads()
         )
-        known = self.labels.known[chosen[order]] if served else np.zeros((len(chosen), 0), np.int64)
-        labels = kernel.Labels(starts, sorted_us, tails[order], known)
-        found = kernel.evaluate(self._events(amount, served=served), labels, threads=count_threads())
-        return cast("Found", found), order
+        said = self.labels.said[self.asked[order]] if served else order
+        known = self.labels.known[said] if served else np.zeros((len(order), 0), np.int64)
+        tails, heads = bounds_of(sorted_us, self.windows)
+        labels = kernel.Labels(starts, heads, tails, known, order)
+        kernel.evaluate(self._events(amount, served=served), labels, found, threads=count_threads())
 
     def _events(self, amount: Ints, *, served: bool) -> Events:
         rows = self.rows
         none = np.empty(0, np.int64)
-        partition, seq = (rows.column("log_partition"), rows.column("seq")) if served else (none, none)
+        partition, seq = (rows.column("place") >> _OFFSET_BITS, rows.column("seq")) if served else (none, none)
         ready_us = rows.event_us if served else np.maximum(rows.event_us, rows.column("received_us"))
         kernel = import_module("headrace.features.kernel")
         return cast("Events", kernel.Events(rows.starts, rows.event_us, ready_us, partition, seq, amount))
 
-    def _check_overflow(self, found: Found, places: Ints) -> None:
+    def _check_overflow(self, found: Found) -> None:
         for number, window_us in enumerate(self.windows):
             over = found.overflowed[:, number]
             for column in self.columns:
                 if column.kind == "total" and column.window_us == window_us and over.any():
-                    row = int(places[np.flatnonzero(over)[0]])
+                    row = int(self.asked[np.flatnonzero(over)[0]])
                     raise StopError(
                         f"{column.name}: the sum of {column.value!r} for label {row} does not fit into 64 bits of "
                         f"millionths. Is {column.value!r} of {column.event!r} what should be added up?"
