@@ -188,16 +188,14 @@ def find_champion(project: OpenProject, page: str) -> Champion | None:
 def promote(project: OpenProject, page: str, bundle: str, *, how: How = "hand", reason: str = "") -> Champion:
     """Returns the champion that a bundle becomes: it serves a page from then on; nothing lets the fallback serve."""
     before = _newest_id(project, CHAMPION, page)
-    pages = {one.name: one for one in project.declared.pages}
-    if page not in pages:
-        raise unknown_name("page", page, pages)
+    declared = _find_page(project, page)
     running = find_trials(project.registry).get(page)
     if running is not None:
         raise CallError(
             f"trial {running.id!r} runs on the page {page!r} and freezes what serves it. "
             f"End it first: headrace experiment stop {running.experiment}"
         )
-    models = {model.name for model in pages[page].models}
+    models = {model.name for model in declared.models}
     model = project.registry.load(_openable(project, bundle, f"the bundle {bundle}")).name if bundle else ""
     if bundle and model not in models:
         raise unknown_name("model of the page", model, models)
@@ -217,10 +215,18 @@ def promote(project: OpenProject, page: str, bundle: str, *, how: How = "hand", 
 
 def roll_back(project: OpenProject, page: str, *, reason: str = "") -> Champion:
     """Returns the champion that served before the present one, which serves again; without one the fallback does."""
+    _find_page(project, page)
     champion = find_champion(project, page)
     if champion is None:
         raise CallError(f"the page {page!r} has no champion: the newest bundle of its fallback serves it")
     return promote(project, page, champion.before, how="rollback", reason=reason)
+
+
+def _find_page(project: OpenProject, name: str) -> Page:
+    pages = {page.name: page for page in project.declared.pages}
+    if name not in pages:
+        raise unknown_name("page", name, pages)
+    return pages[name]
 
 
 def find_trial(project: OpenProject, name: str) -> Trial:

@@ -32,7 +32,7 @@ def declare(shop, *, partitions=2):
     for name in ("project.py", "headrace.toml"):
         (shop.folder / name).unlink(missing_ok=True)
     write_project(shop.folder)
-    (shop.folder / "project.py").write_text(PROJECT.format(per_row=10, explore=0.1))
+    (shop.folder / "project.py").write_text(PROJECT.format(per_row=10, explore=0.1, below=""))
     toml = project_toml(clock="stepped://", extra=f"[topic.clicks]\npartitions = {partitions}\n")
     (shop.folder / "headrace.toml").write_text(toml)
     (shop.folder / ".headrace").mkdir(exist_ok=True)

@@ -206,6 +206,29 @@ def test_promote_asks_the_gate_and_does_what_it_says(market):
     assert lines(out)[0]["reason"].startswith("forced past the gate: the scores")
 
 
+def test_rollback_lets_the_champion_before_serve_and_says_what_it_cannot_do(fitted):
+    assert fitted.call("model", "rollback", "hom") == (
+        2, "", "UnknownNameError: no page 'hom'. Did you mean home?  known: home\n",
+    )  # fmt: skip
+    code, out, error = fitted.call("model", "rollback", "home")
+    assert (code, out, "the page 'home' has no champion" in error) == (2, "", True)
+    tastes = newest(fitted)["tastes"]["hash"]
+    assert fitted.call("model", "promote", tastes, "--page", "home")[0] == 0
+    code, out, _ = fitted.call("model", "rollback", "home", "--reason", "too slow")
+    assert (code, [tuple(line.split(maxsplit=1)) for line in out.splitlines()]) == (
+        0,
+        [("champion", "none: the fallback serves"), ("page", "home"), ("before", tastes), ("reason", "too slow")],
+    )
+    assert newest(fitted)["tastes"]["serves"] == []
+    code, out, _ = fitted.call("model", "rollback", "home", "--json")
+    assert (code, lines(out)[0]["bundle"], lines(out)[0]["how"]) == (0, tastes, "rollback"), "the way back, back"
+    assert fitted.call("experiment", "start", "taste-home", "--without-aa")[0] == 2, "its own bundle serves already"
+    fit_again(fitted, "tastes")
+    assert fitted.call("experiment", "start", "taste-home", "--without-aa")[0] == 0
+    code, _, error = fitted.call("model", "rollback", "home")
+    assert (code, "trial 'taste-home-1' runs on the page 'home'" in error) == (2, True)
+
+
 def test_compare_puts_what_was_measured_side_by_side(market):
     shop, good, turned = market
     code, out, _ = shop.call("model", "compare", good, turned)

@@ -153,6 +153,8 @@ def test_rolling_back_goes_to_what_served_before_and_stays_in_the_history(projec
     project.registry.add(newer)
     with pytest.raises(CallError, match="has no champion"):
         loop.roll_back(project, PAGE)
+    with pytest.raises(CallError, match=r"no page 'hom'\. Did you mean home"):
+        loop.roll_back(project, "hom")
     loop.promote(project, PAGE, TASTES.hash)
     loop.promote(project, PAGE, newer.hash)
     assert loop.roll_back(project, PAGE, reason="slow").bundle == TASTES.hash

@@ -1,4 +1,4 @@
-"""headrace model: compare, promote, reproduce."""
+"""headrace model: compare, promote, rollback, reproduce."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import msgspec
 from headrace import loop
 from headrace.console.models import SHOWN_HASH, find_bundle, gate_facts, measured, opened
 from headrace.console.show import format_time, print_facts, print_lines, print_table, working
+from headrace.experiments.promotion import Champion
 from headrace.learn import find_gate, reproduce
 from headrace.models.gate import Gate
 from headrace.models.registry import Fitted
@@ -79,10 +80,13 @@ def promote(given: argparse.Namespace) -> int:
     if given.json:
         print_lines([{"promoted": True, **msgspec.to_builtins(champion), "gate": msgspec.to_builtins(gate)}])
         return 0
-    before = champion.before or "the fallback"
-    facts = [("champion", f"{champion.bundle} of {champion.model}"), ("page", champion.page), ("before", before)]
-    print_facts([*facts, *([("forced", reason)] if reason else [])])
+    print_facts([*_champion_facts(champion), *([("forced", reason)] if reason else [])])
     return 0
+
+
+def _champion_facts(champion: Champion) -> list[tuple[str, str]]:
+    name = f"{champion.bundle} of {champion.model}" if champion.bundle else "none: the fallback serves"
+    return [("champion", name), ("page", champion.page), ("before", champion.before or "the fallback")]
 
 
 def _print_refused(fitted: Fitted, gate: Gate, *, as_json: bool) -> None:
@@ -90,6 +94,19 @@ def _print_refused(fitted: Fitted, gate: Gate, *, as_json: bool) -> None:
         print_lines([{"promoted": False, "bundle": fitted.hash, "gate": msgspec.to_builtins(gate)}])
         return
     print_facts((("bundle", f"{fitted.hash} of {fitted.name} is not promoted"), *gate_facts(gate)))
+
+
+# rollback.
+
+
+def roll_back(given: argparse.Namespace) -> None:
+    """Lets the champion before serve a page again."""
+    with opened(given) as project:
+        champion = loop.roll_back(project, given.page, reason=given.reason)
+    if given.json:
+        print_lines([msgspec.to_builtins(champion)])
+        return
+    print_facts([*_champion_facts(champion), *([("reason", champion.reason)] if champion.reason else [])])
 
 
 # reproduce.

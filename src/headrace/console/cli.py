@@ -367,6 +367,16 @@ COMMANDS = (
         ),
     ),
     Command(
+        "model rollback",
+        "headrace.console.bundles:roll_back",
+        "let the champion before serve a page again, or its fallback if there was none",
+        (
+            _option("page", text="the page's name in project.py", metavar="PAGE"),
+            _option("--reason", text="why, in a sentence; it stands in the registry", default="", metavar="TEXT"),
+            JSON,
+        ),
+    ),
+    Command(
         "model reproduce",
         "headrace.console.bundles:reproduce_model",
         "fit a bundle again from its pinned rows; exit code 1 if other bytes come of it",
