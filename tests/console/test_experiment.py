@@ -32,8 +32,9 @@ def verdict_of(shop, verb):
 
 
 def start(shop, *options):
-    code, _, error = shop.call("experiment", "start", NAME, *options)
+    code, out, error = shop.call("experiment", "start", NAME, *options)
     assert (code, error) == (0, "")
+    return out
 
 
 # Before a trial.
@@ -165,7 +166,12 @@ def test_aa_refuses_where_the_test_finds_what_is_not_there(fitted):
 def tried(visited, tmp_path_factory):
     """A shop whose trial 300 visitors and a robot were in, two hours ago; it runs on."""
     shop = copy(visited, tmp_path_factory.mktemp("tried"))
-    start(shop)
+    source = shop.folder / "project.py"
+    guarded = (
+        'goal=ctr, guardrails=(Metric.mean("clicks_each", clicks), Metric.mean("orders", Event("Order Completed")))'
+    )
+    source.write_text(source.read_text().replace("goal=ctr", guarded))
+    assert "guardrails  clicks_each, orders\n" in start(shop)
     pages = ask(shop, [f"ann-{number}" for number in range(300)])
     robot = ask(shop, ["robot"], agent="Mozilla/5.0 (compatible; Googlebot/2.1)")
     nobody = ask(shop, [None])
@@ -177,7 +183,7 @@ def tried(visited, tmp_path_factory):
 
 def test_start_freezes_both_bundles_and_says_so(tried):
     (row,) = lines(tried.call("experiment", "list", "--json")[1])
-    assert (row["state"], row["trial"]) == ("running", f"{NAME}-1")
+    assert (row["state"], row["trial"], row["guardrails"]) == ("running", f"{NAME}-1", ["clicks_each", "orders"])
     assert "running since 20" in tried.call("experiment", "list")[1]
     bundles = {one["name"]: one["hash"] for one in lines(tried.call("model", "list", "--json")[1])}
     _, found = verdict_of(tried, "analyse")
@@ -194,8 +200,14 @@ def test_analyse_shows_the_trial_so_far(tried):
     assert found["control"]["visitors"] + found["treatment"]["visitors"] == 300
     assert found["control"]["views"] == 10 * found["control"]["visitors"]
     assert found["lift_interval"][0] < 1.0 < found["lift_interval"][1], "the treatment is clicked twice as often"
+    clicks, orders = found["guardrails"]
+    for arm in ("control", "treatment"):
+        assert clicks[arm] == pytest.approx(found[arm]["clicks"] / found[arm]["visitors"])
+    assert (clicks["is_worse"], orders["p"]) == (False, None)
     code, out, error = tried.call("experiment", "analyse", NAME)
     assert (code, error) == (0, "")
+    assert "✓ guardrail     clicks_each " in out
+    assert "· guardrail     orders cannot be judged: no visitor has sent 'Order Completed'" in out
     assert "Not final, the trial goes on." in out
     assert max(map(len, out.splitlines())) <= 80
 

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from endpoints.door import make_popular, make_tastes, make_trial, write_trial
-from experiments.lake import make_crowd, stop_at
+from experiments.lake import make_crowd, stop_at, watch
 from headrace import loop
 from headrace.base.errors import CallError, FencedError, FormatError, StopError
 from headrace.endpoints.serving import Shelf
@@ -82,12 +82,13 @@ def newest_trial(project):
     return decode_trial(project.registry.newest("trial")[NAME].value)
 
 
-def meet(project, *, rates, visitors=400):
-    """Lets visitors meet the trial that runs, and time pass until all of them count."""
+def meet(project, *, rates, visitors=400, most=(0, 0)):
+    """Lets visitors meet the trial that runs, and watch so much, and time pass until all of them count."""
     trial = newest_trial(project)
     # The crowd comes at the beginning of the world, and the trial later.
     late_us = trial.started_us - BEGAN_US
     decisions, events = make_crowd(trial, visitors=visitors, rates=rates)
+    events += watch(decisions, most=most)
     decisions = [
         msgspec.structs.replace(one, received_us=one.received_us + late_us, at_us=one.at_us + late_us)
         for one in decisions
@@ -188,6 +189,42 @@ def test_bad_challenger_planted_past_the_gate_is_refused_by_the_verdict_and_not_
     refusal = decode_refusal(row.value)
     assert (refusal.bundle, refusal.trial, refusal.verdict) == (TASTES.hash, trial.id, "worse")
     assert (advance(project, NAME).state, len(rows(project, "verdict", NAME))) == ("idle", 1)
+
+
+def test_challenger_whose_visitors_click_more_and_watch_less_is_refused(folder):
+    source = folder / "project.py"
+    declared = (
+        'beats = Event("Video Content Playing", item="asset_id")\n'
+        'minutes = Metric.mean("watch_minutes", beats, each=1 / 6, cap=0.99)\ntrial ='
+    )
+    text = (
+        source.read_text().replace("\ntrial =", f"\n{declared}").replace("goal=ctr", "goal=ctr, guardrails=(minutes,)")
+    )
+    source.write_text(text)
+    with open_project(folder) as project:
+        assert "Video Content Playing" in {event.name for event in project.declared.events}
+        trial = loop.start(project, NAME)
+        assert [msgspec.to_builtins(one) for one in trial.guardrails] == [
+            {
+                "name": "watch_minutes", "kind": "mean", "above": "Video Content Playing", "above_item": "asset_id",
+                "below": "", "below_item": "", "within_us": 0, "each": 1 / 6, "cap": 0.99,
+            }
+        ]  # fmt: skip
+        meet(project, rates=(0.1, 0.3), most=(30, 5))
+    # What a trial measures was frozen at its start.
+    source.write_text(text.replace("guardrails=(minutes,), ", ""))
+    with open_project(folder) as project:
+        assert project.declared.experiments[0].guardrails == ()
+        verdict = loop.stop(project, NAME)
+        assert (verdict.outcome, verdict.difference > 0, verdict.guardrails[0].is_worse) == ("worse", True, True)
+        assert loop.judge_again(project, verdict) == verdict
+        assert rows(project, "champion", PAGE) == []
+        refusal = decode_refusal(rows(project, "challenger", PAGE)[0].value)
+        assert (refusal.bundle, refusal.verdict) == (TASTES.hash, "worse")
+        assert (
+            f"; ctr is better by {100 * verdict.lift:.1f} %, but the guardrail watch_minutes is worse" in refusal.reason
+        )
+        assert advance(project, NAME).state == "idle"
 
 
 def test_gate_that_refuses_keeps_a_challenger_from_its_trial(project):
