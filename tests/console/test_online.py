@@ -130,6 +130,25 @@ def test_columns_of_a_champion_are_counted_though_the_project_has_left_them(feat
         assert find_columns(project) == (*project.declared.columns, wider)
 
 
+def test_status_says_how_far_the_online_store_is_behind_its_topic(featured):
+    def told():
+        (stream,) = [one for one in lines(featured.call("status", "--json")[1]) if one["kind"] == "stream"]
+        return stream["uncounted"], stream["uncounted_seconds"]
+
+    assert told() == (None, None)
+    assert "to count online" not in featured.call("status")[1]
+    update(featured)
+    assert told() == (0, 0.0)
+    featured.click(clicked("m8", "i1", None), clicked("m9", "i2", None), received_us=machine_us())
+    featured.settle()
+    records, seconds = told()
+    assert (records, 0 < seconds < 60) == (2, True)
+    assert "updater    2 events to count online, the oldest 0." in featured.call("status")[1]
+    with open_project(featured.folder) as project:
+        project.topics.drop("events")
+    assert told() == (None, None), "what is counted there is another topic"
+
+
 def test_project_without_features_is_told(shop):
     for words in (("get", "--person", "ann"), ("backfill",)):
         code, _, error = shop.call("feature", *words)

@@ -22,7 +22,7 @@ from headrace.collect.settler import GROUP as SETTLER
 from headrace.console.show import format_bytes, format_seconds, print_lines, print_table, shown
 from headrace.console.state import is_running, read_state, sole, write_state
 from headrace.console.topics import describe, list_groups
-from headrace.events.settled import FAILED
+from headrace.events.settled import EVENTS, FAILED
 from headrace.project import (
     DOORS,
     ROLES,
@@ -204,12 +204,14 @@ class _Status:
         self.topics: list[dict[str, Any]] = []
         self.groups: list[dict[str, Any]] = []
         self.tables: list[dict[str, Any]] = []
+        self.uncounted: tuple[int, float] | None = None
         self.error: OutsideError | None = None
         try:
             names = project.topics.names()
             self.topics = [describe(project, name) for name in names]
             self.groups = [group for name in names for group in list_groups(project, name)]
             self.tables = _read_tables(project)
+            self.uncounted = _find_uncounted(project)
         except OutsideError as error:
             # The roles' own reasons are told all the same: now they are needed.
             self.error = error
@@ -226,6 +228,8 @@ class _Status:
         return {
             "unsettled": sum(max(end - positions.get(p, start), 0) for p, (start, end) in enumerate(bounds)),
             "failed": failed["records"] if failed else 0,
+            "uncounted": self.uncounted[0] if self.uncounted else None,
+            "uncounted_seconds": self.uncounted[1] if self.uncounted else None,
         }
 
 
@@ -237,6 +241,26 @@ def _read_tables(project: OpenProject) -> list[dict[str, Any]]:
     for table in tables:
         table["age_seconds"] = max(now - table["newest_us"], 0) / 1e6 if table["newest_us"] else None
     return tables
+
+
+def _find_uncounted(project: OpenProject) -> tuple[int, float] | None:
+    """Returns how many records of `events` the online store lacks, and how old the oldest of them is.
+
+    None if no store was made yet, or if it counts in another topic: then the updater's failure says what to do.
+    """
+    state = project.online.read_state()
+    if state is None or EVENTS not in project.topics.names():
+        return None
+    topic = project.topic(EVENTS)
+    if topic.describe().incarnation != state.incarnation:
+        return None
+    bounds = topic.bounds()
+    places = {p: max(offset, bounds[p].start) for p, offset in enumerate(state.offsets)}
+    # On Kafka nothing but the marker of a transaction may stand before the end.
+    firsts = [one for p, offset in places.items() for one in topic.read_to_ends({p: offset}, max_records=1)]
+    records = sum(bounds[one.partition].end - places[one.partition] for one in firsts)
+    oldest_us = min((one.time_us for one in firsts), default=None)
+    return records, 0.0 if oldest_us is None else max(machine_us() - oldest_us, 0) / 1e6
 
 
 def _show_status(found: _Status) -> None:
@@ -297,6 +321,10 @@ def _show_stream(found: _Status) -> None:
     if found.topics:
         stream = found.stream
         print(f"\nsettler    {stream['unsettled']:,} clicks to settle")
+        if found.uncounted is not None:
+            records, seconds = found.uncounted
+            oldest = f", the oldest {format_seconds(seconds)} old" if records else ""
+            print(f"updater    {records:,} events to count online{oldest}")
         print(f"failed     {stream['failed']:,} events, see: headrace table failed --group")
 
 
