@@ -154,6 +154,9 @@ def test_what_comes_later_changes_no_guardrail(project):
     for again in (judge_again(project, given), stop(project, trial.experiment)):
         assert encode_verdict(again) == encode_verdict(given)
     assert given.guardrails[0].p is not None
+    told_of = "SELECT unnest(json_extract(verdict, '$.guardrails[*]')) ->> 'name' AS name FROM verdicts"
+    names = project.query(f"{told_of} WHERE trial = '{trial.id}'").table().column("name").to_pylist()
+    assert names == ["capped_minutes", "quick_ctr"]
     (row,) = project.query(f"SELECT verdict FROM verdicts WHERE trial = '{trial.id}'").table().to_pylist()
     assert decode_verdict(row["verdict"].encode()) == given
 
