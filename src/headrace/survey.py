@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from headrace.base.errors import StopError, unknown_name
@@ -86,15 +87,33 @@ def _find_needed(project: OpenProject, experiment: Experiment, scope: Scope, vis
     """Returns how many visitors an arm needs, told by the shortest time of late that has brought so many.
 
     Of each visitor a trial sees what such a time sees. Over all that was logged everybody has more pages, so that
-    fewer visitors would seem to do: in the demo's world 50 after two days, where a trial of some hours needs 170.
+    fewer visitors would seem to do: in the demo's world 50 after two days, where a trial of some hours needs 250.
     """
     first_us = int(visitors.first_us[visitors.counted].min())
-    for newest_us in (span_us for span_us in _SPANS_US if span_us < scope.cutoff_us - first_us):
-        late = _read(project, scope, newest_us=newest_us)
-        needed = _needed(experiment, _measure(late)) if late.counted.any() else 0
-        if needed and int(late.counted.sum()) >= max(2 * needed, LEAST_VISITORS):
-            return needed
-    return _needed(experiment, _measure(visitors))
+    short: tuple[int, int] | None = None
+    for newest_us in (*(span_us for span_us in _SPANS_US if span_us < scope.cutoff_us - first_us), None):
+        late = visitors if newest_us is None else _read(project, scope, newest_us=newest_us)
+        came = int(late.counted.sum())
+        needed = _needed(experiment, _measure(late)) if came else 0
+        if needed and came < 2 * needed:
+            short = (came, needed)
+        elif needed and came >= LEAST_VISITORS:
+            return meet(short, (came, needed)) if short else needed
+    return short[1] if short else 0
+
+
+def meet(short: tuple[int, int], enough: tuple[int, int]) -> int:
+    """Returns how many visitors an arm needs in the time that brings just so many to both.
+
+    It lies between two times: one that brings too few, and a longer one that brings enough, each as who came and how
+    many an arm needs then. Between them both change by powers of the time.
+
+    >>> meet((400, 300), (800, 150)), meet((390, 200), (800, 80))
+    (245, 198)
+    """
+    least, most = (math.log(came / (2 * needed)) for came, needed in (short, enough))
+    share = least / (least - most)
+    return math.ceil(math.exp((1 - share) * math.log(short[1]) + share * math.log(enough[1])) - 1e-9)
 
 
 def _measure(visitors: Visitors) -> Ratio:
