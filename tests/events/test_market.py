@@ -231,7 +231,7 @@ def test_truth_of_a_product_that_does_not_exist_is_refused(world):
 
 def test_extreme_habits_give_chances():
     page = [f"item-{number:03}" for number in range(240)]
-    seen = math.fsum(position**-0.7 for position in range(1, 241))
+    seen = math.fsum(position**-0.7 * (1 if position <= 10 else 1 / 3) for position in range(1, 241))
     for habits, least, most in (
         (Habits(click=0), 0, 1e-99),
         (Habits(click=1), seen * 0.999999, seen),

@@ -21,19 +21,22 @@ title, genre = Attribute("title"), Attribute("genre")
 items = Dimension("items", key="product_id", attributes=(title, genre))
 views = Event("Product List Viewed", item="products[].product_id", of=items)
 clicks = Event("Product Clicked", item="product_id", of=items)
+beats = Event("Video Content Playing", item="asset_id")  # a heartbeat every 10 s
 
 taste = count("taste", clicks, by=(person, genre), windows=("1d", "28d"))
 appeal = count("appeal", clicks, by=item, windows=("1d", "7d"))
 latest = last("latest", clicks, genre, by=person, windows=("1h",))
 
 ctr = Metric.ratio("ctr", clicks, views, within="30m")
+minutes = Metric.mean("watch_minutes", beats, each=1 / 6, cap=0.99)
 popular = popularity("popular", clicks, half_life="3d")
 ranker = click_model("ranker", ctr, features=(taste, appeal, latest))
 
 home = Page("home", per_row=10, explore=0.1, fallback=popular, carousels=(
     Carousel("For you", candidates=(popular,), rank=ranker),
+    Carousel("Trending now", candidates=(popular,)),
 ))
-trial = Experiment("ranked-home", on=home, goal=ctr, mde=0.25, power=0.8)
+trial = Experiment("ranked-home", on=home, goal=ctr, guardrails=(minutes,), mde=0.25, power=0.8)
 nightly = Pipeline("nightly", every="1d", steps=(popular, ranker), then=trial)
 
 project = Project("{name}", pages=(home,), experiments=(trial,), pipelines=(nightly,))

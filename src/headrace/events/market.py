@@ -1,6 +1,7 @@
 """What the audience likes: the chance of each click, known exactly, so that a verdict can be held against the truth.
 
-A click on position k needs that the slot is examined, with chance k ** -0.7, and that the title attracts: the logistic
+A click on position k needs that the slot is examined, with chance k ** -0.7, a third of that below the fold of the
+page, after its first ten slots, to which not everybody scrolls; and that the title attracts: the logistic
 function of the title's quality, which drifts from day to day, the visitor's taste for its genre, and a whim of that
 visitor for that title, which nobody can learn. Slots are clicked independently of each other; people tire in a visit.
 """
@@ -25,7 +26,8 @@ MINUTE: Final = 60 * SECOND
 HOUR: Final = 60 * MINUTE
 DAY: Final = 24 * HOUR
 
-EXAMINED: Final = tuple(position**-0.7 for position in range(1, 1001))
+_FOLD = 10
+EXAMINED: Final = tuple(position**-0.7 * (1 if position <= _FOLD else 1 / 3) for position in range(1, 1001))
 """The chance that each position is examined, from 1 on; nobody looks beyond the last."""
 
 # Few genres make up most of a taste: the largest share of twelve is .44 on average.
@@ -59,7 +61,7 @@ class Habits(msgspec.Struct, frozen=True, kw_only=True):
     """How many products the world's own policy shows."""
     click: float = 0.085
     """The chance that a title of middling quality, once examined, is clicked by somebody who is new to the visit and
-    likes all genres alike; position k is examined with chance k ** -0.7."""
+    likes all genres alike; position k is examined with chance k ** -0.7, below the fold a third of that."""
     taste: float = 0.75
     """How far people differ: what the logarithm of a genre's share in a taste counts for in the log-odds of a click.
     0 makes everybody alike."""
