@@ -290,7 +290,7 @@ _FALLBACK = 'half_life="3d")'
         (
             "rank=tastes),)",
             "rank=tastes))",
-            "project.py:9: ProjectError: Page('home'): give it one Carousel, in a tuple: carousels=(Carousel(...),)",
+            "project.py:9: ProjectError: Page('home'): give it Carousels, in a tuple: carousels=(Carousel(...),)",
         ),
         ('Page("home"', 'Page(""', "project.py:9: ProjectError: Page(''): give it the name that is asked for"),
         ('Page("home"', "Page(7", "project.py:9: ProjectError: Page(7): give it the name that is asked for"),
