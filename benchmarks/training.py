@@ -70,7 +70,7 @@ def write_lake(folder: Path, pages: int) -> None:
     parts = {
         "decisions": f"""SELECT {who}, visitor AS person, {at_us} AS at_us, at_us AS received_us,
             list_transform(range(10), lambda k: {ITEM}) AS items,
-            list_transform(range(10), lambda k: 0.9) AS propensities,
+            list_transform(range(10), lambda k: 0.9::DOUBLE) AS propensities,
             [i, i, i, i]::BIGINT[] AS known, '{{"items":10000}}' AS dimensions, false AS bot, []::VARCHAR[] AS degraded,
             []::VARCHAR[] AS above
             FROM range({pages}) AS t(i)""",

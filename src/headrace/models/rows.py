@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -82,6 +83,8 @@ _ARRAYS = ("at_us", "received_us", "pages", "persons", "items", "positions", "pr
 
 
 _OFFSET_BITS = 40
+_PAGE_SHIFT = 21
+"""Above a position, and whether it was clicked."""
 
 
 def _decided_sql(metric: RatioMetric) -> str:
@@ -135,18 +138,19 @@ def read_labels(lake: Lake, metric: RatioMetric, attributes: Sequence[str] | Non
             f"{metric.below.name!r} with its recommendation_id, {metric.within} ago or earlier. "
             "Let the page serve for a while, and let it send its visible impressions"
         )
-    page, position = _numbers(outcomes, "page"), _numbers(outcomes, "position")
-    order = np.lexsort((position, page))
-    page, position = page[order], position[order]
+    page, position, clicked = _sort_outcomes(outcomes)
     items = pages.column("items").combine_chunks()
     starts = np.r_[0, np.cumsum(items.value_lengths().to_numpy(zero_copy_only=False))]
     places = starts[page] + position - 1 - _numbers(pages, "num_above")[page]
-    labels = pages.select(["page", "at_us", "received_us", "recommendation_id", "person", "known"]).take(page)
+    labels = pages.select(["at_us", "received_us"]).take(page).add_column(0, "page", [page])
+    for name in ("recommendation_id", "person", "known"):
+        labels = labels.append_column(name, _refer(pages.column(name).combine_chunks(), page))
+    listed = items.flatten().dictionary_encode()
     for name, column in (
-        ("item", items.flatten().take(places)),
+        ("item", _refer(listed.dictionary, listed.indices.to_numpy()[places])),
         ("position", position),
-        ("propensity", pages.column("propensities").combine_chunks().flatten().take(places)),
-        ("clicked", outcomes.column("clicked").take(order)),
+        ("propensity", pages.column("propensities").combine_chunks().flatten().to_numpy()[places]),
+        ("clicked", clicked),
     ):
         labels = labels.append_column(name, column if hasattr(column, "type") else [column])
     dimension = metric.above.of
@@ -154,6 +158,22 @@ def read_labels(lake: Lake, metric: RatioMetric, attributes: Sequence[str] | Non
         return labels
     ends = _numbers(pages, "dimension_end")[page]
     return _add_attributes(lake, labels, ends, dimension.name, dimension.names if attributes is None else attributes)
+
+
+def _sort_outcomes(outcomes: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Returns page, position and whether it was clicked, sorted."""
+    page, position = _numbers(outcomes, "page"), _numbers(outcomes, "position")
+    clicked = outcomes.column("clicked").to_numpy(zero_copy_only=False)
+    # As one number for each, and not by two columns.
+    packed = np.sort((page << _PAGE_SHIFT) | (position << 1) | clicked)
+    return packed >> _PAGE_SHIFT, (packed & ((1 << _PAGE_SHIFT) - 1)) >> 1, (packed & 1).astype(bool)
+
+
+def _refer(values: pa.Array, places: NDArray[Any]) -> pa.Array:
+    """Returns a column of values by their places: what stands once for a page is not copied for each of its items."""
+    # Imported when asked for: doors don't load Arrow.
+    arrow = import_module("pyarrow")
+    return arrow.DictionaryArray.from_arrays(arrow.array(places.astype(np.int32)), values)
 
 
 def _add_attributes(
@@ -176,14 +196,14 @@ def _add_attributes(
     # Behind them all stands what no item has, also where nothing was loaded.
     known = np.append(known, np.iinfo(np.int64).max)
     numbers = {key: number for number, key in enumerate(keys.dictionary.to_pylist())}
-    encoded = labels.column("item").combine_chunks().dictionary_encode()
-    of_items = np.array([numbers.get(name, -1) for name in encoded.dictionary.to_pylist()], np.int64)
-    mine = of_items[encoded.indices.to_numpy()]
+    items = labels.column("item").combine_chunks()
+    of_items = np.array([numbers.get(name, -1) for name in items.dictionary.to_pylist()], np.int64)
+    mine = of_items[items.indices.to_numpy()]
     found = np.searchsorted(known, (mine << _OFFSET_BITS) + ends) - 1
     right = (mine >= 0) & (found >= 0) & (known[np.maximum(found, 0)] >> _OFFSET_BITS == mine)
     places = np.where(right, found, members.num_rows - 1)
     for name in names:
-        labels = labels.append_column(f"@{name}", members.column(f"@{name}").take(places))
+        labels = labels.append_column(f"@{name}", _refer(members.column(f"@{name}").combine_chunks(), places))
     return labels
 
 
@@ -221,7 +241,10 @@ def read_rows(lake: Lake, metric: RatioMetric, columns: Sequence[Column]) -> Row
 
 def _input(labels: pa.Table, joined: pa.Table, column: Column) -> NDArray[np.float64]:
     if column.is_text:
-        return encode_texts(_texts(joined, column.name), _texts(labels, column.value))
+        # What `encode_texts` says, without a Python object for each.
+        own = labels.column(column.value)
+        same = import_module("pyarrow.compute").equal(joined.column(column.name), own.cast(own.type.value_type))
+        return np.asarray(same.fill_null(False).to_numpy(), np.float64)
     return encode_numbers(joined.column(column.name).to_numpy(zero_copy_only=False))
 
 
@@ -245,12 +268,11 @@ def _numbers(table: pa.Table, name: str) -> NDArray[np.int64]:
 
 def _sorted_codes(table: pa.Table, name: str) -> tuple[NDArray[np.int64], list[str]]:
     """Returns texts as their places among all of them in order, and these."""
-    encoded = table.column(name).combine_chunks().dictionary_encode()
-    texts = encoded.dictionary.to_pylist()
-    names = sorted(texts)
+    # Imported when asked for: doors don't load Arrow.
+    numbers, values = import_module("headrace.features.keys").encode_column(table.column(name))
+    stands = np.zeros(len(values), np.bool_)
+    stands[numbers] = True
+    texts = values.to_pylist()
+    names = sorted(text for text, used in zip(texts, stands.tolist(), strict=True) if used)
     place = {text: number for number, text in enumerate(names)}
-    return np.array([place[text] for text in texts], np.int64)[encoded.indices.to_numpy()], names
-
-
-def _texts(table: pa.Table, name: str) -> NDArray[Any]:
-    return np.asarray(table.column(name).to_numpy(zero_copy_only=False), object)
+    return np.array([place.get(text, -1) for text in texts], np.int64)[numbers], names
