@@ -7,12 +7,12 @@ import sqlite3
 
 import pytest
 
-from console.audience import declare, now_us
+from console.audience import copy, declare, now_us
 from console.conftest import Shop
 from headrace import learn
 from headrace.models import Bundle
 from headrace.project import open_project
-from models.market import make_market, write_market
+from models.market import ITEMS, load_items, make_market, write_market
 from running import lines
 
 pytestmark = pytest.mark.slow
@@ -246,6 +246,27 @@ def test_reproduce_makes_the_same_bytes_and_says_what_differs_if_not(market):
     code, out, _ = shop.call("model", "reproduce", turned, "--json")
     assert (code, lines(out)[0]["same"], lines(out)[0]["again"]) == (1, False, good)
     assert "array weights" in lines(out)[0]["differences"]
+
+
+def test_vacuum_leaves_all_tables_that_a_bundle_was_fitted_from_and_it_is_made_again(market, tmp_path):
+    shop, bundle, tables = copy(market[0], tmp_path), market[1], ("decisions", "events", "items")
+    with open_project(shop.folder) as project:
+        write_market(project, pages=20, seed=9)
+        load_items(project, dict.fromkeys(ITEMS, "drama"))
+    for name in tables:
+        # Merged into others, its files are those of old versions only.
+        assert shop.call("table", "maintain", name)[0] == 0
+        code, out, error = shop.call("table", "maintain", name, "--vacuum", "--keep-days", "0")
+        assert (code, out, f"bundle {bundle} of ranker" in error) == (2, "", True)
+    with open_project(shop.folder) as project:
+        pinned = {name: project.tables.open(name).pins()[0].version for name in tables}
+        for name, version in pinned.items():
+            table = project.tables.open(name)
+            # As the keeper does it, around the pins.
+            assert table.vacuum(keep_seconds=0)
+            assert {file.path for file in table.at(version).files()}.isdisjoint(file.path for file in table.files())
+    code, out, _ = shop.call("model", "reproduce", bundle, "--json")
+    assert (code, lines(out)[0]["same"], lines(out)[0]["again"]) == (0, True, bundle)
 
 
 def test_describe_of_a_click_model_says_what_made_it(market):
