@@ -181,9 +181,13 @@ def _read_known(column: pa.Array) -> Ints:
 def bounds_of(at_us: Ints, windows: Sequence[int]) -> tuple[Ints, Ints]:
     """Returns, for each instant and window, where it begins, and for each instant where all of them end."""
     tails = np.empty((len(at_us), len(windows)), np.int64)
-    for number, window_us in enumerate(windows):
-        # The one definition of a window's tail serves whole arrays as well.
-        tails[:, number] = tail_of(cast("Any", at_us), window_us)
+
+    def work(begin: int, end: int) -> None:
+        for number, window_us in enumerate(windows):
+            # The one definition of a window's tail serves whole arrays as well.
+            tails[begin:end, number] = tail_of(cast("Any", at_us[begin:end]), window_us)
+
+    _in_threads(work, len(at_us))
     return tails, at_us
 
 
@@ -331,14 +335,16 @@ class _Ask:
     def answer(self, value: str) -> dict[str, pa.Array]:
         """Returns each column, with a value for each label that it answers for."""
         kernel = import_module("headrace.features.kernel")
-        found = kernel.make_found(len(self.asked), len(self.windows))
+        remembered = {column.value for column in self.columns if column.kind == "last"}
+        found = kernel.make_found(
+            len(self.asked), len(self.windows), has_totals=bool(value), has_newest=bool(remembered)
+        )
         if len(self.rows.order):
             amount = self._read_amounts(value)
             for served in np.unique(self.labels.served).tolist():
                 chosen = (self.labels.served[self.asked] == served) & (self.group >= 0)
                 self._evaluate(np.where(chosen, self.group, ABSENT), amount, found, served=served)
         self._check_overflow(found)
-        remembered = {column.value for column in self.columns if column.kind == "last"}
         texts = {name: self._find_texts(name, found.newest.max(axis=1)) for name in remembered}
         answers: dict[str, pa.Array] = {}
         for column in self.columns:
@@ -370,10 +376,11 @@ class _Ask:
         starts, order, sorted_us = kernel.sort_rows(
             group, heads, np.arange(len(group)), self.num_keys, threads=count_threads()
         )
-        said = self.labels.said[self.asked[order]] if served else order
-        known = self.labels.known[said] if served else np.zeros((len(order), 0), np.int64)
+        known, said = np.zeros((1, 0), np.int64), np.zeros(0, np.int64)
+        if served:
+            known, said = self.labels.known, self.labels.said[self.asked[order]]
         tails, heads = bounds_of(sorted_us, self.windows)
-        labels = kernel.Labels(starts, heads, tails, known, order)
+        labels = kernel.Labels(starts, heads, tails, known, said, order)
         kernel.evaluate(self._events(amount, served=served), labels, found, threads=count_threads())
 
     def _events(self, amount: Ints, *, served: bool) -> Events:

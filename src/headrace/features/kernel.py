@@ -53,7 +53,9 @@ class Labels(NamedTuple):
     tails: Ints
     """Of each label and window the first instant that counts."""
     known: Ints
-    """Of each label and partition the first `seq` that was not known; without partitions `ready_us` decides alone."""
+    """Of each page and partition the first `seq` that was not known; without partitions `ready_us` decides alone."""
+    said: Ints
+    """Of each label the row of `known` that it has."""
     rows: Ints
     """Where in what is found each label stands."""
 
@@ -92,22 +94,24 @@ def sort_rows(group: Ints, time_us: Ints, place: Ints, num_groups: int, *, threa
     return starts, order, sorted_us
 
 
-def make_found(num_labels: int, num_windows: int) -> Found:
-    """Returns what labels count that have no events."""
-    shape = (num_labels, num_windows)
-    return Found(
-        np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, NONE, np.int64), np.zeros(shape, np.bool_)
-    )
+def make_found(num_labels: int, num_windows: int, *, has_totals: bool, has_newest: bool) -> Found:
+    """Returns what labels count that have no events, with a row for each label; without rows what nobody asks for."""
+    totals = np.zeros((num_labels * has_totals, num_windows), np.int64)
+    newest = np.full((num_labels * has_newest, num_windows), NONE, np.int64)
+    return Found(np.zeros((num_labels, num_windows), np.int64), totals, newest, np.zeros(totals.shape, np.bool_))
 
 
 def evaluate(events: Events, labels: Labels, found: Found, *, threads: int, levels: int = _LEVELS) -> None:
     """Writes what every label counts in every window: O(events + labels), and more only where `known` falls."""
-    surely, falls = _settle_known(labels.starts, labels.known)
     enters = np.empty(len(events.event_us), np.int64)
-    band, band_key = _sort_bands(events, threads=threads) if falls else (enters[:0], enters[:0])
-    if falls and levels and _count_bands(events, labels, surely, band, band_key) > _MUCH * len(enters):
-        _evaluate_apart(events, labels, found, threads=threads, levels=levels - 1)
-        return
+    band, band_key, surely = enters[:0], enters[:0], labels.known
+    if _falls(labels.starts, labels.known, labels.said):
+        labels = labels._replace(known=labels.known[labels.said], said=np.arange(len(labels.said)))
+        surely = _settle_known(labels.starts, labels.known)
+        band, band_key = _sort_bands(events, threads=threads)
+        if levels and _count_bands(events, labels, surely, band, band_key) > _MUCH * len(enters):
+            _evaluate_apart(events, labels, found, threads=threads, levels=levels - 1)
+            return
 
     def work(first: int, end: int) -> None:
         _enter(events, labels, surely, enters, first, end)
@@ -124,7 +128,10 @@ def _evaluate_apart(events: Events, labels: Labels, found: Found, *, threads: in
     rises = _find_rising(labels.starts, labels.known)
     for chosen in (rises, ~rises):
         starts = np.concatenate([[0], np.cumsum(chosen)])[labels.starts]
-        some = Labels(starts, labels.at_us[chosen], labels.tails[chosen], labels.known[chosen], labels.rows[chosen])
+        said = np.arange(starts[-1])
+        some = Labels(
+            starts, labels.at_us[chosen], labels.tails[chosen], labels.known[chosen], said, labels.rows[chosen]
+        )
         evaluate(events, some, found, threads=threads, levels=levels)
 
 
@@ -240,17 +247,25 @@ def _merge(columns: tuple[Ints, Ints, Ints], scratch: Ints, begin: int, middle: 
 
 
 @_compiled
-def _settle_known(starts: Ints, known: Ints) -> tuple[Ints, bool]:
-    """Returns what a label and all later ones of its key know, and whether any knows more than a later one."""
+def _falls(starts: Ints, known: Ints, said: Ints) -> bool:
+    """Returns whether any label knows more than a later one of its key."""
+    for group in range(len(starts) - 1):
+        for label in range(starts[group] + 1, starts[group + 1]):
+            for partition in range(known.shape[1]):
+                if known[said[label], partition] < known[said[label - 1], partition]:
+                    return True
+    return False
+
+
+@_compiled
+def _settle_known(starts: Ints, known: Ints) -> Ints:
+    """Returns what a label and all later ones of its key know."""
     surely = known.copy()
-    falls = False
     for group in range(len(starts) - 1):
         for label in range(starts[group + 1] - 2, starts[group] - 1, -1):
             for partition in range(known.shape[1]):
-                if surely[label + 1, partition] < surely[label, partition]:
-                    surely[label, partition] = surely[label + 1, partition]
-                    falls = True
-    return surely, falls
+                surely[label, partition] = min(surely[label, partition], surely[label + 1, partition])
+    return surely
 
 
 @_compiled
@@ -284,29 +299,29 @@ def _count_bands(events: Events, labels: Labels, surely: Ints, band: Ints, band_
 
 
 @_compiled
-def _is_known(at_us: Ints, surely: Ints, event: tuple[int, int, int], label: int) -> bool:
+def _is_known(at_us: Ints, surely: Ints, said: Ints, event: tuple[int, int, int], label: int) -> bool:
     """Returns whether a label and all later ones of its key know an event before them."""
     ready_us, partition, seq = event
     if at_us[label] <= ready_us:
         return False
-    return surely.shape[1] == 0 or bool(partition < surely.shape[1] and seq < surely[label, partition])
+    return surely.shape[1] == 0 or bool(partition < surely.shape[1] and seq < surely[said[label], partition])
 
 
 @_compiled
 def _enter(events: Events, labels: Labels, surely: Ints, enters: Ints, first: int, end: int) -> None:
     """Notes of each event from which label on all know it, searching from where the one before was found."""
     # As plain arrays: to hand a tuple of arrays on for each event cost 1.1 of 1.35 s.
-    at_us, ready_us, partition, seq = labels.at_us, events.ready_us, events.partition, events.seq
+    at_us, said, ready_us, partition, seq = labels.at_us, labels.said, events.ready_us, events.partition, events.seq
     served = surely.shape[1] > 0
     for group in range(first, end):
         begin, stop = labels.starts[group], labels.starts[group + 1]
         place = begin
         for event in range(events.starts[group], events.starts[group + 1]):
             one = (ready_us[event], partition[event] if served else 0, seq[event] if served else 0)
-            low, high = _near(at_us, surely, one, (begin, stop, place))
+            low, high = _near(at_us, surely, said, one, (begin, stop, place))
             while low < high:
                 middle = (low + high) // 2
-                if _is_known(at_us, surely, one, middle):
+                if _is_known(at_us, surely, said, one, middle):
                     high = middle
                 else:
                     low = middle + 1
@@ -315,21 +330,23 @@ def _enter(events: Events, labels: Labels, surely: Ints, enters: Ints, first: in
 
 
 @_compiled
-def _near(at_us: Ints, surely: Ints, event: tuple[int, int, int], asked: tuple[int, int, int]) -> tuple[int, int]:
+def _near(
+    at_us: Ints, surely: Ints, said: Ints, event: tuple[int, int, int], asked: tuple[int, int, int]
+) -> tuple[int, int]:
     """Returns bounds of the first label that knows an event, found in growing steps from a place."""
     begin, stop, place = asked
     step = 1
-    if place < stop and not _is_known(at_us, surely, event, place):
+    if place < stop and not _is_known(at_us, surely, said, event, place):
         low = place + 1
         while low + step < stop:
-            if _is_known(at_us, surely, event, low + step):
+            if _is_known(at_us, surely, said, event, low + step):
                 return low, low + step
             low += step + 1
             step *= 2
         return low, stop
     high = place
     while high - step >= begin:
-        if not _is_known(at_us, surely, event, high - step):
+        if not _is_known(at_us, surely, said, event, high - step):
             return high - step + 1, high
         high -= step
         step *= 2
@@ -409,9 +426,11 @@ def _write(found: Found, row: int, newest: int, tail: Ints, sums: Ints) -> None:
     for window in range(len(tail)):
         high = sums[1, window] + (sums[2, window] >> _LOW_BITS)
         found.counts[row, window] = sums[0, window]
-        found.totals[row, window] = (high << _LOW_BITS) | (sums[2, window] & _LOW)
-        found.overflowed[row, window] = high < -_HALF or high >= _HALF
-        found.newest[row, window] = newest if newest >= tail[window] else NONE
+        if len(found.totals):
+            found.totals[row, window] = (high << _LOW_BITS) | (sums[2, window] & _LOW)
+            found.overflowed[row, window] = high < -_HALF or high >= _HALF
+        if len(found.newest):
+            found.newest[row, window] = newest if newest >= tail[window] else NONE
 
 
 @_compiled
