@@ -18,6 +18,7 @@ _MARK = (
 )
 ICON = _MARK.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
 
+_COLUMNS = ("position", "item", "title", "because", "score", "propensity")
 _SHORT = 8
 
 
@@ -123,30 +124,32 @@ def _row(frame: Frame, shown: Shown, row: tuple[Row, Sequence[Named]], *, has_he
     items = list(zip(row[0].items, row[1], strict=True))
     title, recommendation = escape(row[0].title), escape(shown.recommendation_id or "")
     thread = f' data-headrace-recommendation="{recommendation}"' if recommendation else ""
-    hero = _hero(frame, shown, items.pop(0)) if has_hero else ""
-    cards = "".join(_card(frame, shown, *item) for item in items)
+    hero = _hero(frame, shown, row[0], items.pop(0)) if has_hero else ""
+    cards = "".join(_card(frame, shown, row[0], item) for item in items)
     return (
         f'<section aria-label="{title}" data-headrace-list="{title}"{thread}>{hero}'
         f'<div class="row"><h2>{title}</h2><ul class="cards" role="list">{cards}</ul></div></section>'
     )
 
 
-def _hero(frame: Frame, shown: Shown, item: tuple[ShownItem, Named]) -> str:
+def _hero(frame: Frame, shown: Shown, row: Row, item: tuple[ShownItem, Named]) -> str:
     one, named = item
     return (
         f'<a class="hero" {_place(frame, shown, one)}><img src="{escape(named.poster(wide=True))}" width="964" '
         f'height="450" alt="" fetchpriority="high"><div class="words"><p class="kicker">First for you</p>'
         f'<h1>{escape(named.title)}</h1>{_genre(named)}<span class="play"><svg width="14" height="16" '
         f'viewBox="0 0 14 16" aria-hidden="true"><path d="M0 0l14 8-14 8z"/></svg>Play</span></div>'
-        f"{_why(shown, one)}</a>"
+        f"{_why(shown, row, one)}</a>"
     )
 
 
-def _card(frame: Frame, shown: Shown, one: ShownItem, named: Named) -> str:
+def _card(frame: Frame, shown: Shown, row: Row, item: tuple[ShownItem, Named]) -> str:
+    one, named = item
     about = escape(", ".join(filter(None, (named.title, named.genre))))
     return (
         f'<li><a class="card" aria-label="{about}" {_place(frame, shown, one)}><div class="art">'
-        f'<img src="{escape(named.poster())}" width="300" height="450" loading="lazy" alt="">{_why(shown, one)}</div>'
+        f'<img src="{escape(named.poster())}" width="300" height="450" loading="lazy" alt="">'
+        f"{_why(shown, row, one)}</div>"
         f'<span class="name">{escape(named.title)}</span>{_genre(named)}</a></li>'
     )
 
@@ -164,13 +167,13 @@ def _genre(named: Named) -> str:
     return f'<p class="genre">{escape(named.genre.replace("-", " "))}</p>' if named.genre else ""
 
 
-def _why(shown: Shown, one: ShownItem) -> str:
+def _why(shown: Shown, row: Row, one: ShownItem) -> str:
     values = {
         **({"because": one.why} if one.why else {}),
         "position": str(one.position),
         "score": f"{one.score:.4g}",
         "propensity": f"{one.propensity:.3g}",
-        "bundle": shown.bundle[:_SHORT],
+        "bundle": row.bundle[:_SHORT],
         "decision": shown.recommendation_id or "not logged",
     }
     lines = "".join(f"<b>{name}</b><span>{escape(value)}</span>" for name, value in values.items())
@@ -203,13 +206,7 @@ def _who(frame: Frame) -> str:
 
 def _decision(shown: Shown, names: Sequence[Sequence[Named]]) -> str:
     """Returns what was decided, for those who have no pointer to hover with."""
-    columns = ("position", "item", "title", "because", "score", "propensity")
-    rows = "".join(
-        f"<tr><td>{one.position}</td><td><code>{escape(one.id)}</code></td><td>{escape(named.title)}</td>"
-        f"<td>{escape(one.why or '-')}</td><td>{one.score:.4g}</td><td>{one.propensity:.3g}</td></tr>"
-        for row, some in zip(shown.rows, names, strict=True)
-        for one, named in zip(row.items, some, strict=True)
-    )
+    rows = "".join(_decided(*one) for one in zip(shown.rows, names, strict=True))
     if shown.recommendation_id:
         told = f"Logged before it was shown as <code>{escape(shown.recommendation_id)}</code>."
     else:
@@ -219,12 +216,20 @@ def _decision(shown: Shown, names: Sequence[Sequence[Named]]) -> str:
         if shown.arm
         else "No trial runs for this visitor."
     )
-    heads = "".join(f"<th>{name}</th>" for name in columns)
+    heads = "".join(f"<th>{name}</th>" for name in _COLUMNS)
     return (
         f'<details class="decision"><summary>Why these titles?</summary><div class="inside"><p>{told} {arm} '
-        f"The bundle <code>{escape(shown.bundle)}</code> ranked them. A propensity is the chance that the item came "
-        f"to its place, given those above.</p><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody>"
-        "</table></div></details>"
+        f"A propensity is the chance that the item came to its place, given those above.</p>"
+        f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div></details>"
+    )
+
+
+def _decided(row: Row, names: Sequence[Named]) -> str:
+    by = f'<tr><th colspan="{len(_COLUMNS)}">{escape(row.title)}, ranked by <code>{escape(row.bundle)}</code></th></tr>'
+    return by + "".join(
+        f"<tr><td>{one.position}</td><td><code>{escape(one.id)}</code></td><td>{escape(named.title)}</td>"
+        f"<td>{escape(one.why or '-')}</td><td>{one.score:.4g}</td><td>{one.propensity:.3g}</td></tr>"
+        for one, named in zip(row.items, names, strict=True)
     )
 
 
