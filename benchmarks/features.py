@@ -15,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from headrace import Event
+from headrace.base.clock import read_duration
 from headrace.events.dimension import Attribute, Dimension
-from headrace.features import count, item, last, list_columns, person, total
+from headrace.features import Feature, count, item, last, list_columns, person, total
 from headrace.features.join import join
+from headrace.features.window import hop_of
 from headrace.tables.catalog import item_sql
 
 DAY_US = 86_400_000_000
@@ -89,13 +91,17 @@ def make_labels(number: int, *, served: bool, events: int) -> pa.Table:
     return pa.table(columns)
 
 
-def measure(number: int, *, by: object, typed: bool = True, served: bool = False, num_labels: int = 1_000_000):
-    features = (
+def features_by(by: object) -> tuple[Feature, ...]:
+    """Returns three aggregates of four windows each."""
+    return (
         count("clicks", clicks, by=by, windows=WINDOWS),
         total("spent", clicks, "price", by=by, windows=WINDOWS),
         last("newest", clicks, item, by=by, windows=WINDOWS),
     )
-    columns = list_columns(features)
+
+
+def measure(number: int, *, by: object, typed: bool = True, served: bool = False, num_labels: int = 1_000_000):
+    columns = list_columns(features_by(by))
     labels = make_labels(num_labels, served=served, events=number)
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
         folder = Path(name) / "events"
@@ -119,7 +125,57 @@ def measure(number: int, *, by: object, typed: bool = True, served: bool = False
     }
 
 
+def range_sql(num_labels: int) -> str:
+    """Returns the same columns by person as one range join: each label with all events of the longest window."""
+    picked, tails = [], []
+    for name in WINDOWS:
+        window_us = read_duration(name)
+        hop = hop_of(window_us)
+        tails.append(f"(at_us - {window_us}) // {hop} * {hop} AS since_{name}")
+        within = f"FILTER (WHERE event_us >= since_{name})"
+        picked += [
+            f"count(event_us) {within} AS clicks_{name}",
+            f"coalesce(sum(amount) {within}, 0) / 1e6 AS spent_{name}",
+            f"arg_max(item, (event_us, place)) {within} AS newest_{name}",
+        ]
+    return f"""WITH asked AS (
+      SELECT row_number() OVER () AS label, person, at_us, {", ".join(tails)} FROM labels LIMIT {num_labels}
+    ), told AS (
+      SELECT person, event_us, received_us, item, log_partition * (1::BIGINT << 48) + src_offset AS place,
+        floor(TRY_CAST(json_extract(properties, '$.price')::VARCHAR AS DOUBLE) * 1e6 + 0.5)::BIGINT AS amount
+      FROM events WHERE type = 'track' AND event = 'Product Clicked' AND NOT bot
+    )
+    SELECT {", ".join(picked)} FROM asked LEFT JOIN told
+    ON asked.person = told.person AND event_us >= since_28d AND event_us < at_us AND received_us < at_us
+    GROUP BY label ORDER BY label"""
+
+
+def compare(number: int) -> dict[str, float]:
+    """The join by turns with a range join in DuckDB: the same values of a tenth as many labels."""
+    columns = list_columns(features_by(person))
+    labels = make_labels(number // 10, served=False, events=number)
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as name:
+        folder = Path(name) / "events"
+        write_events(folder, number, typed=True)
+        lake = FilesLake(folder, typed=True)
+        join(lake, columns, labels.slice(0, 10))
+        ours, theirs = [], []
+        for _ in range(3):
+            began_at = time.perf_counter()
+            found = join(lake, columns, labels)
+            ours.append(time.perf_counter() - began_at)
+            began_at = time.perf_counter()
+            with duckdb.connect() as connection:
+                connection.register("labels", labels)
+                connection.sql(f"CREATE VIEW events AS FROM read_parquet('{folder}/*.parquet')")
+                expected = connection.sql(range_sql(labels.num_rows)).to_arrow_table()
+            theirs.append(time.perf_counter() - began_at)
+    assert all(found.column(one.name).to_pylist() == expected.column(one.name).to_pylist() for one in columns)
+    return {"ours_seconds": sorted(ours)[1], "theirs_seconds": sorted(theirs)[1]}
+
+
 PARTS = {
+    "compare": compare,
     "persons": lambda number: measure(number, by=person),
     "served": lambda number: measure(number, by=person, served=True),
     "items": lambda number: measure(number, by=item),

@@ -208,7 +208,8 @@ def lake_report(visitors: int) -> dict[str, float]:
     connection.execute(
         f"CREATE TABLE decisions AS SELECT '{trial.id}' AS trial, 'r' || i AS recommendation_id, 'v' || i AS visitor, "
         "CASE i % 2 WHEN 0 THEN 'control' ELSE 'treatment' END AS arm, false AS bot, 1::BIGINT AS received_us, "
-        f"[{items}] AS items, []::VARCHAR[] AS degraded, 0 AS log_partition, i::BIGINT AS log_offset "
+        f"[{items}] AS items, []::VARCHAR[] AS degraded, []::VARCHAR[] AS above, "
+        "0 AS log_partition, i::BIGINT AS log_offset "
         f"FROM range({visitors}) t(i)"
     )
     properties = '{"list_id":"home","recommendation_id":"r\' || i || \'","products":[' + products + "]}"

@@ -89,6 +89,12 @@ def load(port: int, callers: int, batch: int, seconds: float, *, cpu: int | None
     return json.loads(done.stdout)
 
 
+def part_of(program: str, *words: object) -> dict[str, float]:
+    """Returns what a program beside this one measured in a process of its own."""
+    command = [sys.executable, str(HERE / program), *map(str, words)]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
 def bench_fsync(folder: Path) -> None:
     times = []
     with (folder / "fsync").open("wb", buffering=0) as file:
@@ -288,15 +294,8 @@ def wait_for(port: int) -> None:
             return
 
 
-def lake(name: str, argument: int) -> dict[str, float]:
-    """Returns what a part of lake.py measured, in a process of its own."""
-    command = [sys.executable, str(HERE / "lake.py"), name, str(argument)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
-
-
 def bench_settle(*, clicks: int, runs: int) -> None:
-    found = [lake("settle", clicks) for _ in range(runs)]
+    found = [part_of("lake.py", "settle", clicks) for _ in range(runs)]
     show("settled, clicks to events", spread([one["settle_per_second"] for one in found], "/s/core"))
     show("events to table", spread([one["sink_per_second"] for one in found], "/s/core"))
     show("- bytes a row in the lake", f"{found[0]['bytes_per_row']:.0f}")
@@ -306,13 +305,13 @@ def bench_settle(*, clicks: int, runs: int) -> None:
 
 
 def bench_commits(*, count: int) -> None:
-    found = lake("commits", count)
+    found = part_of("lake.py", "commits", count)
     show(
         f"{count:,} small commits, kept",
         f"first 200 p50 {found['first_p50_ms']:.1f} ms, last 200 p50 {found['last_p50_ms']:.1f} ms, "
         f"p99 {found['last_p99_ms']:.1f} ms",
     )
-    found = lake("pyiceberg", 150)
+    found = part_of("lake.py", "pyiceberg", 150)
     ratio = found["theirs_p50_ms"] / found["ours_p50_ms"]
     show(
         "150 appends of 10,000 rows, p50",
@@ -323,32 +322,32 @@ def bench_commits(*, count: int) -> None:
 def bench_lake(*, is_full: bool, runs: int) -> None:
     bench_settle(clicks=1_000_000 if is_full else 200_000, runs=runs)
     bench_commits(count=20_000 if is_full else 2_000)
-    found = lake("scan", 10_000_000)
+    found = part_of("lake.py", "scan", 10_000_000)
     ratio = found["ours_seconds"] / found["plain_seconds"]
     show(
         "10M rows scanned and grouped",
         f"headrace {found['ours_seconds']:.2f} s  plain DuckDB {found['plain_seconds']:.2f} s  ratio {ratio:.2f}",
     )
-    found = lake("fresh", 60 if is_full else 20)
+    found = part_of("lake.py", "fresh", 60 if is_full else 20)
     show(
         "click to SQL at 1 s flush",
         f"p50 {found['p50_seconds']:.2f} s  p95 {found['p95_seconds']:.2f} s  p99 {found['p99_seconds']:.2f} s  "
         f"({found['n']} clicks)",
     )
-    found = lake("resume", 20 if is_full else 5)
+    found = part_of("lake.py", "resume", 20 if is_full else 5)
     show(
         "after kill -9 of the stream",
         f"settled after {found['settled_seconds']:.2f} s (worst {found['settled_worst']:.2f}), "
         f"in the table after {found['sunk_seconds']:.2f} s (worst {found['sunk_worst']:.2f})",
     )
     millions = 100 if is_full else 10
-    found = lake("seen", millions)
+    found = part_of("lake.py", "seen", millions)
     show(
         f"{millions}M ids remembered",
         f"{found['us_per_id']:.2f} us an id, {found['rss_mb']:.0f} MB, opened in {found['open_seconds']:.2f} s",
     )
     if shutil.which("java") and shutil.which("mvn"):
-        found = lake("hdfs", 300 if is_full else 60)
+        found = part_of("lake.py", "hdfs", 300 if is_full else 60)
         show(
             "commit on HDFS, two data nodes",
             f"p50 {found['p50_ms']:.0f} ms  p90 {found['p90_ms']:.0f} ms  {found['over_450_ms']} of {found['n']} "
@@ -356,15 +355,9 @@ def bench_lake(*, is_full: bool, runs: int) -> None:
         )
 
 
-def pages(part: str, number: int) -> dict[str, float]:
-    """Returns what a part of pages.py measured in a process of its own."""
-    command = [sys.executable, str(HERE / "pages.py"), part, str(number)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-
-
 def bench_pages(*, is_full: bool) -> None:
     for items in (240, 100_000) if is_full else (240,):
-        found = pages("pages", items)
+        found = part_of("pages.py", "pages", items)
         show(
             f"pages of {items:,} items, one core",
             f"median {found['pages_per_second']:,.0f}  best {found['best_per_second']:,.0f} pages/s  "
@@ -375,24 +368,17 @@ def bench_pages(*, is_full: bool) -> None:
             f"p50 {found['alone_p50_ms']:.1f} ms  p99 {found['alone_p99_ms']:.1f} ms  "
             f"{found['refused']:.0f} refused  {found['unlogged']:.0f} unlogged",
         )
-    found = pages("assignment", 100_000)
+    found = part_of("pages.py", "assignment", 100_000)
     show("assignment", f"{found['per_second']:,.0f}/s one by one  {found['bulk_per_second']:,.0f}/s in bulk")
-    found = pages("report", 1_000_000)
+    found = part_of("pages.py", "report", 1_000_000)
     show("verdict over 1M visitors", f"{found['seconds']:.2f} s from their counts")
-    found = pages("lake_report", 1_000_000 if is_full else 100_000)
+    found = part_of("pages.py", "lake_report", 1_000_000 if is_full else 100_000)
     show(f"  {found['visitors']:,.0f} visitors from lake rows", f"{found['seconds']:.1f} s, ten items viewed each")
-    found = pages("worlds", 10 if is_full else 3)
+    found = part_of("pages.py", "worlds", 10 if is_full else 3)
     show("a trial of 5,000 pages rehearsed", f"{found['seconds']:.2f} s")
 
 
-def features(part: str, number: int) -> dict[str, float]:
-    """Returns what a part of features.py measured in a process of its own."""
-    command = [sys.executable, str(HERE / "features.py"), part, str(number)]
-    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-
-
 def bench_features(*, is_full: bool) -> None:
-    events = 10_000_000 if is_full else 2_000_000
     for part, text in {
         "persons": "by person",
         "items": "by item, few of which have most",
@@ -400,11 +386,61 @@ def bench_features(*, is_full: bool) -> None:
         "served_items": "by item, as two doors served them",
         "lake": "by person, the item in its JSON",
     }.items():
-        found = features(part, events)
+        events = 10_000_000 if is_full or part == "persons" else 2_000_000
+        found = part_of("features.py", part, events)
         show(
             f"1M labels over {events // 1_000_000}M events, {text}",
             f"median {found['seconds']:.2f} s  best {found['best_seconds']:.2f} s  {found['cpu_seconds']:.2f} s of "
             f"processor  {found['rss_mb']:.0f} MB",
+        )
+    events = 10_000_000 if is_full else 2_000_000
+    found = part_of("features.py", "compare", events)
+    ratio = found["theirs_seconds"] / found["ours_seconds"]
+    show(
+        f"{events // 10:,} labels over {events:,} events",
+        f"headrace {found['ours_seconds']:.2f} s  DuckDB range join {found['theirs_seconds']:.2f} s  ratio {ratio:.1f}",
+    )
+
+
+def bench_training(*, is_full: bool) -> None:
+    for pages in (100_000, 1_000_000) if is_full else (100_000,):
+        found = part_of("training.py", pages)
+        show(
+            f"training rows of {pages:,} pages",
+            f"{found['rows']:,} rows: {found['labels_seconds']:.2f} s  with five features "
+            f"{found['with_features_seconds']:.2f} s  fitted in {found['fit_seconds']:.2f} s  "
+            f"{found['peak_mb']:.0f} MB",
+        )
+
+
+def bench_online() -> None:
+    for items in (200, 10_000):
+        found = part_of("online.py", "read", items)
+        show(
+            f"features of {items:,} items, CPU",
+            f"p50 {found['read_cpu_ms_p50']:.2f} ms  p99 {found['read_cpu_ms_p99']:.2f} ms  after a commit "
+            f"{found['after_a_commit_cpu_ms_p50']:.2f} ms  after a hop {found['after_a_hop_cpu_ms_p50']:.2f} ms",
+        )
+    found = part_of("online.py", "count", 60_000)
+    show("events counted in tiles, one core", f"{found['events_per_cpu_second']:,.0f}/s")
+    found = part_of("online.py", "fresh", 100)
+    show("event to feature value", f"p50 {found['p50_seconds']:.3f} s  p95 {found['p95_seconds']:.3f} s")
+
+
+def bench_learned(*, is_full: bool) -> None:
+    for items in (10_000, 100_000) if is_full else (10_000,):
+        found = part_of("learned.py", "page", items)
+        show(
+            f"page over {items:,} items, five features",
+            f"CPU p50 {found['cpu_ms_p50']:.2f} ms  p99 {found['cpu_ms_p99']:.2f} ms in process, with the log's "
+            f"writer {found['with_writer_ms']:.2f} ms",
+        )
+        found = part_of("learned.py", "pages", items)
+        show(
+            "  over HTTP, durable, one core",
+            f"median {found['pages_per_second']:,.0f}  best {found['best_per_second']:,.0f} pages/s  "
+            f"p50 {found['p50_ms']:.1f} ms  p99 {found['p99_ms']:.1f} ms  {found['cpu_us']:.0f} us of processor each  "
+            f"{found['refused']:.0f} refused  {found['unlogged']:.0f} unlogged",
         )
 
 
@@ -432,6 +468,9 @@ def main() -> None:
             "lake": lambda: bench_lake(is_full=given.full, runs=runs),
             "pages": lambda: bench_pages(is_full=given.full),
             "features": lambda: bench_features(is_full=given.full),
+            "training": lambda: bench_training(is_full=given.full),
+            "online": bench_online,
+            "learned": lambda: bench_learned(is_full=given.full),
         }
         cpu = next(
             (
