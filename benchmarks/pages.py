@@ -137,9 +137,10 @@ def pages(items: int) -> dict[str, float]:
     """Pages over HTTP while a trial runs, decisions durable, the door's process on one processor."""
     from headrace import loop
     from running import running
+    from streamline import make_project
 
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = make_project(Path(name), per_row=10, partitions=4, clock="real://")
         with running(folder, "endpoint") as up, open_project(folder) as project:
             for bundle in make_bundles(items, 20_000):
                 project.registry.add(bundle)
