@@ -349,6 +349,58 @@ def test_a_wrong_name_in_the_graph_gets_the_nearest_one(tmp_path, old, new, near
     assert error_of(tmp_path, GRAPH.replace(old, new)).endswith(f". Did you mean {nearest}?")
 
 
+WHOLE = """from headrace import Attribute, Carousel, Dimension, Event, Experiment, Metric, Page, Pipeline, Project, item, person
+from headrace.features import count, last
+from headrace.models import click_model, popularity
+
+title, genre, available = Attribute("title"), Attribute("genre"), Attribute("available")
+items = Dimension("items", key="product_id", attributes=(title, genre, available))
+views = Event("Product List Viewed", item="products[].product_id", of=items)
+clicks = Event("Product Clicked", item="product_id", of=items)
+beats = Event("Video Content Playing", item="asset_id", of=items)          # a heartbeat every 10 s
+
+taste = count("taste", clicks, by=(person, genre), windows=("1d", "28d"))
+appeal = count("appeal", clicks, by=item, windows=("1d", "7d"))
+latest = last("latest", clicks, item, by=person, windows=("1h",))
+
+ctr = Metric.ratio("ctr", clicks, views, within="30m")
+minutes = Metric.mean("watch_minutes", beats, each=1 / 6, cap=0.99)
+popular = popularity("popular", clicks, half_life="3d")
+ranker = click_model("ranker", ctr, features=(taste, appeal, latest))
+
+home = Page("home", per_row=10, explore=0.1, fallback=popular, carousels=(
+    Carousel("For you", candidates=(popular,), rank=ranker),
+    Carousel("Trending now", candidates=(popular,)),
+))
+trial = Experiment("ranked-home", on=home, goal=ctr, guardrails=(minutes,), mde=0.25, power=0.8)
+nightly = Pipeline("nightly", every="1d", steps=(popular, ranker), then=trial)
+project = Project("streamline", pages=(home,), experiments=(trial,), pipelines=(nightly,))
+"""
+
+
+def test_a_whole_project_is_read_with_all_that_hangs_on_it(tmp_path):
+    path = tmp_path / "project.py"
+    path.write_text(WHOLE)
+    project = load_project(path)
+    assert [event.name for event in project.events] == [
+        "Product Clicked",
+        "Product List Viewed",
+        "Video Content Playing",
+    ]
+    assert [model.name for model in project.models] == ["popular", "ranker"]
+    assert [dimension.names for dimension in project.dimensions] == [("title", "genre", "available")]
+    assert [column.name for column in project.columns] == [
+        "taste_1d",
+        "taste_28d",
+        "appeal_1d",
+        "appeal_7d",
+        "latest_1h",
+    ]
+    (page,) = project.pages
+    assert [carousel.ranker.name for carousel in page.carousels] == ["ranker", "popular"]
+    assert page.ranker.name == "ranker"
+
+
 def test_open_gives_the_same_project_from_a_folder_below(tmp_path):
     write(tmp_path, "from headrace import Project\nproject = Project('shop')\n")
     below = tmp_path / "a" / "b"

@@ -27,6 +27,7 @@ CTR = Metric.ratio("ctr", CLICKS, VIEWS)
 BEATS = Event("Video Content Playing", item="asset_id")
 MINUTES = Metric.mean("minutes", BEATS, each=1 / 6, cap=0.99)
 POPULAR = popularity("popular", CLICKS)
+TASTES = taste("tastes", CLICKS, base=POPULAR)
 HOME = Page("home", fallback=POPULAR, carousels=(Carousel("For you", candidates=(POPULAR,)),))
 
 pytestmark = pytest.mark.slow
@@ -91,7 +92,7 @@ def test_mean_that_cannot_be_is_refused(make, says):
 def test_project_declares_the_events_of_goals_and_guardrails():
     carts = Metric.ratio("cart", Event("Product Added", item="product_id"), VIEWS)
     trial = Experiment("one", on=HOME, goal=CTR, guardrails=(MINUTES, carts))
-    tastes = taste("tastes", CLICKS, base=POPULAR)
+    tastes = TASTES
     page = Page("home", fallback=POPULAR, carousels=(Carousel("For you", candidates=(POPULAR,), rank=tastes),))
     declared = Project("shop", pages=(page,), experiments=(replace(trial, on=page),)).events
     assert {event.name for event in declared} == {
@@ -117,6 +118,11 @@ def test_two_experiments_on_one_page_are_refused():
     [
         ({"carousels": ()}, "give it Carousels"),
         ({"carousels": (Carousel("a", candidates=(POPULAR,)),) * 2}, "two carousels are called 'a'"),
+        (
+            {"carousels": (Carousel("a", candidates=(POPULAR,)), Carousel("b", candidates=(POPULAR,), rank=TASTES))},
+            r"Carousel\('b'\) has rank='tastes', and the first carousel is ranked by 'popular': one model of a page",
+        ),
+        ({"carousels": tuple(Carousel(f"{n}", candidates=(POPULAR,)) for n in range(51))}, "51 carousels, a page has"),
         ({"fallback": "popular"}, "fallback='popular' is no model"),
         ({"per_row": 0}, "per_row=0 must be 1 to 200"),
         ({"per_row": 201}, "per_row=201 must be 1 to 200"),
@@ -132,7 +138,7 @@ def test_page_that_cannot_be_is_refused(given, says):
 
 
 def test_definition_of_a_page_changes_with_all_that_it_says():
-    tastes = taste("tastes", CLICKS, base=POPULAR)
+    tastes = TASTES
     others = [
         Page("home", fallback=POPULAR, carousels=HOME.carousels, per_row=9),
         Page("home", fallback=POPULAR, carousels=HOME.carousels, explore=0.2),
