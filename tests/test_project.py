@@ -349,7 +349,8 @@ def test_a_wrong_name_in_the_graph_gets_the_nearest_one(tmp_path, old, new, near
     assert error_of(tmp_path, GRAPH.replace(old, new)).endswith(f". Did you mean {nearest}?")
 
 
-WHOLE = """from headrace import Attribute, Carousel, Dimension, Event, Experiment, Metric, Page, Pipeline, Project, item, person
+WHOLE = """from headrace import Attribute, Carousel, Dimension, Event, Experiment, Metric, Page, Pipeline, Project
+from headrace import item, person
 from headrace.features import count, last
 from headrace.models import click_model, popularity
 
