@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -33,7 +33,8 @@ from headrace.experiments.assign import assign
 from headrace.experiments.experiment import ARMS, VERSION, Trial
 from headrace.experiments.verdict import Verdict
 from headrace.features import Column
-from headrace.features.online import Online, Snapshot, State
+from headrace.features.feature import attribute_names
+from headrace.features.online import Snapshot, State
 from headrace.features.serve import Items, Reader
 from headrace.features.tiles import Blob, Fold, Row, is_watched, make_blob, pack
 from headrace.models import Bundle, Model, Scorer, Values, open_bundle
@@ -105,9 +106,7 @@ class Tally:
 
     def items(self, scorer: Scorer) -> Items:
         """Returns the items of a bundle with what is known of them."""
-        names = {
-            part.removeprefix("@") for one in scorer.columns for part in (*one.by, one.value) if part.startswith("@")
-        }
+        names = attribute_names(part for one in scorer.columns for part in (*one.by, one.value))
         known = [self._attributes.get(item, {}) for item in scorer.items]
         return Items(scorer.items, {name: [text_of(one.get(name)) for one in known] for name in names})
 
@@ -445,8 +444,7 @@ class Stage:
     def _reader(self) -> Reader:
         assert self.arm is not None
         assert self.tally is not None
-        # A reader asks an online store for no more than a tally answers.
-        return Reader(cast("Online", self.tally), self.scorers[self.arm].columns)
+        return Reader(self.tally, self.scorers[self.arm].columns)
 
     @cached_property
     def _items(self) -> Items:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from headrace.base.errors import StopError, UnavailableError
 from headrace.features.feature import Column
-from headrace.features.online import Online, Place, Snapshot, State
+from headrace.features.online import Place, Snapshot, State
 from headrace.features.tiles import MICRO, Latest, Rest, Tiles, entity_of, unpack
 from headrace.features.window import tail_of
 
@@ -22,6 +22,16 @@ Values = list[NDArray[Any]]
 Families = Mapping[str, Mapping[Rest, Mapping[int, Tiles]]]
 
 _MOST = 9.2e18
+
+
+class Readable(Protocol):
+    """What of an online store is read here."""
+
+    def read_columns(self, generation: int) -> tuple[Column, ...]:
+        """Returns the columns that a generation has tiles for."""
+
+    def snapshot(self, entities: Sequence[bytes], *, since: tuple[int, int] | None = None) -> Snapshot:
+        """Returns the blobs of entities, and what changed since a revision, as of one instant."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +214,7 @@ class _Panel:
 class Reader:
     """Reads some columns for whole sets of items; what is no person's it keeps in memory, and follows."""
 
-    def __init__(self, online: Online, columns: Sequence[Column]) -> None:
+    def __init__(self, online: Readable, columns: Sequence[Column]) -> None:
         self.columns = tuple(columns)
         self._online = online
         self._lock = threading.Lock()

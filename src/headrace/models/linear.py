@@ -18,6 +18,7 @@ from headrace.events.settled import EVENTS
 from headrace.experiments.metric import RatioMetric
 from headrace.features import Column, Feature, list_columns, person
 from headrace.features.feature import VERSION as FEATURES
+from headrace.features.feature import attribute_names
 from headrace.models.learned import learn, varies
 from headrace.models.logistic import chance_of
 from headrace.models.model import Bundle, Lake, Values, pack_texts, read_texts
@@ -61,11 +62,11 @@ class ClickModel:
     def _check_dimensions(self) -> None:
         mine = self.metric.above.of
         for feature in self.features:
-            attributes = [part for column in feature.columns for part in (*column.by, column.value) if part[:1] == "@"]
+            attributes = attribute_names(part for one in feature.columns for part in (*one.by, one.value))
             if attributes and feature.event.of != mine:
                 whose = "no dimension" if mine is None else f"the dimension {mine.name!r}"
                 raise ProjectError(
-                    f"click_model({self.name!r}): the feature {feature.name!r} is by {attributes[0][1:]!r} of an item, "
+                    f"click_model({self.name!r}): the feature {feature.name!r} is by {attributes[0]!r} of an item, "
                     f"and {self.metric.above.name!r} of the metric {self.metric.name!r} has {whose}; give both events "
                     "the same of="
                 )
