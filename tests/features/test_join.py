@@ -14,7 +14,7 @@ from headrace import Event
 from headrace.base.errors import CallError
 from headrace.events.dimension import History
 from headrace.features import count, item, join, last, list_columns
-from headrace.features.keys import attributes_of, number_keys
+from headrace.features.keys import attributes_of, number_keys, number_part
 
 DAY = 86_400_000_000
 
@@ -112,6 +112,44 @@ def test_pairs_beyond_every_table_are_numbered_by_search(monkeypatch):
     assert [one.tolist() for one in found[:2]] == [one.tolist() for one in right[:2]]
     assert (right[0] >= 0).all()
     assert (right[1] < 0).any()
+
+
+def test_texts_are_found_whatever_their_length_and_wherever_they_stand(monkeypatch):
+    rng = random.Random(11)
+    texts = [None, "", "a", "é" * 9, *(f"{'0' * rng.randrange(20)}{number}" for number in range(40))]
+    labels, events = (pa.array(rng.choices(texts, k=size)) for size in (30, 500))
+    whole = pa.chunked_array([events[:7], events[7:7], events[100:], pa.array([None, "b"])])
+    right = number_part(pa.chunked_array([labels]), whole)
+    monkeypatch.setattr("headrace.features.keys._LITTLE", 1)
+    found = number_part(pa.chunked_array([labels]), whole)
+    assert [one.tolist() for one in found[:2]] == [one.tolist() for one in right[:2]]
+    assert (right[1] < 0).any()
+    assert {whole[place].as_py() for place in np.flatnonzero(right[1] >= 0)} <= set(labels.to_pylist()) - {None}
+
+
+def test_labels_that_share_what_stands_once_for_a_page_give_the_same():
+    events = [(make_event(n, "Product Clicked", BEGAN_US + n, {"product_id": "x"}, seq=n), 0) for n in range(9)]
+    columns = list_columns(
+        (count("n", clicks, by=(person, item), windows=("1d",)), last("l", clicks, item, by=person, windows=("1d",)))
+    )
+    pages, shown = [0, 0, 1, 1, 1, 2], ["x", "y", "x", "x", "z", "x"]
+    table = pa.table(
+        {
+            "at_us": [BEGAN_US + 10 + page for page in pages],
+            "person": [("a", "a", "b")[page] for page in pages],
+            "item": shown,
+            "known": pa.array([([4], [9], None)[page] for page in pages], pa.list_(pa.int64())),
+        }
+    )
+    shared = table.select(["at_us"])
+    once = {"person": pa.array(["a", "a", "b"]), "known": pa.array([[4], [9], None], pa.list_(pa.int64()))}
+    for name, values in once.items():
+        shared = shared.append_column(name, pa.DictionaryArray.from_arrays(pa.array(pages, pa.int32()), values))
+    shared = shared.append_column("item", table.column("item").combine_chunks().dictionary_encode())
+    found = join.join(RowsLake(table_of(events)), columns, shared)
+    assert found.equals(join.join(RowsLake(table_of(events)), columns, table))
+    assert found.column("n_1d").to_pylist() == [4, 0, 9, 9, 0, 0]
+    assert found.column("l_1d").to_pylist() == ["x"] * 5 + [None]
 
 
 def test_attributes_at_every_offset_are_those_of_the_history():
