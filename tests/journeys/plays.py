@@ -53,9 +53,14 @@ class Play:
         return self._out.read_text()
 
     @property
+    def errors(self) -> str:
+        """What it has said on stderr."""
+        return self._errors.read_text()
+
+    @property
     def summary(self) -> dict[str, Any]:
         """What it has printed with --json."""
-        assert self.out, self._errors.read_text()[-4000:]
+        assert self.out, self.errors[-4000:]
         found: dict[str, Any] = json.loads(self.out)
         return found
 
@@ -70,7 +75,7 @@ class Play:
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"not within {seconds:g} s:\n{self.out}\n{self._errors.read_text()[-4000:]}") from None
+            raise AssertionError(f"not within {seconds:g} s:\n{self.out}\n{self.errors[-4000:]}") from None
 
     def interrupt(self, seconds: float) -> int:
         """Presses Ctrl-C, and returns the exit code."""

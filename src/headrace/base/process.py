@@ -89,7 +89,7 @@ class _Child:
 class Companion:
     """One program beside this process, which ends with it at the latest.
 
-    with Companion(Program("up", "headrace.console.roles:run_up")) as up: ...
+    with Companion(Program("fit", "headrace.work:run_child", arguments)) as child: ...
     """
 
     def __init__(self, program: Program) -> None:
@@ -144,8 +144,14 @@ class Supervisor:
         # Children hold the reading end; the kernel closes the other when this process dies.
         self._life, self._own_end = os.pipe()
 
-    def run(self, *, tick: Callable[[], None] = lambda: None, stopping: Callable[[], None] = lambda: None) -> None:
-        """Starts all programs and watches them until SIGTERM, SIGINT or SIGHUP, then stops them in order.
+    def run(
+        self,
+        *,
+        tick: Callable[[], None] = lambda: None,
+        is_over: Callable[[], bool] = lambda: False,
+        stopping: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Starts all programs and watches them until SIGTERM, SIGINT, SIGHUP or `is_over`, then stops them in order.
 
         `tick` is called again and again meanwhile, `stopping` once before the first program is told to stop.
         """
@@ -155,7 +161,7 @@ class Supervisor:
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             signal.signal(signal.SIGHUP, self._stop)
         try:
-            while not self._stopping:
+            while not (self._stopping or is_over()):
                 self._turn()
                 tick()
                 time.sleep(_TICK_SECONDS)

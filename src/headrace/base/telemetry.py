@@ -240,9 +240,11 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(f"headrace.{name}")
 
 
-def start_logging(level: str = "INFO") -> None:
-    """Sends the logs of this process to stderr, one JSON object per line."""
-    handler = logging.StreamHandler(sys.stderr)
+def start_logging(level: str = "INFO", *, path: Path | None = None) -> None:
+    """Sends the logs of this process to stderr or into a file, one JSON object per line."""
+    handler = logging.FileHandler(path, encoding="utf-8") if path else logging.StreamHandler(sys.stderr)
+    # Who logs into a file keeps the terminal clean, of what a full disk does to the log too.
+    logging.raiseExceptions = path is None
     handler.setFormatter(_JsonFormatter())
     logger = logging.getLogger("headrace")
     logger.handlers[:] = [handler]

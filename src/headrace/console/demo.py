@@ -12,8 +12,10 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,8 @@ from rich.live import Live
 
 from headrace import learn, loop
 from headrace.base.clock import begin_world
-from headrace.base.errors import CallError, HeadraceError, StopError
-from headrace.base.process import Companion, Program
+from headrace.base.errors import CallError, DeadlineError, HeadraceError, StopError, UnavailableError
+from headrace.base.telemetry import start_logging
 from headrace.collect.app import CLICKS
 from headrace.collect.load import load_members
 from headrace.console.crowd import HABITS, Crowd
@@ -32,6 +34,7 @@ from headrace.console.features import compare
 from headrace.console.init import write_project
 from headrace.console.panel import FRAME_SECONDS, Stage
 from headrace.console.proof import PageProof, Proof, prove, prove_pages, wait_at_rest
+from headrace.console.roles import supervise
 from headrace.console.show import print_lines, print_table
 from headrace.console.state import read_state
 from headrace.console.verdict import print_verdict
@@ -42,7 +45,7 @@ from headrace.experiments.verdict import Verdict
 from headrace.features.parity import Parity
 from headrace.models.registry import Entry
 from headrace.profile import FILE as PROFILE_FILE
-from headrace.project import OpenProject, open_project
+from headrace.project import ROLES, OpenProject, open_project
 from headrace.tables.catalog import funnel_sql
 from headrace.verify import Truth, tell_truth
 
@@ -142,10 +145,9 @@ def demo(given: argparse.Namespace) -> int:
             # Whenever it is played, popularity has an evening and the trial the day after it.
             begin_world(folder, _BEGIN_US)
         _refuse_foreign(folder)
-        program = Program("up", "headrace.console.roles:run_up", {"folder": str(folder)}, log=str(folder / "up.log"))
-        with Companion(program) as up, open_project(folder) as project:
-            up.wait_ready(_START_SECONDS)
-            return asyncio.run(_Play(project, given, began_at, up).run())
+        with open_project(folder) as project:
+            roles = _Roles(project)
+            return roles.run(lambda: asyncio.run(_Play(project, given, began_at, roles).run()))
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -160,19 +162,76 @@ def _refuse_foreign(folder: Path) -> None:
 @contextlib.contextmanager
 def _folder(chosen: str | None) -> Iterator[Path]:
     if chosen is not None:
-        Path(chosen).mkdir(parents=True, exist_ok=True)
+        try:
+            Path(chosen).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CallError(f"cannot make the folder {chosen!r}: {error.strerror}. Choose another one") from error
         yield Path(chosen)
         return
     with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
         yield Path(folder)
 
 
+class _Roles:
+    """The project's roles, which the main thread supervises, while another one plays.
+
+    Signals come to the main thread, and the kernel ends children with the thread that has started them.
+    """
+
+    def __init__(self, project: OpenProject) -> None:
+        self.is_ending = False
+        self.cancel: Callable[[], object] = lambda: None
+        """Breaks the play off, from whatever thread."""
+        self._project = project
+        self._log = project.folder / "up.log"
+        self._latest_at = time.monotonic() + _START_SECONDS
+        self._playing: Future[int] | None = None
+        self._ended = threading.Event()
+
+    def run(self, play: Callable[[], int]) -> int:
+        """Runs the roles and, once they are ready, the play beside them; returns its exit code."""
+        with ThreadPoolExecutor(1, "play") as pool:
+            try:
+                start_logging(path=self._log)
+                announce = partial(self._begin, pool, play)
+                supervise(self._project, ROLES, announce=announce, is_over=self._is_over, log=str(self._log))
+            except OSError as error:
+                raise UnavailableError(f"cannot run the roles of {self._project.folder}: {error}") from error
+            finally:
+                self._ended.set()
+                if not self.is_ending:
+                    self._interrupt()
+            return 130 if self._playing is None else self._playing.result()
+
+    def end(self) -> None:
+        """Ends the roles, and returns once they have ended; the play goes on."""
+        self.is_ending = True
+        self._ended.wait()
+
+    def _begin(self, pool: Executor, play: Callable[[], int], _: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._interrupt)
+        self._playing = pool.submit(play)
+
+    def _interrupt(self, *_: object) -> None:
+        self.is_ending = True
+        # The play has ended and closed its loop.
+        with contextlib.suppress(RuntimeError):
+            self.cancel()
+
+    def _is_over(self) -> bool:
+        """Whether the roles are needed no longer."""
+        if self._playing is None and time.monotonic() > self._latest_at:
+            raise DeadlineError(f"the roles were not ready within {_START_SECONDS:g} s. What they say: {self._log}")
+        return self.is_ending or (self._playing is not None and self._playing.done())
+
+
 class _Play:
     """The demo while it runs: the crowd, what is shown of it, and what it has come to."""
 
-    def __init__(self, project: OpenProject, given: argparse.Namespace, began_at: float, up: Companion) -> None:
+    def __init__(self, project: OpenProject, given: argparse.Namespace, began_at: float, roles: _Roles) -> None:
         self.project = project
-        self.up = up
+        self.roles = roles
         self.given = given
         self.stage = Stage(began_at)
         self.found = _Found()
@@ -185,8 +244,9 @@ class _Play:
         """Plays, reports, and stays up if asked to; returns the exit code."""
         main = asyncio.current_task()
         assert main is not None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, main.cancel)
+        self.roles.cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, main.cancel)
+        if self.roles.is_ending:
+            main.cancel()
         try:
             async with self._pictured():
                 await self._play()
@@ -224,7 +284,7 @@ class _Play:
         wait_at_rest(self.project, _REST_SECONDS)
         learn.wait_for_lake(self.project, seconds=_REST_SECONDS)
         if self.given.once:
-            self.up.end()
+            self.roles.end()
 
     def _prove(self) -> None:
         """Counts what there is in the end."""

@@ -10,12 +10,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
 from headrace.base.clock import WorldClock, machine_us
 from headrace.base.errors import OutsideError, UnavailableError, unknown_name
-from headrace.base.process import Life, Program, Supervisor
+from headrace.base.process import Program, Supervisor
 from headrace.base.telemetry import get_logger, quantile, read_values, start_logging
 from headrace.collect.app import CLICKS
 from headrace.collect.settler import GROUP as SETTLER
@@ -57,12 +58,6 @@ def up(given: argparse.Namespace) -> None:
         supervise(project, roles, announce=lambda doors: _announce(project, doors, as_json=given.json))
 
 
-def run_up(life: Life, *, folder: str) -> None:
-    """Runs all roles of a project until it is told to stop, as the companion of a demo."""
-    with open_project(folder) as project:
-        supervise(project, list(ROLES), announce=lambda _: life.tell_ready())
-
-
 def _find_roles(project: OpenProject) -> list[str]:
     """Returns the roles that a project has work for: without a page there is nothing to serve and nothing to look at.
 
@@ -78,8 +73,18 @@ def _find_roles(project: OpenProject) -> list[str]:
     return [role for role in ROLES if needs.get(role, True)]
 
 
-def supervise(project: OpenProject, roles: Sequence[str], *, announce: Callable[[list[Door]], None]) -> None:
-    """Runs roles until SIGTERM; `announce` is called once all of them are ready."""
+def supervise(
+    project: OpenProject,
+    roles: Sequence[str],
+    *,
+    announce: Callable[[list[Door]], None],
+    is_over: Callable[[], bool] = lambda: False,
+    log: str = "",
+) -> None:
+    """Runs roles until SIGTERM or until `is_over`; `announce` is called once all of them are ready.
+
+    The main thread's alone: signals come to it. What the roles log goes to `log`, or to this process's own stderr.
+    """
     with contextlib.ExitStack() as stack:
         for role in roles:
             stack.enter_context(sole(project, role))
@@ -95,9 +100,11 @@ def supervise(project: OpenProject, roles: Sequence[str], *, announce: Callable[
             if chosen:
                 program = make(project, chosen, after=names)
                 crews |= {role: [program] for role in chosen}
+        crews = {role: [replace(program, log=log) for program in crew] for role, crew in crews.items()}
         ticker = _Ticker(project, doors, crews, announce=lambda: announce(doors))
         ticker.supervisor.run(
             tick=ticker.tick,
+            is_over=is_over,
             # A door that nobody serves any more must refuse, not queue.
             stopping=lambda: _close_doors(doors),
         )
