@@ -38,7 +38,8 @@ def test_init_writes_the_smallest_project_and_says_what_comes_next(tmp_path):
     assert headrace("status", cwd=tmp_path / "my shop")[0] == 0
     with open_project(tmp_path / "my shop") as project:
         declared = project.declared
-        assert [event.name for event in declared.events] == ["Product Clicked", "Product List Viewed"]
+        names = ["Product Clicked", "Product List Viewed", "Video Content Playing"]
+        assert [event.name for event in declared.events] == names
         assert [model.name for model in declared.models] == ["popular", "ranker"]
         assert [column.name for column in declared.columns] == [
             "taste_1d", "taste_28d", "appeal_1d", "appeal_7d", "latest_1h",
