@@ -30,7 +30,7 @@ _LONGEST_PAUSE_SECONDS = 10.0
 _STEADY_SECONDS = 10.0
 _STOP_SECONDS = 0.8
 _LOOP_STOP_SECONDS = 0.6
-_LOOK_SECONDS = 0.1
+_LOOK_SECONDS = 0.05
 _PATIENCE_SECONDS = 3.0
 _OPEN_FILES = 65_536
 
@@ -239,10 +239,11 @@ class Loops:
         self._loops = loops
         self._noted = noted
         self._stop = threading.Event()
+        self._is_told = False
 
     def run(self, life: Life) -> None:
         """Runs all loops until SIGTERM, and ends the process."""
-        signal.signal(signal.SIGTERM, lambda *_: self._stop.set())
+        signal.signal(signal.SIGTERM, self._tell)
         threads = [
             threading.Thread(target=self._repeat, args=(name, loop), name=name, daemon=True)
             for name, loop in self._loops.items()
@@ -250,15 +251,21 @@ class Loops:
         for thread in threads:
             thread.start()
         life.tell_ready()
-        while not self._stop.wait(_LOOK_SECONDS):
+        while not self._is_told:
+            time.sleep(_LOOK_SECONDS)
             if not all(thread.is_alive() for thread in threads):
                 # A fault of ours, whose traceback stands in the log: a fresh process knows nothing of it.
                 os._exit(1)
+        self._stop.set()
         deadline = time.monotonic() + _LOOP_STOP_SECONDS
         for thread in threads:
             thread.join(max(deadline - time.monotonic(), 0.0))
         # Not by way of the interpreter's end: threads of Arrow abort the process there.
         os._exit(0)
+
+    def _tell(self, *_: object) -> None:
+        # An event's own lock could be held here by the very code that the signal has interrupted.
+        self._is_told = True
 
     def _repeat(self, name: str, loop: Loop) -> None:
         pause = _FIRST_PAUSE_SECONDS
