@@ -1,15 +1,16 @@
 """A page with several carousels: one recommendation id, a decision for each row, and no item twice."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from endpoints.door import make_popular, make_tastes, make_trial, open_door
+from endpoints.door import Scores, make_popular, make_tastes, make_trial, open_door
 from headrace.events.decision import decode_decision
 from headrace.experiments.assign import assign
 from headrace.experiments.experiment import ARMS
 from headrace.learn import open_lake
-from headrace.loop import judge_trial
+from headrace.loop import judge_trial, promote
 from headrace.models.rows import list_rows, read_labels
 from headrace.project import open_project
 from headrace.verify import is_same, replay
@@ -147,3 +148,19 @@ def test_a_page_that_cannot_be_logged_withdraws_all_its_rows(door, monkeypatch):
     first, withdrawn = told
     assert [row["recommendation_id"] for row in first] == [row["recommendation_id"] for row in withdrawn]
     assert [row["degraded"] for row in withdrawn] == [["unlogged"]] * 2
+
+
+def test_a_row_that_cannot_be_ranked_costs_the_page_no_other(door):
+    popular, tastes = make_popular(12), make_tastes(12)
+    door.add(popular, tastes)
+    promote(door.project, "home", tastes.hash)
+    door.take_over()
+    # As a bundle would that ranks wrongly: the row's own, which is the page's fallback too.
+    broken = replace(door.shelf.servings["home"].fallback, scorer=Scores([]))
+    serving = replace(door.shelf.servings["home"], fallback=broken, own={"Trending now": broken})
+    door.shelf.servings = {"home": serving}
+    shown = door.ask(anonymous_id="ann").json()
+    assert ([row["title"] for row in shown["rows"]], shown["degraded"]) == (["For you"], ["rows"])
+    (decision,) = _written(door, shown["recommendation_id"])
+    assert (decision.bundle, decision.degraded) == (tastes.hash, ("rows",))
+    assert door.count("headrace_endpoint_degraded_total", "rows", "none") == 1

@@ -202,8 +202,8 @@ class Endpoint:
         picked = _pick(serving, asked)
         if picked is None:
             raise UnavailableError(self._lack(serving))
-        rows = self._make_page(serving, asked, picked)
-        decisions = self._write_down(serving, asked, picked.arm, rows)
+        rows, degraded = self._make_page(serving, asked, picked)
+        decisions = self._write_down(serving, asked, rows, (picked.arm, degraded))
         fault.point("endpoint.decided")
         if not await self._log(decisions, asked):
             decisions = [
@@ -237,18 +237,34 @@ class Endpoint:
         user_id = ask.user_id or self._follower.seen.user_of(visitor)
         return _Asked(visitor, user_id, bot, self._clock.now_us(), ends_at)
 
-    def _make_page(self, serving: Serving, asked: _Asked, picked: _Picked) -> list[_Made]:
-        """Returns the rows of a page from above; of those below the first only such that have anything to show."""
+    def _make_page(self, serving: Serving, asked: _Asked, picked: _Picked) -> tuple[list[_Made], tuple[str, ...]]:
+        """Returns the rows of a page from above, and what is wrong with the page; there is a first row always.
+
+        A row below that has nothing to show is left out, so is one that cannot be ranked, or comes too late.
+        """
         # One portion of `events` is applied between requests, never within one: set and offsets belong together.
-        rows: list[_Made] = []
-        for carousel in serving.page.carousels:
+        first, *below = serving.page.carousels
+        rows = [self._make_row(serving, asked, picked, (first, ()))]
+        lacking: tuple[str, ...] = ()
+        for carousel in below:
             own = serving.own.get(carousel.title)
             above = tuple(item for row in rows for item in row.chosen.items)
             mine = picked if own is None else _Picked(own, picked.arm, ())
-            row = self._make_row(serving, asked, mine, (carousel, above))
-            if row.chosen.items or not rows:
+            row = self._make_below(serving, asked, mine, (carousel, above))
+            if row is None:
+                lacking = ("rows",)
+            elif row.chosen.items:
                 rows.append(row)
-        return rows
+        return rows, (*(("behind",) if self._follower.is_behind else ()), *lacking)
+
+    def _make_below(
+        self, serving: Serving, asked: _Asked, picked: _Picked, place: tuple[Carousel, tuple[str, ...]]
+    ) -> _Made | None:
+        """Returns a row below the first; None if it cannot be ranked, or no time is left for it."""
+        if asyncio.get_running_loop().time() < asked.ends_at:
+            with contextlib.suppress(UnavailableError):
+                return self._make_row(serving, asked, picked, place)
+        return None
 
     def _make_row(
         self, serving: Serving, asked: _Asked, picked: _Picked, place: tuple[Carousel, tuple[str, ...]]
@@ -260,11 +276,13 @@ class Endpoint:
         given = _Given(place[0], person, seen.at(person, vectors.at_us), place[1], seed, vectors)
         return self._choose(serving, picked, given, asked.ends_at)
 
-    def _write_down(self, serving: Serving, asked: _Asked, arm: str | None, rows: Sequence[_Made]) -> list[Decision]:
-        """Returns the decisions of a page, one for each of its rows."""
+    def _write_down(
+        self, serving: Serving, asked: _Asked, rows: Sequence[_Made], page: tuple[str | None, tuple[str, ...]]
+    ) -> list[Decision]:
+        """Returns the decisions of a page, one for each of its rows, given its arm and what is wrong with it."""
+        arm, degraded = page
         follower, trial = self._follower, serving.trial if arm else None
         recommendation_id = make_id(asked.received_us, self._entropy(10))
-        behind = ("behind",) if follower.is_behind else ()
         return [
             Decision(
                 version=VERSION,
@@ -292,7 +310,7 @@ class Endpoint:
                 experiment=trial.experiment if trial else None,
                 trial=trial.id if trial else None,
                 arm=arm,
-                degraded=(*row.degraded, *(("all_seen",) if row.chosen.all_seen else ()), *behind),
+                degraded=(*row.degraded, *(("all_seen",) if row.chosen.all_seen else ()), *degraded),
                 known=row.vectors.known,
                 dimensions=row.vectors.dimensions,
                 vectors=row.vectors.of(row.chosen.places),

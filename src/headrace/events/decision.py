@@ -84,6 +84,7 @@ DEGRADED = {
     "bundle": "the bundle that should have ranked is missing or damaged; an older one or the fallback did",
     "features": "the features could not be read, so the page's fallback ranked",
     "fallback": "ranking failed or came too late; the page's fallback ranked",
+    "rows": "a row below the first could not be ranked, or not in time, and was left out",
     "unlogged": "the decision could not be written down in time, so the page has no recommendation_id",
 }
 
