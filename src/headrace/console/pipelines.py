@@ -79,7 +79,8 @@ def _print_steps(found: Run) -> None:
 
 def _run_text(found: Run) -> str:
     due = "asked for by hand" if found.due_us is None else f"due {format_time(found.due_us)[:19]}"
-    again = f", gone on with {found.resumed} times" if found.resumed else ""
+    times = "once" if found.resumed == 1 else f"{found.resumed} times"
+    again = f", gone on with {times}" if found.resumed else ""
     return f"{found.number} of {found.pipeline}, {due}: {found.state}{again}"
 
 
