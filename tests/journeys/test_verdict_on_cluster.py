@@ -85,11 +85,16 @@ async def play(project: OpenProject, crowd: Crowd) -> None:
     live = asyncio.create_task(crowd.live(stop))
     await asyncio.sleep(2)
     await asyncio.to_thread(loop.start, project, TRIAL, gate=False)
-    asked = crowd.pages
-    while crowd.pages < asked + 800:
-        await asyncio.sleep(0.1)
+    await wait_for_pages(project, crowd)
     stop.set()
     await live
+
+
+async def wait_for_pages(project: OpenProject, crowd: Crowd) -> None:
+    """Lets a trial have 800 pages and four hours at least: what is newer than an hour and a half does not count yet."""
+    asked, until_us = crowd.pages, project.clock.now_us() + 4 * HOUR
+    while crowd.pages < asked + 800 or project.clock.now_us() < until_us:
+        await asyncio.sleep(0.1)
 
 
 def copy_topic(project: OpenProject, fresh: OpenProject, name: str) -> None:
@@ -185,9 +190,7 @@ async def play_ranked(project: OpenProject, crowd: Crowd) -> None:
         await asyncio.to_thread(load_genres, project, crowd.world, moved)
     await asyncio.to_thread(plant_ranker, project)
     await asyncio.to_thread(loop.start, project, RANKED, gate=False)
-    asked = crowd.pages
-    while crowd.pages < asked + 800:
-        await asyncio.sleep(0.1)
+    await wait_for_pages(project, crowd)
     stop.set()
     await live
 
