@@ -158,6 +158,18 @@ def attributes_of(
     >>> attributes_of(members, ["genre"], pa.array(["a", "a", "b"]), np.array([3, 4, 4]))["genre"].to_pylist()
     ['drama', 'crime', None]
     """
+    places = find_members(members, keys, ends)
+    taken = pa.array(places, mask=places < 0)
+    return {name: members.column(name).combine_chunks().take(taken) for name in names}
+
+
+def find_members(members: pa.Table, keys: pa.Array, ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Returns of each key the row of its member that held below an offset, ABSENT where nothing was known.
+
+    >>> members = pa.table({"key": ["a", "a"], "log_offset": [0, 3]})
+    >>> find_members(members, pa.array(["a", "a", "b"]), np.array([3, 4, 4]))
+    array([ 0,  1, -1])
+    """
     of_keys, of_members, size = number_keys(("key",), pa.table({"key": keys}), members)
     offsets = members.column("log_offset").to_numpy()
     most = int(offsets.max(initial=0)) + 2
@@ -168,5 +180,4 @@ def attributes_of(
     found = np.where((index >= 0) & (of_keys >= 0), order[index] if len(order) else 0, ABSENT)
     right = found >= 0
     right[right] = of_members[found[right]] == of_keys[right]
-    taken = pa.array(found, mask=~right)
-    return {name: members.column(name).combine_chunks().take(taken) for name in names}
+    return np.where(right, found, ABSENT)

@@ -82,7 +82,6 @@ class Rows:
 _ARRAYS = ("at_us", "received_us", "pages", "persons", "items", "positions", "propensities", "clicked")
 
 
-_OFFSET_BITS = 40
 _PAGE_SHIFT = 21
 """Above a position, and whether it was clicked."""
 
@@ -170,10 +169,10 @@ def _sort_outcomes(outcomes: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 def _refer(values: pa.Array, places: NDArray[Any]) -> pa.Array:
-    """Returns a column of values by their places: what stands once for a page is not copied for each of its items."""
+    """Returns a column of values by their places, null below 0: what stands once for a page is not copied."""
     # Imported when asked for: doors don't load Arrow.
     arrow = import_module("pyarrow")
-    return arrow.DictionaryArray.from_arrays(arrow.array(places.astype(np.int32)), values)
+    return arrow.DictionaryArray.from_arrays(arrow.array(places.astype(np.int32), mask=places < 0), values)
 
 
 def _add_attributes(
@@ -183,25 +182,9 @@ def _add_attributes(
     if not names:
         return labels
     listed = ", ".join(f"""(attributes ->> '$."{name}"') AS "@{name}\"""" for name in names)
-    nothing = ", ".join("NULL" for _ in names)
-    # The last row is for those of which nothing is known.
-    members = lake.rows(
-        f'SELECT * FROM (SELECT key, log_offset, {listed} FROM "{dimension}" UNION ALL SELECT NULL, NULL, {nothing}) '  # noqa: S608
-        "ORDER BY key NULLS LAST, log_offset",
-        {},
-    )
-    keys = members.column("key").combine_chunks().slice(0, members.num_rows - 1).dictionary_encode()
-    known = np.asarray(keys.indices.to_numpy(), np.int64) << _OFFSET_BITS
-    known += _numbers(members.slice(0, members.num_rows - 1), "log_offset")
-    # Behind them all stands what no item has, also where nothing was loaded.
-    known = np.append(known, np.iinfo(np.int64).max)
-    numbers = {key: number for number, key in enumerate(keys.dictionary.to_pylist())}
-    items = labels.column("item").combine_chunks()
-    of_items = np.array([numbers.get(name, -1) for name in items.dictionary.to_pylist()], np.int64)
-    mine = of_items[items.indices.to_numpy()]
-    found = np.searchsorted(known, (mine << _OFFSET_BITS) + ends) - 1
-    right = (mine >= 0) & (found >= 0) & (known[np.maximum(found, 0)] >> _OFFSET_BITS == mine)
-    places = np.where(right, found, members.num_rows - 1)
+    members = lake.rows(f'SELECT key, log_offset, {listed} FROM "{dimension}"', {})  # noqa: S608 - names of ours
+    # Imported when asked for: doors don't load Arrow.
+    places = import_module("headrace.features.keys").find_members(members, labels.column("item").combine_chunks(), ends)
     for name in names:
         labels = labels.append_column(f"@{name}", _refer(members.column(f"@{name}").combine_chunks(), places))
     return labels
