@@ -282,7 +282,7 @@ class Endpoint:
         """Returns the decisions of a page, one for each of its rows, given its arm and what is wrong with it."""
         arm, degraded = page
         follower, trial = self._follower, serving.trial if arm else None
-        recommendation_id = make_id(asked.received_us, self._entropy(10))
+        recommendation_id, rule = make_id(asked.received_us, self._entropy(10)), serving.rule()
         return [
             Decision(
                 version=VERSION,
@@ -298,8 +298,8 @@ class Endpoint:
                 scores=row.chosen.scores,
                 num_candidates=row.chosen.num_candidates,
                 seed=row.given.seed,
-                explore=serving.rule().explore,
-                per_row=serving.rule().per_row,
+                explore=rule.explore,
+                per_row=rule.per_row,
                 bundle=row.served.hash,
                 events=follower.incarnation,
                 applied=follower.applied,
