@@ -246,6 +246,16 @@ def _end(up: Running) -> None:
         up.process.stdout.close()
 
 
+def freeze(pid: int) -> None:
+    """Stops a process by SIGSTOP and returns when none of its threads runs: the signal alone is only on its way."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_until(lambda: all(_state(stat) == "T" for stat in Path(f"/proc/{pid}/task").glob("*/stat")))
+
+
+def _state(stat: Path) -> str:
+    return stat.read_text().rpartition(") ")[2][0]
+
+
 def wait_until(condition: Callable[[], Any], *, seconds: float = 10.0, what: str = "") -> Any:
     """Returns the condition's first true value; fails when none came in time."""
     deadline = time.monotonic() + seconds

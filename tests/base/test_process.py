@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from headrace.base.process import find_user
-from running import is_alive, wait_until
+from running import freeze, is_alive, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +99,7 @@ def test_a_frozen_child_goes_too(family, number):
     made = family("quiet", "deaf")
     made.wait_for("all-ready")
     for _, pid, _ in made.said("quiet") + made.said("deaf"):
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
     since = time.monotonic()
     made.process.send_signal(number)
     assert_gone(made, since)

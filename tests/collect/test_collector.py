@@ -19,7 +19,7 @@ from headrace.base.errors import ProjectError
 from headrace.collect.keys import Keys, hash_key
 from headrace.console.init import write_project
 from headrace.project import open_project
-from running import Running, project_toml, running, wait_until
+from running import Running, freeze, project_toml, running, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +99,7 @@ def frozen_writer(tmp_path):
     with running(tmp_path, "collector", toml=project_toml(workers=2)) as up:
         assert up.post("/v1/t", {"messageId": "before"}).status == 200
         writer = holder(up)
-        os.kill(writer, signal.SIGSTOP)
+        freeze(writer)
         try:
             yield up, lambda: os.kill(writer, signal.SIGCONT)
         finally:
@@ -156,7 +156,7 @@ def test_a_full_buffer_is_429_and_ready_says_why(tmp_path):
     with program("writer", tmp_path) as (writer, _), program("door", tmp_path) as (_, port):
         door = Running(tmp_path, None, writer, tmp_path / "log", {"collector": f"http://127.0.0.1:{port}"})
         assert door.post("/v1/t", {"messageId": "before"}).status == 200
-        writer.send_signal(signal.SIGSTOP)
+        freeze(writer.pid)
         with ThreadPoolExecutor(40) as pool:
             pressed = [pool.submit(door.post, "/v1/t", {"n": n, "x": "x" * 20_000}) for n in range(40)]
             wait_until(lambda: door.get("/ready").status == 503)

@@ -12,7 +12,7 @@ import pytest
 
 from headrace.profile import read_profile
 from headrace.project import DOORS, open_project
-from running import headrace, is_alive, lines, project_toml, running, wait_until
+from running import freeze, headrace, is_alive, lines, project_toml, running, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -294,7 +294,7 @@ def test_status_of_a_running_project_and_after(shop):
         assert "endpoint   is not ready: " in out
         assert "0 clicks to settle" in out
         assert "1 events, see: headrace table failed --group" in out
-        os.kill(up.pids["doors"], signal.SIGSTOP)
+        freeze(up.pids["doors"])
         assert status_of(shop)["role"][0]["state"] == "not ready"
         os.kill(up.pids["doors"], signal.SIGCONT)
         up.kill()

@@ -25,7 +25,7 @@ from headrace.models import open_bundle
 from headrace.models.model import Bundle
 from headrace.models.registry import Entry
 from headrace.project import open_project
-from running import wait_until
+from running import freeze, wait_until
 from streamline import BEGAN_US, make_project
 
 pytestmark = pytest.mark.slow
@@ -322,7 +322,7 @@ def test_page_is_served_by_its_deadline_while_the_writer_is_frozen(folder):
         with open_door(folder) as door:
             door.take_over()
             assert door.ask(anonymous_id="ann").json()["degraded"] == []
-            os.kill(writer.pid, signal.SIGSTOP)
+            freeze(writer.pid)
             for deadline_ms in (50, 300):
                 began_at = time.monotonic()
                 _unlogged(door.ask(anonymous_id="ann", deadline_ms=deadline_ms))

@@ -14,7 +14,7 @@ import pytest
 
 from headrace.project import open_project
 from headrace.topics import Message
-from running import project_toml, running, wait_until
+from running import freeze, project_toml, running, wait_until
 from survive.load import Clients, Proxy, check, kill, until, writer_pid
 
 CLIENTS = 160
@@ -128,7 +128,7 @@ def test_a_frozen_writer_is_told_and_not_replaced(tmp_path):
     with running(tmp_path, "collector", toml=toml) as up:
         assert up.post("/v1/track", {"anonymousId": "ann", "messageId": "1"}).status == 200
         writer = writer_pid(tmp_path)
-        os.kill(writer, 19)
+        freeze(writer)
         try:
             statuses = _statuses_while_frozen(up)
             assert 503 in statuses

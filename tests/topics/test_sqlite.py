@@ -28,7 +28,7 @@ from headrace.base.errors import (
 from headrace.topics import Bounds, Record, Topic, open_topic, open_topics, partition_for, sqlite_store
 from headrace.topics import sqlite_frames as frames
 from headrace.topics.sqlite_store import SqliteStore
-from running import wait_until
+from running import freeze, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -134,7 +134,7 @@ def test_a_frozen_writer_makes_appends_fail_by_their_deadline(tmp_path):
     writer = start_writer(folder)
     topic = open_topic(f"sqlite:///{folder}", "clicks")
     topic.append([Record(b"ann", b"before")])
-    os.kill(writer.pid, 19)
+    freeze(writer.pid)
     try:
         started_at = time.monotonic()
         with pytest.raises(DeadlineError, match=r"did not answer within 0\.3 s"):
@@ -299,7 +299,7 @@ def test_the_sender_refuses_what_it_cannot_hold_and_forgets_what_is_too_late(tmp
     async def main() -> None:
         sender = topics.open_sender(deadline_seconds=0.4, max_pending_bytes=10_000)
         await sender.append("clicks", [Record(b"a", b"before")])
-        os.kill(writer.pid, 19)
+        freeze(writer.pid)
         record = [Record(b"a", bytes(1000))]
         flying = asyncio.create_task(sender.append("clicks", record))
         await asyncio.sleep(0.05)  # its frame is with the frozen writer now; a slower machine only waits in line
@@ -480,7 +480,7 @@ def test_waiting_in_line_counts_towards_the_deadline(tmp_path):
     writer = start_writer(folder)
     topic = open_topic(f"sqlite:///{folder}", "clicks")
     topic.append([Record(b"a", b"before")])
-    os.kill(writer.pid, 19)
+    freeze(writer.pid)
 
     def append(_: int) -> float:
         started_at = time.monotonic()
@@ -586,7 +586,7 @@ def test_a_frozen_writer_is_known_while_nothing_is_sent(tmp_path):
     async def main() -> None:
         sender = topics.open_sender(deadline_seconds=5, max_pending_bytes=1 << 20)
         await sender.append("clicks", [Record(b"a", b"v")])
-        os.kill(writer.pid, 19)
+        freeze(writer.pid)
         deadline = time.monotonic() + 5
         while sender.stalled_seconds() < 0.9:
             assert time.monotonic() < deadline
