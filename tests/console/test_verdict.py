@@ -10,7 +10,7 @@ import pytest
 from headrace.console.verdict import WIDTH, print_verdict, verdict_lines
 from headrace.experiments.experiment import Gate
 from headrace.experiments.verdict import OUTCOMES, Arm, Guardrail, Verdict
-from headrace.verify import Truth
+from headrace.verify.truth import Truth
 
 GATE = Gate(splits=1000, visitors=2123, significant=49, band=(30, 73), alpha=0.05, smallest_srm_p=0.001)
 

@@ -18,7 +18,7 @@ from headrace.events.settled import PROGRESS_HEADERS, encode
 from headrace.project import open_project
 from headrace.tables.catalog import item_sql
 from headrace.topics import Record
-from headrace.verify import is_same, replay
+from headrace.verify.truth import is_same, replay
 from running import wait_until
 from streamline import BEGAN_US, DAY, HOUR, MINUTE, append, clicked, decided, make_project, sink, tracked, write
 

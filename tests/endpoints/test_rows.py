@@ -13,7 +13,7 @@ from headrace.learn import open_lake
 from headrace.loop import judge_trial, promote
 from headrace.models.rows import list_rows, read_labels
 from headrace.project import open_project
-from headrace.verify import is_same, replay
+from headrace.verify.truth import is_same, replay
 from streamline import BEGAN_US, DAY, HOUR, MINUTE, TRENDING, clicked, decided, make_project, sink, viewed, write
 
 pytestmark = pytest.mark.slow

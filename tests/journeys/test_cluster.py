@@ -14,9 +14,9 @@ from deltalake import DeltaTable
 from segment.analytics import request as sdk
 from segment.analytics.client import Client
 
-from headrace.console.proof import prove, wait_at_rest
 from headrace.events.world import BORN_US, HOUR, World, encode
 from headrace.project import open_project
+from headrace.verify.count import prove, wait_at_rest
 from running import Running, running, wait_until
 from services.cluster import cluster_of
 from survive.account import check_account, copy_clicks, table_rows

@@ -15,7 +15,6 @@ import pytest
 
 from headrace.console import demo
 from headrace.console.init import write_project
-from headrace.console.proof import PageProof, Proof, is_click
 from headrace.events.event import Event
 from headrace.experiments.experiment import Gate
 from headrace.experiments.verdict import Arm, Verdict
@@ -23,7 +22,8 @@ from headrace.features import count, item
 from headrace.features.parity import Compared, Parity
 from headrace.project import open_project
 from headrace.rehearse import Lift
-from headrace.verify import Truth
+from headrace.verify.count import PageProof, Proof, is_click
+from headrace.verify.truth import Truth
 from journeys.plays import Play
 from running import headrace, is_alive, lines, wait_until
 

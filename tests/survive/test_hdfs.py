@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from headrace.base.errors import HeadraceError
-from headrace.console.proof import wait_at_rest
 from headrace.project import OpenProject, open_project
+from headrace.verify.count import wait_at_rest
 from running import Running, headrace, running
 from services.cluster import Cluster, cluster_of
 from survive.account import check_account

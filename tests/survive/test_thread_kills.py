@@ -16,11 +16,11 @@ import pytest
 from headrace import learn, loop
 from headrace.console.crowd import HABITS, Crowd
 from headrace.console.init import write_project
-from headrace.console.proof import prove, prove_pages, wait_at_rest
 from headrace.events.world import DAY, World
 from headrace.experiments.verdict import Verdict
 from headrace.project import DOORS, ROLES, OpenProject, open_project
-from headrace.verify import tell_truth
+from headrace.verify.count import prove, prove_pages, wait_at_rest
+from headrace.verify.truth import tell_truth
 from running import Running, running
 from streamline import PROJECT
 from survive.load import kill, until

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 
 from headrace.base.errors import FormatError
-from headrace.console.proof import wait_at_rest
 from headrace.events.settled import EVENTS
+from headrace.verify.count import wait_at_rest
 from running import headrace, lines
 from services.cluster import cluster_of
 from survive.account import read_topic

@@ -27,7 +27,7 @@ from headrace.experiments.verdict import Verdict
 from headrace.models import Scorer, open_bundle, popularity, taste
 from headrace.project import OpenProject, open_project
 from headrace.rehearse import CLICKS, Past, Stage, rehearse, tell_lift
-from headrace.verify import tell_truth
+from headrace.verify.truth import tell_truth
 from streamline import BEGAN_US, DAY, HOUR, decided, make_project, tracked, write
 
 pytestmark = pytest.mark.slow

@@ -33,7 +33,6 @@ from headrace.console.crowd import HABITS, Crowd
 from headrace.console.features import compare
 from headrace.console.init import write_project
 from headrace.console.panel import FRAME_SECONDS, Stage
-from headrace.console.proof import PageProof, Proof, prove, prove_pages, wait_at_rest
 from headrace.console.roles import supervise
 from headrace.console.show import print_lines, print_table
 from headrace.console.state import read_state
@@ -47,7 +46,8 @@ from headrace.models.registry import Entry
 from headrace.profile import FILE as PROFILE_FILE
 from headrace.project import ROLES, OpenProject, open_project
 from headrace.tables.catalog import funnel_sql
-from headrace.verify import Truth, tell_truth
+from headrace.verify.count import PageProof, Proof, prove, prove_pages, wait_at_rest
+from headrace.verify.truth import Truth, tell_truth
 
 _CLOCK = "world://?rate=3600"
 # The first night falls some 10 s after the first page: an hour is a second, and doors and past take eight of them.

@@ -19,7 +19,7 @@ from headrace.models import Bundle
 from headrace.project import OpenProject
 from headrace.stream import tail_offsets
 from headrace.tables.catalog import item_sql
-from headrace.verify import is_same, replay
+from headrace.verify.truth import is_same, replay
 
 Row = Mapping[str, Any]
 

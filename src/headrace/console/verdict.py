@@ -12,7 +12,7 @@ from headrace.console.show import format_time, shown
 from headrace.experiments.experiment import ARMS, Gate
 from headrace.experiments.srm import ALPHA
 from headrace.experiments.verdict import OUTCOMES, Arm, Guardrail, Verdict
-from headrace.verify import Truth
+from headrace.verify.truth import Truth
 
 WIDTH = 80
 """No line is longer, so that it reads in any terminal and in a pipe."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from headrace.console.proof import prove, wait_at_rest
 from headrace.project import open_project
+from headrace.verify.count import prove, wait_at_rest
 from running import clicked
 
 pytestmark = pytest.mark.slow

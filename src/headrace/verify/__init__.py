@@ -1,0 +1,1 @@
+"""The loop checked from outside, against a world whose truth is known."""
