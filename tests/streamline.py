@@ -143,7 +143,7 @@ def sink(project):
         ends = [bound.end for bound in project.topics.bounds(name)]
         table = make_table(project, name)
         one = Sink(project.topics, name, table, CODECS[name], member=("test", Flush()), metrics=metrics)
-        while one.turn() and [one._buffer.offsets[p] for p in range(len(ends))] != ends:
+        while one.turn() and [one.offsets[p] for p in range(len(ends))] != ends:
             pass
         one.flush()
         one._share.close()

@@ -15,7 +15,7 @@ import signal
 import socket
 import time
 import zlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from http import HTTPStatus
@@ -496,35 +496,44 @@ class Service:
 
 
 async def serve(doors: Sequence[Service], *, drain_seconds: float, ready: Callable[[], None]) -> None:
-    """Serves until SIGTERM or SIGINT, then drains.
-
-    First /ready says no, then new connections are refused, then what runs is finished.
-    """
+    """Serves until SIGTERM or SIGINT, then drains."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    async with answering(doors, drain_seconds=drain_seconds):
+        ready()
+        await stop.wait()
+
+
+@contextlib.asynccontextmanager
+async def answering(doors: Sequence[Service], *, drain_seconds: float) -> AsyncIterator[None]:
+    """Serves as long as the body runs, then drains.
+
+    First /ready says no, then new connections are refused, then what runs is finished.
+    """
     started = [await _start(door.app, door.listener, door.limits) for door in doors]
     states = [state for state, _ in started]
-    sweeper = loop.create_task(_sweep(states))
-    ready()
-    await stop.wait()
-    for door in doors:
-        door.app.draining = True
-    await asyncio.sleep(_NOTICE_SECONDS)
-    for state, server in started:
-        server.close()
-        for connection in list(state.connections):
-            connection.shutdown()
-    deadline = time.monotonic() + drain_seconds
-    while (tasks := [task for state in states for task in state.tasks]) and time.monotonic() < deadline:
-        await asyncio.wait(tasks, timeout=max(deadline - time.monotonic(), 0))
-    for door in doors:
-        if door.app.close is not None:
-            await door.app.close()
-    sweeper.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await sweeper
+    sweeper = asyncio.get_running_loop().create_task(_sweep(states))
+    try:
+        yield
+    finally:
+        for door in doors:
+            door.app.draining = True
+        await asyncio.sleep(_NOTICE_SECONDS)
+        for state, server in started:
+            server.close()
+            for connection in list(state.connections):
+                connection.shutdown()
+        deadline = time.monotonic() + drain_seconds
+        while (tasks := [task for state in states for task in state.tasks]) and time.monotonic() < deadline:
+            await asyncio.wait(tasks, timeout=max(deadline - time.monotonic(), 0))
+        for door in doors:
+            if door.app.close is not None:
+                await door.app.close()
+        sweeper.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await sweeper
 
 
 async def _start(app: App, listener: socket.socket, limits: Limits) -> tuple[ServerState, asyncio.Server]:

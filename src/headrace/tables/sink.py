@@ -108,6 +108,11 @@ class Sink:
         finally:
             self._share.close()
 
+    @property
+    def offsets(self) -> Mapping[int, int]:
+        """Where the next read goes on in each partition that is held."""
+        return self._buffer.offsets
+
     def turn(self) -> int:
         """Reads what has come, commits what is due, and returns how many records were read."""
         self._renew()
