@@ -177,7 +177,7 @@ def check_thread(project: OpenProject, result: Result) -> None:
     assert verdict.multiple == 0
     assert wait_at_rest(project, 30)
     learn.wait_for_lake(project)
-    proof, pages = prove(project, crowd.acknowledged), prove_pages(project, crowd.recommended)
+    proof, pages = prove(project, crowd.record.acknowledged), prove_pages(project, crowd.record.recommended)
     print(f"{verdict.outcome}, {verdict.control.pages + verdict.treatment.pages} pages; {proof}; {pages}")
     assert proof.holds, proof
     assert pages.holds, pages

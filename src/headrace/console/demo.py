@@ -290,8 +290,8 @@ class _Play:
         """Counts what there is in the end."""
         project, found = self.project, self.found
         found.recommendation_id = _find_clicked(project)
-        found.pages = prove_pages(project, self.crowd.recommended)
-        found.proof = prove(project, self.crowd.acknowledged)
+        found.pages = prove_pages(project, self.crowd.record.recommended)
+        found.proof = prove(project, self.crowd.record.acknowledged)
         found.parity = compare(project)
 
     async def _watch(self) -> None:
@@ -488,7 +488,7 @@ def _summary(crowd: Crowd, found: _Found) -> dict[str, Any]:
         "longest_pause_seconds": round(crowd.pause, 2),
         "pages": crowd.pages,
         "decisions": asdict(found.pages) if found.pages else None,
-        "unlogged": crowd.unlogged,
+        "unlogged": crowd.record.unlogged,
         "page_p50_ms": round(crowd.page_times.quantile_ms(0.5), 2),
         "page_p99_ms": round(crowd.page_times.quantile_ms(0.99), 2),
         "verdict": msgspec.to_builtins(found.verdict),

@@ -82,7 +82,7 @@ class Stage:
         )
         pages = (
             f"{crowd.endpoint}  {crowd.pages:,} pages, p50 {crowd.page_times.quantile_ms(0.5):.1f} ms, "
-            f"p99 {crowd.page_times.quantile_ms(0.99):.1f} ms, {crowd.unlogged:,} unlogged"
+            f"p99 {crowd.page_times.quantile_ms(0.99):.1f} ms, {crowd.record.unlogged:,} unlogged"
         )
         lines = [
             ("world", f"{crowd.world.num_visitors:,} visitors, {there} there, an hour a second"),
