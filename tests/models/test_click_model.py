@@ -14,6 +14,7 @@ from headrace.learn import LakeView, find_fit, find_gate, fit, open_lake, reprod
 from headrace.models import Bundle, click_model, open_bundle
 from headrace.models.gate import decide
 from headrace.models.learned import read_scores
+from headrace.models.logistic import chance_of
 from headrace.project import open_project
 from models.market import AT, ITEMS, load_items, make_market, make_pages, write_market
 from streamline import HOUR, write
@@ -119,6 +120,18 @@ def test_whys_name_the_column_that_raises_an_item_most(bundle):
     places = [scorer.places[name] for name in ("item-2", "item-0", "item-1")]
     assert scorer.whys(places, (np.zeros(len(likes)), likes, popular, nothing)) == ["taste_28d", "appeal_7d", ""]
     assert scorer.whys(places) == ["", "", ""]
+
+
+def test_odds_are_split_into_what_each_column_adds(bundle):
+    scorer = open_bundle(bundle)
+    likes = np.array([4.0 if genre == "drama" else 0.0 for genre in scorer.categories])
+    values = (likes, likes, np.arange(len(likes), dtype=float), np.full(len(likes), "drama", object))
+    items = ["item-2", "item-0", "item-5"]
+    places = [scorer.places[name] for name in items]
+    base, added = scorer.split_odds(items, [[column[place] for column in values] for place in places])
+    assert chance_of(base + added.sum(axis=1)) == pytest.approx(scorer.scores("ann", values)[places], rel=1e-12)
+    assert added[0, 1] > 0 > added[1, 1], "only one of them is a drama"
+    assert scorer.split_odds([], [])[1].shape == (0, len(scorer.columns))
 
 
 def test_values_that_are_no_numbers_make_scores_that_are_none(bundle):

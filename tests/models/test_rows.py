@@ -63,19 +63,33 @@ def make_lake():
     return [first, second, early, *idle], events
 
 
-def _labels(project):
+def _lake(project):
     lake = open_lake(project)
     object.__setattr__(lake, "at_us", AT)
-    return read_labels(lake, project.declared.models[1].metric)
+    return lake, project.declared.models[1].metric
+
+
+def _labels(project):
+    return read_labels(*_lake(project))
 
 
 @pytest.fixture(scope="module")
-def labels(tmp_path_factory):
+def lake(tmp_path_factory):
     with open_project(make_market(tmp_path_factory.mktemp("rows"))) as project:
         load_items(project)
         decisions, events = make_lake()
         write(project, decisions=decisions, events=events)
-        yield list_rows(_labels(project))
+        yield _lake(project)
+
+
+@pytest.fixture(scope="module")
+def labels(lake):
+    return list_rows(read_labels(*lake))
+
+
+def test_rows_of_one_recommendation_are_those_among_all(labels, lake):
+    ours = list_rows(read_labels(*lake, only="ann/0"))
+    assert ours == [row for row in labels if row.recommendation_id == "ann/0"] != []
 
 
 def test_rows_are_the_viewed_items_of_pages_whose_time_is_over(labels):

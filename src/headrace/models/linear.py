@@ -190,7 +190,8 @@ class OpenClickModel:
         _check(bundle, self.columns, [len(self.items), len(self.categories), len(self.places)])
         scales = arrays["scales"]
         self._rates = np.divide(arrays["weights"], scales, out=np.zeros(len(scales)), where=scales > 0).tolist()
-        self._intercept = float(arrays["base"][0]) - float((np.array(self._rates) * arrays["means"]).sum())
+        self._base, self._means = float(arrays["base"][0]), arrays["means"]
+        self._intercept = self._base - float((np.array(self._rates) * self._means).sum())
         self._own = {"item": np.array(self.items, object)}
         for name, array in _item_texts(arrays):
             self._own[f"@{name}"] = np.array([text or None for text in read_texts(array)], object)
@@ -220,6 +221,24 @@ class OpenClickModel:
                 whys[number] = column.name
             best = np.maximum(best, raised)
         return whys
+
+    def split_odds(self, items: Sequence[str], vectors: Sequence[Sequence[Any]]) -> tuple[float, NDArray[np.float64]]:
+        """Returns the odds of an average row, and what each column adds to them for some items, a row for each.
+
+        All are logarithms: an item's score is the chance of their sum. `vectors` are the values of its columns.
+        """
+        places = [self.places[item] for item in items]
+        added = np.zeros((len(places), len(self.columns)))
+        for number, column in enumerate(self.columns):
+            values = [vector[number] for vector in vectors]
+            if not self._rates[number] or not places:
+                continue
+            if column.is_text:
+                seen = encode_texts(np.array(values, object), self._own[column.value][places])
+            else:
+                seen = encode_numbers(np.array(values, np.float64))
+            added[:, number] = self._rates[number] * (seen - self._means[number])
+        return self._base, added
 
     def _encode(self, values: Values) -> list[NDArray[np.float64] | None]:
         """Returns what is seen of each column; None where it weighs nothing or is not known."""

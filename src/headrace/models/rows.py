@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from headrace.base.errors import StopError
+from headrace.engines.engine import quote_text
 from headrace.events.decision import DECISIONS
 from headrace.experiments.metric import RatioMetric
 from headrace.experiments.outcomes import outcomes_sql
@@ -86,7 +87,7 @@ _PAGE_SHIFT = 21
 """Above a position, and whether it was clicked."""
 
 
-def _decided_sql(metric: RatioMetric) -> str:
+def _decided_sql(metric: RatioMetric, only: str | None = None) -> str:
     """Returns the part `decided` of a WITH: the decisions that may have rows, numbered in their order.
 
     Only those whose time for clicks is over at the instant of the fit, `$at_us`. Robots have none, nor have pages that
@@ -95,17 +96,18 @@ def _decided_sql(metric: RatioMetric) -> str:
     dimension = metric.above.of
     # Without a dimension nothing is known of an item.
     end = "0::BIGINT" if dimension is None else f"coalesce((dimensions ->> '$.{dimension.name}')::BIGINT, 0)"
+    asked = "" if only is None else f"recommendation_id = {quote_text(only)} AND "
     return f"""WITH decided AS (
   SELECT coalesce(len(above), 0)::BIGINT AS num_above,
     (row_number() OVER (ORDER BY at_us, recommendation_id, num_above) - 1)::BIGINT AS page, recommendation_id, visitor,
     person, at_us, received_us, items, propensities, known, {end} AS dimension_end
   FROM {DECISIONS}
-  WHERE visitor IS NOT NULL AND NOT bot AND len(known) > 0 AND received_us <= $at_us - {metric.within_us:d}
+  WHERE {asked}visitor IS NOT NULL AND NOT bot AND len(known) > 0 AND received_us <= $at_us - {metric.within_us:d}
     AND recommendation_id NOT IN (SELECT recommendation_id FROM {DECISIONS} WHERE list_contains(degraded, 'unlogged'))
 )"""  # noqa: S608 - every text in it is quoted, and every number one of ours
 
 
-def outcomes_of(lake: Lake, metric: RatioMetric) -> pa.Table:
+def outcomes_of(lake: Lake, metric: RatioMetric, only: str | None = None) -> pa.Table:
     """Returns page, position and whether it was clicked of each item viewed.
 
     Events count that had arrived by the instant of the fit: what arrives later changes nothing.
@@ -117,19 +119,23 @@ def outcomes_of(lake: Lake, metric: RatioMetric) -> pa.Table:
     outcomes = outcomes_sql(below, above, within_us=metric.within_us, inside="true", key="page")
     clicked = f"coalesce(click_us <= view_us + {metric.within_us:d}, false)"
     return lake.rows(
-        f"{_decided_sql(metric)},\n{outcomes}\nSELECT page, position::BIGINT AS position, {clicked} AS clicked "
+        f"{_decided_sql(metric, only)},\n{outcomes}\nSELECT page, position::BIGINT AS position, {clicked} AS clicked "
         "FROM viewed LEFT JOIN clicked USING (page, position) WHERE NOT viewed.bot",
         {"at_us": lake.at_us},
     )
 
 
-def read_labels(lake: Lake, metric: RatioMetric, attributes: Sequence[str] | None = None) -> pa.Table:
+def read_labels(
+    lake: Lake, metric: RatioMetric, attributes: Sequence[str] | None = None, *, only: str | None = None
+) -> pa.Table:
     """Returns the training rows of a metric as Arrow, without features; raises StopError if there are none.
+
+    With `only` they are those of one recommendation.
 
     What stands once for a page is joined to its items here: as SQL the same rows took three times as long.
     """
-    pages = lake.rows(f"{_decided_sql(metric)} SELECT * FROM decided ORDER BY page", {"at_us": lake.at_us})  # noqa: S608
-    outcomes = outcomes_of(lake, metric)
+    pages = lake.rows(f"{_decided_sql(metric, only)} SELECT * FROM decided ORDER BY page", {"at_us": lake.at_us})  # noqa: S608
+    outcomes = outcomes_of(lake, metric, only)
     if not outcomes.num_rows:
         found = lake.ask(f"SELECT count(*)::BIGINT AS pages FROM {DECISIONS}", {})["pages"][0]  # noqa: S608 - ours
         raise StopError(
