@@ -15,7 +15,7 @@ import signal
 import socket
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from http import HTTPStatus
@@ -98,6 +98,8 @@ class Response:
     status: int = 200
     body: bytes = b""
     headers: Sequence[tuple[bytes, bytes]] = (JSON,)
+    stream: AsyncGenerator[bytes, None] | None = None
+    """What follows the body, piece by piece, until it ends, its reader goes or the server drains."""
 
 
 Answer = Callable[[Request], Awaitable[Response]]
@@ -204,12 +206,26 @@ class App:
         response = await self.answer(Request(scope, body))
         headers = [*response.headers]
         # A cache would take that of a 304 for the length of what it keeps.
-        if response.status != 304:
+        if response.status != 304 and response.stream is None:
             headers.append((b"content-length", str(len(response.body)).encode()))
         if self.draining:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
+        more = response.stream is not None
+        await send({"type": "http.response.body", "body": response.body, "more_body": more})
+        if response.stream is not None:
+            await self._send_stream(response.stream, receive, send)
+
+    async def _send_stream(self, stream: AsyncGenerator[bytes, None], receive: Any, send: Any) -> None:
+        gone = asyncio.ensure_future(receive())
+        async with contextlib.aclosing(stream):
+            async for part in stream:
+                if gone.done() or self.draining:
+                    break
+                # Waits for a slow reader, so that no more than one piece of each is held.
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        gone.cancel()
+        await send({"type": "http.response.body", "body": b""})
 
     async def answer(self, request: Request) -> Response:
         """Returns the response to a request, errors included."""

@@ -110,6 +110,11 @@ class Companion:
         """Returns the exit code of the program, which is below 0 if a signal has ended it; None while it runs."""
         return self._child.process.poll()
 
+    @property
+    def pid(self) -> int:
+        """The process that runs it."""
+        return self._child.process.pid
+
     def end(self) -> None:
         """Ends the program, unless it has ended."""
         self._child.process.terminate()

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime
 from typing import Any
 
 import msgspec
@@ -14,8 +14,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from headrace.console.figures import format_bytes, format_seconds, format_time
+
+__all__ = [
+    "as_text",
+    "format_bytes",
+    "format_seconds",
+    "format_time",
+    "is_terminal",
+    "print_facts",
+    "print_lines",
+    "print_rows",
+    "print_table",
+    "shown",
+    "working",
+]
+
 _CELL_WIDTH = 60
-_EPOCH = datetime.fromtimestamp(0, UTC)
 
 _encoder = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
 
@@ -97,27 +112,6 @@ def as_text(cell: Any) -> str:
     return str(cell)
 
 
-def format_time(time_us: int) -> str:
-    """Returns an instant for people, in UTC.
-
-    >>> format_time(1_795_277_634_612_000)
-    '2026-11-21 16:13:54.612'
-    """
-    return (_EPOCH + timedelta(microseconds=time_us)).isoformat(sep=" ", timespec="milliseconds")[:-6]
-
-
-def format_seconds(seconds: float) -> str:
-    """Returns a length of time for people.
-
-    >>> format_seconds(3.21), format_seconds(200), format_seconds(90_000)
-    ('3.2 s', '3 min', '25 h')
-    """
-    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.1f} s"
-
-
 def shown(text: str) -> str:
     r"""Returns text that cannot steer the terminal: anybody may send events.
 
@@ -125,19 +119,6 @@ def shown(text: str) -> str:
     a\x1b[2Jb
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def format_bytes(count: float) -> str:
-    """Returns a size for people.
-
-    >>> format_bytes(1536)
-    '1.5 kB'
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TB"
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
