@@ -173,7 +173,7 @@ def find_gate(project: OpenProject, name_hash: str) -> Gate:
     model = find_model(project, bundle.name)
     report = None
     if isinstance(model, Judged):
-        view = _view_of(project, bundle)
+        view = view_of(project, bundle)
         report = model.judge(view, model.read(view), bundle)
     project.registry.write(make_entry(project, GATE, name_hash, _decided(report)))
     return decide(report)
@@ -205,7 +205,7 @@ def reproduce(project: OpenProject, name_hash: str) -> Reproduction:
     bundle = project.registry.load(name_hash)
     model = find_model(project, bundle.name)
     began_at = time.monotonic()
-    again = model.fit(_view_of(project, bundle))
+    again = model.fit(view_of(project, bundle))
     before, now = find_fit(project, name_hash), describe_fit(model, time.monotonic() - began_at)
     differences: list[str] = []
     if again.hash != bundle.hash:
@@ -226,7 +226,7 @@ def _changed_parameters(bundle: Bundle, again: Bundle) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in bundle.parameters.items() if now.get(name) != value]
 
 
-def _view_of(project: OpenProject, bundle: Bundle) -> LakeView:
+def view_of(project: OpenProject, bundle: Bundle) -> LakeView:
     """Returns the lake as a bundle was fitted from it."""
     tables = read_tables(bundle.source)
     for name, found in tables.items():

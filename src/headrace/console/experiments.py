@@ -35,15 +35,7 @@ def _opened(given: argparse.Namespace) -> OpenProject:
 def list_experiments(given: argparse.Namespace) -> None:
     """Lists the experiments that the project declares, with what became of each."""
     with _opened(given) as project:
-        newest = project.registry.newest(TRIAL)
-        trials = {name: decode_trial(entry.value) for name, entry in newest.items()}
-        rows = [
-            {
-                **_listed(one, trials.get(one.name), loop.find_verdict(project, one.name)),
-                **_served(loop.find_champion(project, one.on.name)),
-            }
-            for one in project.declared.experiments
-        ]
+        rows = list_declared(project)
     if given.json:
         print_lines(rows)
         return
@@ -55,6 +47,18 @@ def list_experiments(given: argparse.Namespace) -> None:
     for row in rows:
         if row["champion"]:
             print(f"\n{row['page']} is served by its champion {row['champion']} of {row['champion_model']}")
+
+
+def list_declared(project: OpenProject) -> list[dict[str, Any]]:
+    """Returns the experiments as `experiment list --json` shows them."""
+    trials = {name: decode_trial(entry.value) for name, entry in project.registry.newest(TRIAL).items()}
+    return [
+        {
+            **_listed(one, trials.get(one.name), loop.find_verdict(project, one.name)),
+            **_served(loop.find_champion(project, one.on.name)),
+        }
+        for one in project.declared.experiments
+    ]
 
 
 def _listed(experiment: Experiment, trial: Trial | None, verdict: Verdict | None) -> dict[str, Any]:

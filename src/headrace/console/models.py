@@ -145,9 +145,7 @@ def measured(found: Measures | None) -> tuple[str, ...]:
 def list_models(given: argparse.Namespace) -> None:
     """Lists the bundles, the newest first, with where each serves."""
     with opened(given) as project:
-        places = _find_places(project)
-        gates = _find_gates(project)
-        rows = [_listed(fitted, places, gates) for fitted in project.registry.bundles()]
+        rows = list_bundles(project)
         missing = [model.name for model in project.declared.models if model.name not in {row["name"] for row in rows}]
     if given.json:
         print_lines(rows)
@@ -176,6 +174,12 @@ def list_models(given: argparse.Namespace) -> None:
         )
     for name in missing:
         print(f"{name} was not fitted yet. Fit it with: headrace model fit {name}")
+
+
+def list_bundles(project: OpenProject) -> list[dict[str, Any]]:
+    """Returns the bundles as `model list --json` shows them, the newest first."""
+    places, gates = _find_places(project), _find_gates(project)
+    return [_listed(fitted, places, gates) for fitted in project.registry.bundles()]
 
 
 def _find_gates(project: OpenProject) -> dict[str, bool]:
@@ -223,7 +227,7 @@ def _places_text(places: Sequence[Place]) -> str:
 def describe_model(given: argparse.Namespace) -> None:
     """Says what a bundle holds, whence, and what it ranks first."""
     with opened(given) as project:
-        found = _described(project, find_bundle(project, given.bundle))
+        found = describe_bundle(project, find_bundle(project, given.bundle))
     if given.json:
         print_lines([found])
         return
@@ -245,7 +249,8 @@ def find_bundle(project: OpenProject, name: str) -> Fitted:
     return (named or begins)[0]
 
 
-def _described(project: OpenProject, fitted: Fitted) -> dict[str, Any]:
+def describe_bundle(project: OpenProject, fitted: Fitted) -> dict[str, Any]:
+    """Returns a bundle as `model describe --json` shows it."""
     bundle = project.registry.load(fitted.hash)
     scorer = open_bundle(bundle)
     scores = scorer.scores(_STRANGER)

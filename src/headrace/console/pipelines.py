@@ -91,7 +91,7 @@ def status(given: argparse.Namespace) -> None:
     """Says of each pipeline what it did last, and when it is due next."""
     with _opened(given) as project:
         runs = is_running(project, "runner")
-        rows = [_state_of(project, pipeline, runs=runs) for pipeline in project.declared.pipelines]
+        rows = [describe_state(project, pipeline, runs=runs) for pipeline in project.declared.pipelines]
     if given.json:
         print_lines(rows)
         return
@@ -116,7 +116,8 @@ def status(given: argparse.Namespace) -> None:
                 print(shown(f"{row['pipeline']}: {row[name]}"))
 
 
-def _state_of(project: OpenProject, pipeline: Pipeline, *, runs: bool) -> dict[str, Any]:
+def describe_state(project: OpenProject, pipeline: Pipeline, *, runs: bool) -> dict[str, Any]:
+    """Returns a pipeline as `pipeline status --json` shows it."""
     now_us, runner = project.clock.now_us(), project.runner
     last = next(iter(runner.history.runs(pipeline.name, limit=1)), None)
     note = next(iter(runner.history.notes(pipeline.name, limit=1)), None)
@@ -154,7 +155,7 @@ def history(given: argparse.Namespace) -> None:
         names = [given.name] if given.name else [pipeline.name for pipeline in project.declared.pipelines]
         if given.name:
             find_pipeline(project, given.name)
-        rows = _rows(project, names, given.limit)
+        rows = list_rows(project, names, given.limit)
     if given.json:
         print_lines(rows)
         return
@@ -175,7 +176,8 @@ def _told(row: dict[str, Any]) -> str:
     return f"run {row['number']} {row['state']}: {row['error'] or steps or 'no step has begun'}"
 
 
-def _rows(project: OpenProject, names: Iterable[str], limit: int) -> list[dict[str, Any]]:
+def list_rows(project: OpenProject, names: Iterable[str], limit: int) -> list[dict[str, Any]]:
+    """Returns what pipelines did as `pipeline history --json` shows it, the newest first."""
     kept = project.runner.history
     runs = [run for name in names for run in kept.runs(name, limit=limit)]
     notes = [note for name in names for note in kept.notes(name, limit=limit)]

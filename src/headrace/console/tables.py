@@ -135,13 +135,18 @@ def list_lags(project: OpenProject, table: Table) -> list[Lag] | None:
 def describe_table(given: argparse.Namespace) -> None:
     """Says what a table holds, whence, and how far."""
     with _opened(given) as project:
-        names = project.tables.names()
-        views = {view.name: view.sql for view in list_views(project)} if given.name not in names else {}
-        found = _view(project, given.name, views) if given.name in views else _table(project, given.name, [*views])
+        found = describe_fully(project, given.name)
     if given.json:
         print_lines([found])
         return
     _show_table(found)
+
+
+def describe_fully(project: OpenProject, name: str) -> dict[str, Any]:
+    """Returns a table or view as `table describe --json` shows it."""
+    names = project.tables.names()
+    views = {view.name: view.sql for view in list_views(project)} if name not in names else {}
+    return _view(project, name, views) if name in views else _table(project, name, [*views])
 
 
 def _table(project: OpenProject, name: str, views: Sequence[str]) -> dict[str, Any]:
@@ -193,7 +198,7 @@ def _show_table(found: Mapping[str, Any]) -> None:
             print(f"{name.removeprefix('headrace.'):<12} {value}")
     provenance = found["provenance"] or {}
     if provenance:
-        print(f"newest from  {_ranges(provenance)} by {provenance.get('producer', '?')}")
+        print(f"newest from  {list_ranges(provenance)} by {provenance.get('producer', '?')}")
     print()
     if found["positions"] is not None:
         lags = [(p["partition"], "-" if p["position"] is None else p["position"], p["end"], p["records"])
@@ -214,7 +219,7 @@ def history(given: argparse.Namespace) -> None:
         raise CallError(f"--limit {given.limit}: must be 1 or more")
     with _opened(given) as project:
         table = open_table(project, given.name)
-        rows = [_as_version(table, commit) for commit in table.history(given.limit)]
+        rows = list_versions(table, given.limit)
     if given.json:
         print_lines(rows)
         return
@@ -227,12 +232,17 @@ def history(given: argparse.Namespace) -> None:
                 r["operation"] + (", new schema" if r["schema_changed"] else ""),
                 "-" if r["rows"] is None else r["rows"],
                 "-" if r["files"] is None else r["files"],
-                _ranges(r) or r["note"].get("action", "-"),
+                list_ranges(r) or r["note"].get("action", "-"),
                 r["producer"],
             )
             for r in rows
         ],
     )
+
+
+def list_versions(table: Table, limit: int) -> list[dict[str, Any]]:
+    """Returns the versions of a table as `table history --json` shows them, the newest first."""
+    return [_as_version(table, commit) for commit in table.history(limit)]
 
 
 def _as_version(table: Table, commit: Commit) -> dict[str, Any]:
@@ -264,7 +274,8 @@ def _has_new_schema(table: Table, commit: Commit) -> bool:
         return False
 
 
-def _ranges(note: Mapping[str, Any]) -> str:
+def list_ranges(note: Mapping[str, Any]) -> str:
+    """Returns which offsets of which topic a commit has brought, or nothing."""
     ranges = note.get("offsets") or {}
     listed = ", ".join(f"{p}/{start}-{end}" for p, (start, end) in sorted(ranges.items(), key=lambda one: int(one[0])))
     return f"{note.get('topic')} {listed}" if listed else ""
