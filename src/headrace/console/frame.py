@@ -61,7 +61,7 @@ def put(*parts: object) -> Html:
     return Html("".join(part if isinstance(part, Html) else escape(str(part)) for part in parts))
 
 
-def tag(name: str, *inside: object, **attributes: object) -> Html:
+def tag(kind: str, *inside: object, **attributes: object) -> Html:
     """Returns an element; of a name in Python `_` stands for `-`, and one behind it for nothing.
 
     >>> tag("a", "5 > 4", href="/?a&b", class_="up", aria_label="five", hidden=None)
@@ -72,7 +72,7 @@ def tag(name: str, *inside: object, **attributes: object) -> Html:
         for key, value in attributes.items()
         if value is not None
     )
-    return put(Html(f"<{name}{listed}>"), *inside, Html(f"</{name}>"))
+    return put(Html(f"<{kind}{listed}>"), *inside, Html(f"</{kind}>"))
 
 
 def address(path: str, **query: str | None) -> str:

@@ -137,7 +137,7 @@ def _writer(given: argparse.Namespace) -> _Write | None:
 def _write_json(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
     names = _unique(schema.names)
     for batch in batches:
-        rows = [dict(zip(names, row, strict=True)) for row in _rows_of(batch, separator="T")]
+        rows = [dict(zip(names, row, strict=True)) for row in rows_of(batch, separator="T")]
         sys.stdout.write(_encoder.encode_lines(rows).decode())
     sys.stdout.flush()
 
@@ -157,7 +157,7 @@ def _write_csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(schema.names)
     for batch in batches:
-        writer.writerows([as_text(cell) for cell in row] for row in _rows_of(batch))
+        writer.writerows([as_text(cell) for cell in row] for row in rows_of(batch))
     sys.stdout.flush()
 
 
@@ -202,7 +202,7 @@ def _show(result: Result, asked: int | None, began_at: float) -> None:
     rows = asked or _SHOWN_ROWS
     names = result.schema.names
     # One row more than is shown tells whether there are more.
-    found = list(islice(chain.from_iterable(map(_rows_of, result.batches())), rows + 1))
+    found = list(islice(chain.from_iterable(map(rows_of, result.batches())), rows + 1))
     print_rows(names, found[:rows])
     counted = f"{len(found):,} row{'' if len(found) == 1 else 's'}"
     if len(found) > rows:
@@ -214,7 +214,8 @@ def _show(result: Result, asked: int | None, began_at: float) -> None:
     print(", ".join(parts), file=sys.stdout if is_terminal() else sys.stderr)
 
 
-def _rows_of(batch: pa.RecordBatch, *, separator: str = " ") -> Iterator[tuple[Any, ...]]:
+def rows_of(batch: pa.RecordBatch, *, separator: str = " ") -> Iterator[tuple[Any, ...]]:
+    """Returns the rows of a batch as Python has them; what it has no value for, as text."""
     return zip(*[_cells(column, separator) for column in batch.columns], strict=True)
 
 

@@ -105,7 +105,7 @@ def exposures_sql(scope: Scope) -> str:
         item_sql(scope.below),
         item_sql(scope.above),
         within_us=scope.within_us,
-        inside=_inside(scope, EVENTS),
+        inside=inside_sql(scope, EVENTS),
         key="recommendation_id, visitor",
     )
     return f"""WITH decided AS (
@@ -113,10 +113,10 @@ def exposures_sql(scope: Scope) -> str:
     coalesce(len(above), 0) AS num_above
   FROM {DECISIONS}
   WHERE {scope.where} AND visitor IS NOT NULL AND received_us >= {scope.since_us:d}
-    AND received_us < {scope.cutoff_us:d} AND {_inside(scope, DECISIONS)}
+    AND received_us < {scope.cutoff_us:d} AND {inside_sql(scope, DECISIONS)}
     AND recommendation_id NOT IN (
       SELECT recommendation_id FROM {DECISIONS}
-      WHERE list_contains(degraded, 'unlogged') AND {_inside(scope, DECISIONS)}
+      WHERE list_contains(degraded, 'unlogged') AND {inside_sql(scope, DECISIONS)}
     )
 ),
 {viewed},
@@ -129,7 +129,7 @@ exposed AS (
   SELECT visitor, arm, bot, received_us FROM decided
   UNION ALL
   SELECT visitor, json_extract_string(properties, '$.variation_id'), bot, received_us FROM {EVENTS}
-  WHERE type = 'track' AND event = 'Experiment Viewed' AND visitor IS NOT NULL AND {_inside(scope, EVENTS)}
+  WHERE type = 'track' AND event = 'Experiment Viewed' AND visitor IS NOT NULL AND {inside_sql(scope, EVENTS)}
     AND json_extract_string(properties, '$.experiment_id') IN ({ours})
     AND json_extract_string(properties, '$.variation_id') IN ({", ".join(map(quote_text, ARMS))})
     AND received_us >= {scope.since_us:d} AND received_us < {scope.cutoff_us:d}
@@ -157,7 +157,7 @@ FROM (
     unnest(range(len($visitors))) AS place
 ) AS people JOIN {EVENTS} USING (visitor)
 WHERE type = 'track' AND event = {quote_text(event)} AND NOT bot
-  AND event_us >= first_us AND event_us < {until_us:d} AND {_inside(scope, EVENTS)}
+  AND event_us >= first_us AND event_us < {until_us:d} AND {inside_sql(scope, EVENTS)}
 GROUP BY place"""  # noqa: S608 - every text in it is quoted, and every number one of ours
 
 
@@ -166,11 +166,11 @@ def degraded_sql(scope: Scope) -> str:
     return f"""SELECT coalesce(arm, 'none') || '/' || what AS what, count(DISTINCT recommendation_id)::BIGINT AS pages
 FROM (
   SELECT arm, recommendation_id, unnest(degraded) AS what FROM {DECISIONS}
-  WHERE {scope.where} AND received_us < {scope.cutoff_us:d} AND {_inside(scope, DECISIONS)}
+  WHERE {scope.where} AND received_us < {scope.cutoff_us:d} AND {inside_sql(scope, DECISIONS)}
 ) GROUP BY ALL ORDER BY ALL"""  # noqa: S608 - every text in it is quoted, and every number one of ours
 
 
-def _inside(scope: Scope, topic: str) -> str:
+def inside_sql(scope: Scope, topic: str) -> str:
     """Returns the condition that a row of a topic's table lies between the scope's positions."""
     starts = ", ".join(map(str, map(int, scope.starts[topic])))
     return f"log_offset >= ([{starts}])[log_partition + 1] AND {below_sql(scope.positions[topic])}"
