@@ -65,6 +65,10 @@ class ConsoleTable(DoorTable, forbid_unknown_fields=True):
 
     port: Port = 7072
     """The port to listen at; 0 takes any free one, which `headrace up` prints."""
+    hosts: list[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9.:-]+$")]] = []
+    """Names under which a proxy passes the pages on. Each but loopback makes everybody log in."""
+    session_hours: Annotated[float, msgspec.Meta(gt=0, le=8760)] = 12.0
+    """For how long a login lasts; unused for two hours it ends before."""
 
 
 class CollectTable(DoorTable, forbid_unknown_fields=True):
@@ -144,7 +148,12 @@ class Profile:
     @property
     def state(self) -> Path:
         """The folder for what a running project leaves: locks, metrics, the clock."""
-        return self.folder / ".headrace"
+        return state_of(self.folder)
+
+
+def state_of(folder: Path) -> Path:
+    """Returns the folder for what a running project leaves, whatever its profile."""
+    return folder / ".headrace"
 
 
 def find_folder(start: Path) -> Path:

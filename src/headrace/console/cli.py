@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -25,6 +25,14 @@ class Argument:
     options: dict[str, Any] = field(default_factory=dict)
 
 
+def _never(_: argparse.Namespace) -> bool:
+    return False
+
+
+def _always(_: argparse.Namespace) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Command:
     """One command: its words, the function that does it, and what it takes."""
@@ -33,6 +41,8 @@ class Command:
     target: str
     help: str
     arguments: tuple[Argument, ...] = ()
+    changes: Callable[[argparse.Namespace], Any] = _never
+    """Whether a call changes something that others rely on, and so stands in the audit log."""
 
 
 def _option(*names: str, text: str, **options: Any) -> Argument:
@@ -42,6 +52,7 @@ def _option(*names: str, text: str, **options: Any) -> Argument:
 JSON = _option("--json", text="print JSON, one object per line", action="store_true")
 TOPIC = _option("topic", text="the topic's name")
 TABLE = _option("name", text="the table's name", metavar="NAME")
+USER = _option("name", text="the user's name", metavar="NAME")
 EXPERIMENT = _option("name", text="the experiment's name in project.py", metavar="NAME")
 
 COMMON = (
@@ -108,6 +119,33 @@ COMMANDS = (
         (_option("id", text="a messageId or a recommendation_id", metavar="ID"), JSON),
     ),
     Command(
+        "key create",
+        "headrace.console.keys:create",
+        "let somebody log in to the console; the password is asked for",
+        (
+            USER,
+            _option(
+                "--console",
+                text="what the user may do there: viewer, operator or admin",
+                choices=("viewer", "operator", "admin"),
+                required=True,
+            ),
+            _option("--password-stdin", text="read the password as a line from stdin", action="store_true"),
+            JSON,
+        ),
+        changes=_always,
+    ),
+    Command(
+        "key list", "headrace.console.keys:list_keys", "list who may log in, and the names of the write keys", (JSON,)
+    ),
+    Command(
+        "key revoke",
+        "headrace.console.keys:revoke",
+        "take a user of the console away, who is logged out at once",
+        (USER,),
+        changes=_always,
+    ),
+    Command(
         "topic create",
         "headrace.console.topics:create",
         "make a topic",
@@ -116,6 +154,7 @@ COMMANDS = (
             _option("--partitions", text="how many partitions, for ever (default 4)", type=int, default=4),
             _option("--retention-days", text="forget records after this long (default: never)", type=float),
         ),
+        changes=_always,
     ),
     Command(
         "topic alter",
@@ -125,6 +164,7 @@ COMMANDS = (
             TOPIC,
             _option("--retention-days", text="forget records after this long; 0 is never", type=float, required=True),
         ),
+        changes=_always,
     ),
     Command("topic list", "headrace.console.topics:list_topics", "list the topics with their sizes", (JSON,)),
     Command(
@@ -178,6 +218,7 @@ COMMANDS = (
             ),
             JSON,
         ),
+        changes=_always,
     ),
     Command(
         "topic groups",
@@ -223,6 +264,7 @@ COMMANDS = (
             ),
             JSON,
         ),
+        changes=_always,
     ),
     Command(
         "table failed",
@@ -236,6 +278,7 @@ COMMANDS = (
             _option("--max", text="at most this many (default: all, 20 where people read)", type=int),
             JSON,
         ),
+        changes=lambda given: given.replay,
     ),
     Command(
         "table pin",
@@ -249,6 +292,7 @@ COMMANDS = (
             _option("--remove", text="take this pin away", metavar="ID"),
             JSON,
         ),
+        changes=lambda given: given.owner or given.remove,
     ),
     Command(
         "table maintain",
@@ -268,6 +312,7 @@ COMMANDS = (
             ),
             JSON,
         ),
+        changes=lambda given: not given.dry_run,
     ),
     Command(
         "feature get",
@@ -284,6 +329,7 @@ COMMANDS = (
         "headrace.console.online:backfill",
         "make the online store anew from the lake, beside what serves, and let that serve",
         (JSON,),
+        changes=_always,
     ),
     Command(
         "feature list",
@@ -325,6 +371,7 @@ COMMANDS = (
         "headrace.console.models:fit",
         "fit a model from the lake as it is now; the newest fit serves where the project says",
         (_option("name", text="the model's name in project.py", metavar="NAME"), JSON),
+        changes=_always,
     ),
     Command(
         "model list",
@@ -365,6 +412,7 @@ COMMANDS = (
             _option("--force", text="promote it even if the gate refuses", action="store_true"),
             JSON,
         ),
+        changes=_always,
     ),
     Command(
         "model rollback",
@@ -375,6 +423,7 @@ COMMANDS = (
             _option("--reason", text="why, in a sentence; it stands in the registry", default="", metavar="TEXT"),
             JSON,
         ),
+        changes=_always,
     ),
     Command(
         "model reproduce",
@@ -416,6 +465,7 @@ COMMANDS = (
             _option("--without-aa", text="leave the A/A gate out, and with it the plan", action="store_true"),
             JSON,
         ),
+        changes=_always,
     ),
     Command(
         "experiment analyse",
@@ -428,6 +478,7 @@ COMMANDS = (
         "headrace.console.experiments:stop",
         "end a trial and give its verdict; exit code 1 if it is early, empty or unhealthy",
         (EXPERIMENT, JSON),
+        changes=_always,
     ),
     Command(
         "experiment exposures",
@@ -444,6 +495,7 @@ COMMANDS = (
         "headrace.console.pipelines:run",
         "run a pipeline now, or go on with a run that was broken off; exit code 1 if a step failed",
         (_option("name", text="the pipeline's name in project.py", metavar="NAME"), JSON),
+        changes=_always,
     ),
     Command(
         "pipeline status",
@@ -479,16 +531,15 @@ def build_parser() -> argparse.ArgumentParser:
         leaf = place.add_parser(verb or noun, help=command.help, description=command.help, epilog=EXIT_CODES)
         for argument in (*command.arguments, *COMMON):
             leaf.add_argument(*argument.names, help=argument.help, **argument.options)
-        leaf.set_defaults(target=command.target)
+        leaf.set_defaults(command=command)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     given = build_parser().parse_args(arguments)
-    module, _, name = given.target.partition(":")
     try:
-        return int(getattr(import_module(module), name)(given) or 0)
+        return _run(given)
     except HeadraceError as error:
         _print_error(error, as_json=getattr(given, "json", False))
         return error.exit_code
@@ -498,6 +549,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return 130
+
+
+def _run(given: argparse.Namespace) -> int:
+    module, _, name = given.command.target.partition(":")
+    run = getattr(import_module(module), name)
+    if given.command.changes(given):
+        return int(import_module("headrace.console.acts").run_audited(given, run))
+    return int(run(given) or 0)
 
 
 def _print_error(error: HeadraceError, *, as_json: bool) -> None:

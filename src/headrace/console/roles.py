@@ -20,6 +20,8 @@ from headrace.base.process import Program, Supervisor
 from headrace.base.telemetry import get_logger, quantile, read_values, start_logging
 from headrace.collect.app import CLICKS
 from headrace.collect.settler import GROUP as SETTLER
+from headrace.console.acts import describe_audit, show_audit
+from headrace.console.guard import refuse_open_door
 from headrace.console.show import format_bytes, format_seconds, print_lines, print_table, shown
 from headrace.console.state import is_running, read_state, sole, write_state
 from headrace.console.topics import describe, list_groups
@@ -91,6 +93,8 @@ def supervise(
         with OpenProject(project.folder, project.profile) as probe:
             # What is wrong is said once and clearly here, rather than again and again by every worker.
             probe.make_topics()
+        if "console" in roles:
+            refuse_open_door(project)
         doors = [open_door(project, role) for role in roles if role in DOORS]
         crews = door_programs(project, doors) if doors else {}
         # After the doors: the first to come is the writer of the topics' file.
@@ -184,8 +188,8 @@ def _announce(project: OpenProject, doors: list[Door], *, as_json: bool) -> None
     print("stop       Ctrl-C", flush=True)
 
 
-def status(given: argparse.Namespace) -> None:
-    """Says what runs, how far readers lag, and what the disk holds."""
+def status(given: argparse.Namespace) -> int:
+    """Says what runs, how far readers lag, and what the disk holds; 1 if the audit log is not as it was written."""
     with open_project(given.project, profile=given.profile) as project:
         found = _Status(project)
     if given.json:
@@ -196,10 +200,12 @@ def status(given: argparse.Namespace) -> None:
         print_lines([{"kind": "table", **one} for one in found.tables])
         print_lines([{"kind": "stream", **found.stream}])
         print_lines([{"kind": "disk", **found.disk}])
+        print_lines([{"kind": "audit", **found.audit}])
     else:
         _show_status(found)
     if found.error is not None:
         raise found.error
+    return 0 if found.audit["whole"] else 1
 
 
 class _Status:
@@ -224,6 +230,7 @@ class _Status:
             self.error = error
         self.stream = self._read_stream()
         self.disk = _disk(project)
+        self.audit = describe_audit(project.profile.state)
 
     def _read_stream(self) -> dict[str, Any]:
         clicks = next((topic for topic in self.topics if topic["topic"] == CLICKS), None)
@@ -296,6 +303,7 @@ def _show_status(found: _Status) -> None:
     print(
         f"\ndisk       {format_bytes(disk['used_bytes'])} used by the project, {format_bytes(disk['free_bytes'])} free"
     )
+    show_audit(found.audit)
 
 
 def _role_texts(role: dict[str, Any]) -> Iterator[str]:

@@ -1,0 +1,59 @@
+"""The command line's part of the audit log: what a command changes is written down before, and what became of it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from headrace.base.audit import FILE, Act, audited, check_audit
+from headrace.base.errors import UnavailableError
+from headrace.base.process import find_user
+from headrace.profile import find_folder, state_of
+
+SHELL = "shell"
+"""The level of whoever may run commands here."""
+
+_OWN = ("command", "word", "verb", "project", "json")
+
+
+def run_audited(given: argparse.Namespace, run: Callable[[argparse.Namespace], Any]) -> int:
+    """Returns the exit code of a command that changes something, which is written into the audit log of its project."""
+    state = state_of(find_folder(Path(given.project)))
+    positional = [one.names[0] for one in given.command.arguments if not one.names[0].startswith("-")]
+    values = {
+        name: str(value) for name, value in vars(given).items() if name not in _OWN and value not in (None, False)
+    }
+    subject = values.pop(positional[0], "") if positional else ""
+    with audited(state, Act(find_user(), SHELL, given.command.words, subject, values)) as outcome:
+        code = int(run(given) or 0)
+        if code:
+            outcome.text = f"exit code {code}"
+    return code
+
+
+def describe_audit(state: Path) -> dict[str, Any]:
+    """Returns whether the audit log stands as it was written."""
+    try:
+        found = check_audit(state)
+    except UnavailableError as error:
+        return {"lines": None, "whole": False, "head": "", "torn_bytes": 0, "damages": [str(error)]}
+    return {
+        "lines": found.num_lines,
+        "whole": found.is_whole,
+        "head": found.head,
+        "torn_bytes": found.torn_bytes,
+        "damages": list(found.damages),
+    }
+
+
+def show_audit(found: dict[str, Any]) -> None:
+    """Prints whether the audit log stands as it was written, and where it does not."""
+    if found["whole"]:
+        head = f", head {found['head'][:12]}" if found["head"] else ""
+        print(f"audit      {found['lines']:,} lines, whole{head}")
+    for damage in found["damages"]:
+        print(f"audit      {FILE} is not whole: {damage}")
+    if found["torn_bytes"]:
+        print(f"audit      the last line is torn: somebody died at it, and began nothing ({found['torn_bytes']} bytes)")

@@ -1,0 +1,234 @@
+"""The page at which people log in, and what slows down whoever guesses."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from html import escape
+from importlib import import_module
+from types import ModuleType
+
+from headrace.base.errors import MissingExtraError, OverloadedError
+from headrace.base.http import Answer, Request, Response
+from headrace.base.telemetry import get_logger
+from headrace.console.frame import MARK, NOTHING, Html, read_asset, tag
+from headrace.console.guard import (
+    FORM_TOKEN,
+    LOGIN,
+    Gate,
+    Guarded,
+    audited_by,
+    caller_of,
+    hash_token,
+    local_path,
+    make_cookie,
+    needs,
+    read_cookie,
+    read_form,
+    see,
+)
+from headrace.console.users import NAME
+
+LOGOUT = "/logout"
+MIN_PASSWORD, MAX_PASSWORD = 12, 256
+
+_MAX_WAITING = 8
+_WRONG = "The name or the password is wrong."
+_STYLE = """
+* { box-sizing: border-box; margin: 0 }
+body { background: var(--ground); color: var(--text); min-height: 100vh; display: grid; place-items: center }
+main { width: min(26rem, 100%); padding: var(--s5) }
+main > svg { width: 44px; height: 44px }
+h1 { font-size: 1.8rem; line-height: 1.15; letter-spacing: -.025em; margin: var(--s4) 0; overflow-wrap: anywhere }
+label { display: block; font-weight: 600; margin: var(--s4) 0 var(--s1) }
+input, button { width: 100%; padding: var(--s3) var(--s4); font: inherit; border-radius: 10px }
+input { color: inherit; background: var(--raised); border: 1px solid var(--idle) }
+button { margin-top: var(--s5); font-weight: 700; border: 0; background: var(--accent); color: #0a0c11 }
+:focus-visible { outline: 3px solid var(--link); outline-offset: 2px }
+[role=alert] { border-left: 4px solid var(--bad); padding-left: var(--s3) }
+"""
+"""Beside the tokens of all pages: before the login there is nothing else to fetch."""
+
+
+@dataclass
+class Throttle:
+    """How long a guess must wait: the more have failed, the longer; what it remembers is bounded.
+
+    Names share places by a hash that nobody else can foresee, so no flood of names drives one out.
+    """
+
+    free: int
+    """How many may fail before the first wait."""
+    longest_seconds: float
+    now: Callable[[], float] = time.monotonic
+    num_places: int = 4096
+    _key: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    _places: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    def wait_seconds(self, of: str) -> float:
+        """Returns for how long the next guess is too early."""
+        failures, at = self._find(of)
+        return max(at + self._pause(failures) - self.now(), 0.0)
+
+    def note(self, of: str) -> None:
+        """Counts a guess as failed; those at once count before any of them is known to be right."""
+        self._places[self._place(of)] = (self._find(of)[0] + 1, self.now())
+
+    def forgive(self, of: str) -> None:
+        """Takes back one guess, which was right."""
+        failures, at = self._find(of)
+        self._places[self._place(of)] = (max(failures - 1, 0), at)
+
+    def _find(self, of: str) -> tuple[int, float]:
+        failures, at = self._places.get(self._place(of), (0, -math.inf))
+        return (0, at) if self.now() - at > 2 * self.longest_seconds else (failures, at)
+
+    def _pause(self, failures: int) -> float:
+        return 0.0 if failures < self.free else min(2.0 ** min(failures - self.free, 30), self.longest_seconds)
+
+    def _place(self, of: str) -> int:
+        digest = hashlib.blake2b(of.encode("utf-8", "replace"), key=self._key, digest_size=8).digest()
+        return int.from_bytes(digest, "big") % self.num_places
+
+
+@dataclass
+class Login:
+    """The routes by which people come in and leave."""
+
+    project: str
+    gate: Gate
+    by_name: Throttle = field(default_factory=lambda: Throttle(free=10, longest_seconds=60.0))
+    """Short, since whoever knows a name could keep its owner out."""
+    by_address: Throttle = field(default_factory=lambda: Throttle(free=5, longest_seconds=900.0))
+    _waiting: int = 0
+    # One at a time: each takes 46 MiB, and the collector needs the processor.
+    _thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "password"))
+
+    def routes(self) -> dict[tuple[str, str], Guarded]:
+        """Returns the routes, all of which anybody may use."""
+        found: dict[tuple[str, str], Answer] = {
+            ("GET", LOGIN): self.show,
+            ("POST", LOGIN): self.enter,
+            ("POST", LOGOUT): self.leave,
+        }
+        return {asked: needs("anybody", answer) for asked, answer in found.items()}
+
+    async def show(self, request: Request) -> Response:
+        """Returns the form, or leads on who need not fill it in."""
+        next_path = local_path(request.query.get("next", "/"))
+        if caller_of(request).may("viewer"):
+            return see(next_path)
+        token = read_cookie(request) or secrets.token_urlsafe(32)
+        return self._write(request, token, next_path=next_path)
+
+    async def enter(self, request: Request) -> Response:
+        """Opens a session for whoever knows a user's password."""
+        form = read_form(request)
+        name, password = form.get("name", ""), form.get("password", "")
+        next_path = local_path(form.get("next", "/"))
+        address = caller_of(request).address
+        refused = self._throttle(request, name, address, next_path=next_path)
+        if refused is not None or self.gate.users is None:
+            return refused or see(next_path)
+        if not await self._is_known(name, password):
+            get_logger("console").warning("a login as %r from %s was refused", name[:64], address)
+            return self._write(request, read_cookie(request), next_path=next_path, wrong=_WRONG, status=401)
+        self.by_name.forgive(name)
+        self.by_address.forgive(address)
+        # A token that stood before the login may be known to others.
+        token, hours = secrets.token_urlsafe(32), self.gate.table.session_hours
+        now = self.gate.now_us()
+        user = next(one for one in self.gate.users.users() if one.name == name)
+        async with audited_by(replace(caller_of(request), name=name, level=user.level), "login"):
+            await asyncio.to_thread(
+                self.gate.users.open_session, hash_token(token), name, now_us=now, since_us=now - int(hours * 3600e6)
+            )
+        return see(next_path, make_cookie(request, token))
+
+    async def leave(self, request: Request) -> Response:
+        """Ends the session."""
+        caller = caller_of(request)
+        if self.gate.users is not None and caller.session:
+            async with audited_by(caller, "logout"):
+                await asyncio.to_thread(self.gate.users.close_session, caller.session)
+        return see(LOGIN, make_cookie(request, ""))
+
+    def _throttle(self, request: Request, name: str, address: str, *, next_path: str) -> Response | None:
+        """Returns the refusal of a guess that comes too early, and counts one that does not."""
+        seconds = math.ceil(max(self.by_name.wait_seconds(name), self.by_address.wait_seconds(address)))
+        if not seconds:
+            self.by_name.note(name)
+            self.by_address.note(address)
+            return None
+        wrong = f"Too many attempts. The next one counts in {seconds} s."
+        shown = self._write(request, read_cookie(request), next_path=next_path, wrong=wrong, status=429)
+        return replace(shown, headers=(*shown.headers, (b"retry-after", str(seconds).encode())))
+
+    async def _is_known(self, name: str, password: str) -> bool:
+        """Returns whether this is a user's password; one that does not exist takes as long."""
+        if self._waiting >= _MAX_WAITING:
+            raise OverloadedError("too many log in at this moment")
+        module = load_passwords()
+        users = self.gate.users
+        kept = users.password_of(name) if users is not None and NAME.fullmatch(name) else ""
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            is_right: bool = await loop.run_in_executor(
+                self._thread, module.is_password, password[:MAX_PASSWORD], kept or module.UNKNOWN
+            )
+        finally:
+            self._waiting -= 1
+        return is_right and bool(kept) and len(password) <= MAX_PASSWORD
+
+    def _write(self, request: Request, token: str, *, next_path: str, wrong: str = "", status: int = 200) -> Response:
+        nonce = secrets.token_hex(12)
+        form = self.gate.make_form_token(hash_token(token))
+        said = f'<p role="alert">{escape(wrong)}</p>' if wrong else ""
+        text = (
+            '<!doctype html><html lang="en" class="desk"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>Log in · {escape(self.project)}</title>"
+            f'<style nonce="{nonce}">{read_asset("tokens.css").body.decode()}{_STYLE}</style></head><body><main>'
+            f'{MARK}<h1>Log in to {escape(self.project)}</h1>{said}<form method="post" action="{LOGIN}">'
+            f'<input type="hidden" name="{FORM_TOKEN}" value="{form}">'
+            f'<input type="hidden" name="next" value="{escape(next_path)}">'
+            '<label for="name">Name</label>'
+            '<input id="name" name="name" autocomplete="username" autocapitalize="none" required autofocus>'
+            '<label for="password">Password</label>'
+            '<input id="password" name="password" type="password" autocomplete="current-password" required>'
+            "<button>Log in</button></form></main></body></html>"
+        )
+        policy = (
+            f"default-src 'none'; style-src 'nonce-{nonce}'; img-src 'self'; form-action 'self'; base-uri 'none'; "
+            "frame-ancestors 'none'"
+        )
+        headers = [(b"content-type", b"text/html; charset=utf-8"), (b"content-security-policy", policy.encode())]
+        headers += [] if read_cookie(request) == token else [make_cookie(request, token)]
+        return Response(status, text.encode("utf-8", "replace"), headers)
+
+
+def write_account(request: Request) -> Html:
+    """Returns who has logged in, with the form that ends the session; nothing where nobody need log in."""
+    caller = caller_of(request)
+    if not caller.session:
+        return NOTHING
+    token = tag("input", type="hidden", name=FORM_TOKEN, value=caller.form_token).removesuffix("</input>")
+    who = tag("span", f"{caller.name}, {caller.level}")
+    return tag("form", who, Html(token), tag("button", "Log out"), method="post", action=LOGOUT, class_="account")
+
+
+def load_passwords() -> ModuleType:
+    """Returns the module that hashes passwords; raises MissingExtraError if its package is not installed."""
+    try:
+        return import_module("headrace.console.password")
+    except ModuleNotFoundError as error:
+        if error.name != "argon2":
+            raise
+        raise MissingExtraError("passwords need the package 'argon2-cffi'.  pip install 'headrace[login]'") from error
