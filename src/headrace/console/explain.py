@@ -1,398 +1,134 @@
-"""headrace explain: one event's way, from the door to its row in a file of the lake."""
+"""headrace explain: what came of something, and what it came from, from a click's offset to a champion and back."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import msgspec
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from headrace.base.errors import FormatError
+from headrace.base.errors import CallError, UnknownNameError, did_you_mean
 from headrace.collect.app import CLICKS
-from headrace.console.explain_page import find_decisions, show_page, tell_page
-from headrace.console.failed import as_row, tail_of
-from headrace.console.show import format_time, print_lines, print_rows, shown
-from headrace.console.sql import query
-from headrace.events.click import Door, decode_door
-from headrace.events.event import Envelope, read_envelope
-from headrace.events.settled import EVENTS, FAILED, REPLAY, decode_failed, decode_settled
+from headrace.console.explain_bundle import list_readers, make_bundle, make_snapshot
+from headrace.console.explain_event import by_event, find_settled, find_waiting, tell_event, tell_waiting
+from headrace.console.explain_item import tell_item
+from headrace.console.explain_page import find_decisions, tell_page
+from headrace.console.explain_rows import link_bundles
+from headrace.console.explain_show import print_list, print_walk
+from headrace.console.explain_trial import list_trials, make_champion, make_trial, make_verdict
+from headrace.console.explain_walk import Kind, Link, Node, Walk, Way, flatten
+from headrace.console.models import find_bundle
+from headrace.console.show import print_lines
+from headrace.events.decision import DECISIONS
+from headrace.events.settled import EVENTS, FAILED
 from headrace.project import OpenProject, open_project
-from headrace.stream import settled_offsets
-from headrace.tables import Commit, Table
-from headrace.tables.codec import RECEIVED_DATE
-from headrace.topics import Message
 
-_MOST_EVENTS = 100
-_MOST_REPEATS_READ = 20_000
-_MOST_CLICKS_READ = 200_000
-_FIRST_COMMITS = 64
-# The clocks of the machine that took the click and of the one that committed it.
-_CLOCKS_US = 60_000_000
+_LEAST_HASH = 8
 
-Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class _Found:
-    """A settled or failed event, from its table or from what the topic has beyond it."""
-
-    topic: str
-    row: Row
-    in_table: bool
+_MAKERS: dict[Kind, Callable[[OpenProject, str], Node | None]] = {
+    "bundle": make_bundle,
+    "snapshot": make_snapshot,
+    "trial": make_trial,
+    "verdict": make_verdict,
+    "champion": make_champion,
+}
 
 
 def explain(given: argparse.Namespace) -> int:
-    """Follows an event, or says why a page was as it was and lists the events of it."""
+    """Walks from what an id names, back to what it came from and on to what came of it."""
     with open_project(given.project, profile=given.profile) as project:
-        decisions = find_decisions(project, given.id)
-        page = tell_page(project, decisions) if decisions else None
-        found = [*_find_settled(project, given.id)]
-        if found:
-            events = _by_event(found)
-            # A recommendation has many events, and each way costs a few questions to the lake.
-            stories = [_story(project, parts, whole=len(events) == 1) for parts in events]
-        else:
-            stories = [_waiting(message) for message in _find_waiting(project, given.id)]
-    if not stories and page is None:
-        _say_unknown(given)
+        walks = tell(project, given.id)
+        unknown = "" if walks else _tell_unknown(project, given.id)
+    if not walks:
+        print(json.dumps({"error": "UnknownNameError", "message": unknown}) if given.json else unknown, file=sys.stderr)
         return 1
     if given.json:
-        print_lines([{"kind": "decision", **page}] if page else [])
-        print_lines(stories)
-        return 0
-    if page:
-        show_page(page)
-        print()
-    if not stories:
-        print("no event of it has arrived yet")
-    elif len(stories) > 1:
-        _list(stories)
+        print_lines(flatten(node) for walk in walks for node in walk.nodes)
+    elif len(walks) > 1 and all(walk.start.kind == "event" for walk in walks):
+        print_list(walks)
     else:
-        print("\n".join(_lines(stories[0])))
+        for number, walk in enumerate(walks):
+            print("\n" if number else "", end="")
+            print_walk(walk)
     return 0
 
 
-def _say_unknown(given: argparse.Namespace) -> None:
-    message = (
-        f"nothing is known of {given.id!r}: no messageId and no recommendation_id in {EVENTS} and {FAILED}, "
-        f"and none that waits in {CLICKS}"
-    )
-    print(json.dumps({"error": "UnknownNameError", "message": message}) if given.json else message, file=sys.stderr)
+def tell(project: OpenProject, wanted: str) -> tuple[Walk, ...]:
+    """Returns a walk for each thing that an id names; none if nothing is known of it.
+
+    An id is a recommendation_id, a messageId, a hash of a bundle or 8 of its signs, a model, a trial, an experiment,
+    `PAGE#ROW` for a champion, or `PERSON/ITEM`.
+    """
+    decisions = find_decisions(project, wanted) or find_decisions(project, wanted.rpartition("/")[0])
+    found = list(find_settled(project, wanted))
+    walks = []
+    if decisions:
+        start, *known = tell_page(project, decisions)
+        walks.append(_walk_from(project, start, known))
+    events = [parts for parts in by_event(found) if not decisions or parts[-1].row["message_id"] == wanted]
+    # A recommendation has many events, and each way costs a few questions to the lake.
+    walks += [_walk_event(project, tell_event(project, parts, whole=len(events) == 1)) for parts in events]
+    if not found and not decisions:
+        walks += [Walk((tell_waiting(message),)) for message in find_waiting(project, wanted)]
+    return tuple(walks) or tuple(_tell_named(project, wanted))
 
 
-# Where it is.
+def _walk_event(project: OpenProject, event: Node) -> Walk:
+    """Returns the walk from an event: back to the page that it answers, on to the training rows and bundles."""
+    trace = event.record["recommendation_id"]
+    settled = event.record["settled"]
+    rows = find_decisions(project, trace) if trace and event.record["table"] else []
+    known = tell_page(project, rows) if rows else []
+    downstream = [Link("counted in", "rows", node.id) for node in known if node.kind == "rows"]
+    if settled and event.record["table"] and EVENTS in project.tables.names():
+        place = (settled["partition"], settled["offset"], event.record["door"]["received_us"])
+        downstream += link_bundles("read by", list_readers(project, {EVENTS: place}))
+    return _walk_from(project, msgspec.structs.replace(event, downstream=tuple(downstream)), known)
 
 
-def _find_settled(project: OpenProject, wanted: str) -> Iterator[_Found]:
-    names = project.tables.names()
-    asked = {EVENTS: "message_id = $id OR recommendation_id = $id", FAILED: "message_id = $id"}
-    for name, condition in asked.items():
-        if name in names:
-            select = f"SELECT * FROM {name} WHERE {condition} ORDER BY log_us, log_offset LIMIT {_MOST_EVENTS}"  # noqa: S608
-            with query(project, select, parameters={"id": wanted}) as result:
-                for batch in result.batches():
-                    yield from (_Found(name, row, in_table=True) for row in batch.to_pylist())
-    mark = msgspec.json.encode(wanted)
-    for name, decode in ((EVENTS, decode_settled), (FAILED, decode_failed)):
-        for message in tail_of(project, name):
-            if mark in (message.value or b""):
-                row = as_row(decode(message.value or b""), message)
-                if wanted in (row["message_id"], row.get("recommendation_id")):
-                    yield _Found(name, row, in_table=False)
+def _tell_named(project: OpenProject, wanted: str) -> list[Walk]:
+    """Returns the walk from what the registry, or a person's item, is called."""
+    for make in (make_trial, make_champion, _make_named_bundle):
+        node = make(project, wanted)
+        if node is not None:
+            return [_walk_from(project, node)]
+    nodes = tell_item(project, wanted)
+    return [_walk_from(project, nodes[0], nodes[1:])] if nodes else []
 
 
-def _by_event(found: Sequence[_Found]) -> list[list[_Found]]:
-    """Returns the parts of each event, those that failed before it was settled first."""
-    groups: dict[tuple[str, str], list[_Found]] = {}
-    for one in found:
-        groups.setdefault((one.row["source"], one.row["message_id"]), []).append(one)
-    return [sorted(group, key=lambda one: (one.row["log_us"], one.topic == EVENTS)) for group in groups.values()]
-
-
-def _find_waiting(project: OpenProject, wanted: str) -> Iterator[Message]:
-    """Yields the clicks of an id that nobody has settled yet."""
-    if CLICKS not in project.topics.names():
-        return
-    topic = project.topic(CLICKS)
-    mark = _mark(wanted)
-    for message in topic.read_to_ends(settled_offsets(project), max_records=_MOST_CLICKS_READ):
-        if mark in (message.value or b"") and wanted in _ids(message):
-            yield message
-
-
-def _mark(wanted: str) -> bytes:
-    """Returns what stands in every click of an id, however its client writes JSON."""
-    return wanted.encode() if wanted.isascii() and wanted.isprintable() and not set(wanted) & set('"\\/') else b""
-
-
-def _ids(message: Message) -> set[str]:
-    """Returns the ids under which a raw click is known."""
-    ids = {value.decode("utf-8", "replace") for name, value in message.headers if name == REPLAY}
-    envelope = _envelope(message)
-    if envelope is not None and envelope.message_id:
-        return ids | {envelope.message_id}
-    return ids | {f"{message.partition}/{message.offset}"}
-
-
-def _envelope(message: Message) -> Envelope | None:
+def _make_named_bundle(project: OpenProject, wanted: str) -> Node | None:
+    if len(wanted) < _LEAST_HASH and wanted not in {one.name for one in project.registry.bundles()}:
+        return None
     try:
-        return read_envelope(message.value or b"")
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return make_bundle(project, find_bundle(project, wanted).hash)
+    except (UnknownNameError, CallError):
         return None
 
 
-# Its story.
+def _walk_from(project: OpenProject, start: Node, known: Sequence[Node] = ()) -> Walk:
+    """Returns the walk from a node: what is known around it, and what the registry tells of the rest."""
+    nodes = {(node.kind, node.id): node for node in (start, *known)}
+    ways: tuple[Way, ...] = ("upstream", "downstream")
+    for way in ways:
+        waiting, been = [start], {(start.kind, start.id)}
+        while waiting:
+            links: Sequence[Link] = getattr(waiting.pop(), way)
+            for link in links:
+                place = (link.kind, link.id)
+                if place not in nodes and link.kind in _MAKERS:
+                    made = _MAKERS[link.kind](project, link.id)
+                    nodes |= {place: made} if made else {}
+                if place in nodes and place not in been:
+                    been.add(place)
+                    waiting.append(nodes[place])
+    return Walk(tuple(nodes.values()))
 
 
-def _story(project: OpenProject, parts: Sequence[_Found], *, whole: bool) -> dict[str, Any]:
-    last = parts[-1]
-    row = last.row
-    message = _click(project, row) if whole else None
-    is_event = last.topic == EVENTS
-    return {
-        "message_id": row["message_id"],
-        "source": row["source"],
-        "event": row["event"],
-        "recommendation_id": row.get("recommendation_id"),
-        "person": row.get("person"),
-        "state": ("settled" if is_event else "failed") + ("" if last.in_table else ", not in its table yet"),
-        "door": _door(row, message),
-        "clicks": {
-            "partition": row["log_partition"],
-            "offset": row["src_offset"],
-            "time_us": message.time_us if message else row["log_us"],
-            "key": message.key.decode("utf-8", "replace") if message and message.key is not None else None,
-            "kept": message is not None,
-            "repeats": _repeats(project, row, message),
-        },
-        "failures": [_failure(one) for one in parts if one.topic == FAILED],
-        "settled": _settled(row) if is_event else None,
-        "table": _table_place(project, last) if whole and last.in_table else None,
-        "session": _session(project, row) if whole and is_event and last.in_table else None,
-    }
-
-
-def _click(project: OpenProject, row: Row) -> Message | None:
-    """Returns the raw click that a row was made of, if the topic still keeps it."""
-    partition, offset = row["log_partition"], row["src_offset"]
-    if CLICKS not in project.topics.names():
-        return None
-    bounds = project.topics.bounds(CLICKS)
-    if partition >= len(bounds) or not bounds[partition].start <= offset < bounds[partition].end:
-        return None
-    messages = project.topics.read(CLICKS, {partition: offset}, max_records=1, wait_seconds=1.0)
-    # In a topic that was made anew another click stands there.
-    return next((one for one in messages if one.offset == offset and row["message_id"] in _ids(one)), None)
-
-
-def _door(row: Row, message: Message | None) -> dict[str, Any]:
-    door = _read_door(message.headers) if message else None
-    if door is None and row["door"] and row["door"].startswith("{"):
-        door = _read_door((("door", row["door"].encode()),))
-    if door is not None:
-        return dict(msgspec.to_builtins(door))
-    return {"received_us": row["received_us"], "source": row["door"], "address": row.get("address")}
-
-
-def _read_door(headers: Sequence[tuple[str, bytes]]) -> Door | None:
-    try:
-        return decode_door(headers)
-    except FormatError:
-        return None
-
-
-def _repeats(project: OpenProject, row: Row, message: Message | None) -> int | None:
-    """Returns how many more clicks have this id, among the next ones of the partition."""
-    if message is None:
-        return None
-    mark = _mark(row["message_id"])
-    later = project.topic(CLICKS).read_to_ends({message.partition: message.offset + 1}, max_records=_MOST_REPEATS_READ)
-    return sum(mark in (one.value or b"") and row["message_id"] in _ids(one) for one in later)
-
-
-def _failure(one: _Found) -> dict[str, Any]:
-    row = one.row
-    return {
-        "reason": row["reason"],
-        "message": row["message"],
-        "definitions": row["definitions"],
-        "partition": row["log_partition"],
-        "offset": row["log_offset"],
-        "clicks_offset": row["src_offset"],
-        "replay_of": row["replay_of"],
-        "time_us": row["log_us"],
-    }
-
-
-def _settled(row: Row) -> dict[str, Any]:
-    return {
-        "topic": EVENTS,
-        "partition": row["log_partition"],
-        "offset": row["log_offset"],
-        "seq": row["seq"],
-        "event_us": row["event_us"],
-        "flags": list(row["flags"] or ()),
-        "definitions": row["definitions"],
-    }
-
-
-def _session(project: OpenProject, row: Row) -> Row | None:
-    with query(project, "SELECT * FROM sessions WHERE session_id = $id", parameters={"id": row["session_id"]}) as found:
-        return next(iter(found.table().to_pylist()), None)
-
-
-def _table_place(project: OpenProject, found: _Found) -> dict[str, Any]:
-    table = project.tables.open(found.topic)
-    commit = _commit_of(table, found.row)
-    file, row = _file_of(table, found.row)
-    return {
-        "table": table.name,
-        "version": commit.version if commit else None,
-        "time_us": commit.time_us if commit else None,
-        "producer": commit.note.get("producer") if commit else None,
-        "file": file,
-        "row": row,
-    }
-
-
-def _commit_of(table: Table, row: Row) -> Commit | None:
-    """Returns the commit that brought a row, if the log still has it."""
-    partition, offset, oldest_us = str(row["log_partition"]), row["log_offset"], row["log_us"] - _CLOCKS_US
-    limit, commits = _FIRST_COMMITS, table.history(_FIRST_COMMITS)
-    while len(commits) == limit and commits[-1].time_us >= oldest_us:
-        limit *= 4
-        commits = table.history(limit)
-    holding = [
-        commit
-        for commit in commits
-        for start, end in [commit.note.get("offsets", {}).get(partition, (0, 0))]
-        if start <= offset < end and commit.time_us >= oldest_us
-    ]
-    # The same place may stand in several incarnations of the topic: the row is of the one that was first after it.
-    incarnation = holding[-1].note.get("incarnation") if holding else None
-    return next((commit for commit in holding if commit.note.get("incarnation") == incarnation), None)
-
-
-def _file_of(table: Table, row: Row) -> tuple[str | None, int | None]:
-    """Returns the file that holds a row now, after any compaction, and its number there."""
-    day = str(row[RECEIVED_DATE])
-    for file, path in zip(table.files(), table.local_files(), strict=True):
-        if file.partition.get(RECEIVED_DATE) == day:
-            number = _number_in(Path(path), row)
-            if number is not None:
-                return file.path, number
-    return None, None
-
-
-def _number_in(path: Path, row: Row) -> int | None:
-    with pq.ParquetFile(path) as file:
-        before = 0
-        for group in range(file.num_row_groups):
-            # Arrow's threads abort the process at its end.
-            places = file.read_row_group(group, columns=["log_partition", "log_offset"], use_threads=False)
-            holds = pc.and_(
-                pc.equal(places["log_partition"], row["log_partition"]),
-                pc.equal(places["log_offset"], row["log_offset"]),
-            )
-            number = pc.index(holds, True).as_py()
-            if number >= 0:
-                return before + int(number)
-            before += places.num_rows
-    return None
-
-
-def _waiting(message: Message) -> dict[str, Any]:
-    envelope, door = _envelope(message), _read_door(message.headers)
-    return {
-        "message_id": (envelope.message_id if envelope else None) or f"{message.partition}/{message.offset}",
-        "source": door.write_key if door else None,
-        "event": (envelope.event or envelope.type) if envelope else None,
-        "recommendation_id": None,
-        "person": None,
-        "state": f"waits in {CLICKS} to be settled",
-        "door": msgspec.to_builtins(door) if door else {},
-        "clicks": {
-            "partition": message.partition,
-            "offset": message.offset,
-            "time_us": message.time_us,
-            "key": message.key.decode("utf-8", "replace") if message.key is not None else None,
-            "kept": True,
-            "repeats": None,
-        },
-        "failures": [],
-        "settled": None,
-        "table": None,
-        "session": None,
-    }
-
-
-# How it is shown.
-
-
-def _list(stories: Sequence[Row]) -> None:
-    print_rows(
-        ("message_id", "event", "person", "received", "state"),
-        [(s["message_id"], s["event"], s["person"], _at(s["door"].get("received_us")), s["state"]) for s in stories],
+def _tell_unknown(project: OpenProject, wanted: str) -> str:
+    known = [*list_trials(project), *(one.name for one in project.registry.bundles())]
+    return (
+        f"nothing is known of {wanted!r}: no messageId and no recommendation_id in {EVENTS}, {FAILED} and {DECISIONS}, "
+        f"none that waits in {CLICKS}, and no bundle, model, trial or PERSON/ITEM.{did_you_mean(wanted, known)}"
     )
-    print("\nheadrace explain MESSAGE_ID follows one of them")
-
-
-def _lines(story: Row) -> Iterator[str]:
-    yield shown(f"{story['message_id']}  {story['event'] or '-'}: {story['state']}")
-    yield "│"
-    stations = [*_arrival(story), *_outcome(story)]
-    for number, (name, text) in enumerate(stations):
-        yield f"{'└' if number == len(stations) - 1 else '├'} {name:<8}  {shown(text)}"
-
-
-def _arrival(story: Row) -> Iterator[tuple[str, str]]:
-    door, clicks = story["door"], story["clicks"]
-    facts = [
-        f"{_at(door.get('received_us'))}  {door.get('source') or 'no door'}",
-        f"from {door['address']}" if door.get("address") else "",
-        f"key {door['write_key']}" if door.get("write_key") else "",
-        door.get("user_agent") or "",
-    ]
-    yield "door", ", ".join(filter(None, facts))
-    kept = "still kept" if clicks["kept"] else "no longer kept"
-    repeats = f", {clicks['repeats']:,} more with this id, folded away" if clicks["repeats"] else ""
-    yield (
-        CLICKS,
-        f"{_at(clicks['time_us'])}  partition {clicks['partition']}, offset {clicks['offset']}, {kept}{repeats}",
-    )
-
-
-def _outcome(story: Row) -> Iterator[tuple[str, str]]:
-    for failure in story["failures"]:
-        place = f"partition {failure['partition']}, offset {failure['offset']}"
-        yield FAILED, f"{_at(failure['time_us'])}  {failure['reason']}: {failure['message']} ({place})"
-    settled, table, session = story["settled"], story["table"], story["session"]
-    if settled:
-        flags = f", {' '.join(settled['flags'])}" if settled["flags"] else ""
-        place = f"partition {settled['partition']}, offset {settled['offset']}, number {settled['seq']}"
-        yield EVENTS, f"{_at(settled['event_us'])}  {place}, definitions {settled['definitions']}{flags}"
-    if table:
-        version = "a commit that is no longer in the log"
-        if table["version"] is not None:
-            version = f"version {table['version']} by {table['producer']}"
-        yield "table", f"{_at(table['time_us'])}  {table['table']}, {version}"
-        yield "file", f"{table['file']}, row {table['row']}"
-    elif settled or story["failures"]:
-        yield "table", "not yet: it waits in its topic for the sink"
-    else:
-        yield "settler", "not yet: it waits in its topic for the settler"
-    if session:
-        pages = f", from {session['entry']} to {session['exit']}" if session["entry"] else ""
-        counted = f"{session['events']:,} event{'' if session['events'] == 1 else 's'}"
-        yield "session", f"{session['session_id']}  {counted} in {session['duration_seconds']:,.0f} s{pages}"
-
-
-def _at(time_us: int | None) -> str:
-    return "-" if time_us is None else format_time(time_us)

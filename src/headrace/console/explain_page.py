@@ -6,16 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from headrace.base.errors import FormatError, StopError, UnknownNameError
-from headrace.console.show import format_time, print_facts, print_table, shown
+from headrace.console.explain_event import events_of, find_settled
+from headrace.console.explain_features import Asked, make_features
+from headrace.console.explain_rows import make_rows
+from headrace.console.explain_walk import Link, Node, Sheet
+from headrace.console.show import format_time
 from headrace.console.sql import query
-from headrace.events.decision import DECISIONS, decode_decision, is_decision
+from headrace.events.decision import DECISIONS, Decision, decode_decision, is_decision
 from headrace.events.event import Event
 from headrace.events.settled import EVENTS
 from headrace.experiments.metric import RatioMetric
 from headrace.learn import read_tables
 from headrace.models import Bundle
+from headrace.models.linear import open_click_model
 from headrace.project import OpenProject
 from headrace.stream import tail_offsets
 from headrace.tables.catalog import item_sql
@@ -43,22 +49,80 @@ def find_decisions(project: OpenProject, wanted: str) -> list[dict[str, Any]]:
             decision = decode_decision(value)
             if decision.recommendation_id == wanted:
                 place = {"log_partition": message.partition, "log_offset": message.offset, "in_table": False}
-                waiting.append({**msgspec.structs.asdict(decision), **place})
+                waiting.append({**_plain(decision), **place})
     return waiting
 
 
-def tell_page(project: OpenProject, rows: Sequence[Row]) -> dict[str, Any]:
-    """Returns all that is known of a page: of its first row, and of those `below` it."""
-    first, *below = [_tell_decision(project, row) for row in _drop_withdrawn(rows)]
-    return {**first, "below": below}
+def _plain(decision: Decision) -> dict[str, Any]:
+    """Returns a decision as its table has it."""
+    found = msgspec.structs.asdict(decision)
+    parts = {name: found[name] for name in ("vectors", "dimensions")}
+    return {**found, **{name: None if part is UNSET else bytes(part).decode() for name, part in parts.items()}}
 
 
-def _drop_withdrawn(rows: Sequence[Row]) -> Sequence[Row]:
+def tell_page(project: OpenProject, rows: Sequence[Row]) -> list[Node]:
+    """Returns the rows of a page from above, each as a node, the events that followed, and what is learned from it."""
+    kept = _drop_withdrawn(rows)
+    names = [_name_of(row, number) for number, row in enumerate(kept)]
+    found: list[Node] = []
+    events = list(_find_events(project, kept[0]))
+    trained = make_rows(project, kept[0], events)
+    again = _make_again(project, kept[0])
+    for number, row in enumerate(kept):
+        story = _tell_decision(project, row, again)
+        known = _tell_features(project, row, names[number])
+        upstream = [Link("ranked by", "bundle", row["bundle"])]
+        upstream += [Link("knew", "features", names[number])] if known else []
+        upstream += [Link(f"{row['arm']} of", "trial", row["trial"])] if row["trial"] else []
+        downstream = [Link("above", "decision", name) for name in names[number + 1 : number + 2]]
+        if not number:
+            downstream = [*events_of(events), *_rows_link(trained), *downstream]
+        found.append(
+            Node(
+                kind="decision",
+                id=names[number],
+                title=f"{story['page']} / {story['list_id']}",
+                facts=tuple(_facts(story)),
+                sheets=(_items_sheet(story),),
+                upstream=tuple(upstream),
+                downstream=tuple(downstream),
+                record=story,
+            )
+        )
+        found += [known] if known else []
+    return [*found, *([trained] if trained else [])]
+
+
+def _name_of(row: Row, number: int) -> str:
+    """Returns the id of a row of a page: the page's for the first."""
+    return f"{row['recommendation_id']}/{row['list_id']}" if number else str(row["recommendation_id"])
+
+
+def _rows_link(trained: Node | None) -> list[Link]:
+    return [Link("became", "rows", trained.id)] if trained else []
+
+
+def _drop_withdrawn(rows: Sequence[Row]) -> list[Row]:
     """Returns each row of a page once: one that was withdrawn stands there twice, and the second says so."""
     return list({row["list_id"]: row for row in rows}.values())
 
 
-def _tell_decision(project: OpenProject, row: Row) -> dict[str, Any]:
+def _tell_features(project: OpenProject, row: Row, name: str) -> Node | None:
+    bundle = _find_bundle(project, row["bundle"])
+    if not row.get("vectors") or bundle is None or bundle.kind != "click":
+        return None
+    asked = Asked(row["person"], row["items"], row["at_us"], row["known"] or ())
+    return make_features(project, name, asked, open_click_model(bundle), msgspec.json.decode(row["vectors"]))
+
+
+def _find_events(project: OpenProject, row: Row) -> Iterator[Row]:
+    """Yields the events of a page that its own visitor sent, the oldest first."""
+    for one in find_settled(project, row["recommendation_id"]):
+        if one.topic == EVENTS and one.row["recommendation_id"] == row["recommendation_id"]:
+            yield one.row
+
+
+def _tell_decision(project: OpenProject, row: Row, again: Mapping[str, bool]) -> dict[str, Any]:
     """Returns all that is known of a decision: who, arm, bundle and its source, chances, and what became of it."""
     bundle = _find_bundle(project, row["bundle"])
     viewed, clicked = _answers(project, row)
@@ -88,7 +152,7 @@ def _tell_decision(project: OpenProject, row: Row) -> dict[str, Any]:
         "model_kind": bundle.kind if bundle else None,
         "model_source": dict(bundle.source) if bundle else None,
         "items": items,
-        "made_again": _made_again(project, row),
+        "made_again": None if "fallback" in row["degraded"] else again.get(row["list_id"]),
     }
 
 
@@ -99,15 +163,16 @@ def _find_bundle(project: OpenProject, name_hash: str) -> Bundle | None:
         return None
 
 
-def _made_again(project: OpenProject, row: Row) -> bool | None:
-    """Returns whether the decision comes out the same from its bundle and positions; None if that can't be told now."""
-    if not row["in_table"] or "fallback" in row["degraded"]:
-        return None
+def _make_again(project: OpenProject, row: Row) -> dict[str, bool]:
+    """Returns of each row of a page whether it comes out the same from its bundle and positions, where that is told."""
+    if not row["in_table"]:
+        return {}
     try:
         made = replay(project, row["recommendation_id"])
     except (UnknownNameError, StopError):
-        return None
-    return next((is_same(chosen, logged) for chosen, logged in made if logged["list_id"] == row["list_id"]), None)
+        return {}
+    # Of a row that was withdrawn the second record counts.
+    return {logged["list_id"]: is_same(chosen, logged) for chosen, logged in made}
 
 
 def _answers(project: OpenProject, row: Row) -> tuple[set[str], set[str]]:
@@ -129,33 +194,20 @@ def _items_of(project: OpenProject, event: Event, row: Row) -> set[str]:
         return {item for item in found.table().column("item").to_pylist() if item}
 
 
-def show_page(story: Row) -> None:
-    """Prints the story of a page for people."""
-    _show_decision(story)
-    for below in story["below"]:
-        print()
-        _show_decision(below)
-
-
-def _show_decision(story: Row) -> None:
-    print(shown(f"{story['recommendation_id']}  {story['page']} / {story['list_id']}"))
-    print_facts((name, shown(text)) for name, text in _facts(story))
-    print()
-    print_table(
-        ("position", "item", "category", "score", "chance", "viewed", "clicked"),
-        [
-            (
-                item["position"],
-                shown(item["id"]),
-                shown(item["category"]),
-                f"{item['score']:.4g}",
-                f"{item['propensity']:.4f}",
-                "yes" if item["viewed"] else "-",
-                "yes" if item["clicked"] else "-",
-            )
-            for item in story["items"]
-        ],
+def _items_sheet(story: Row) -> Sheet:
+    rows = tuple(
+        (
+            item["position"],
+            item["id"],
+            item["category"],
+            f"{item['score']:.4g}",
+            f"{item['propensity']:.4f}",
+            "yes" if item["viewed"] else "-",
+            "yes" if item["clicked"] else "-",
+        )
+        for item in story["items"]
     )
+    return Sheet("items", ("position", "item", "category", "score", "chance", "viewed", "clicked"), rows)
 
 
 def _facts(story: Row) -> Iterator[tuple[str, str]]:

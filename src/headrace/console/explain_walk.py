@@ -98,7 +98,9 @@ class Step:
     """Of each link from the start to here whether it is the last of its node: what a tree is drawn by."""
     link: Link
     node: Node | None
-    """Where it leads; None if the walk goes no further there, or was there before."""
+    """Where it leads; None if the walk goes no further there."""
+    is_again: bool = False
+    """Whether the walk was there before, and does not go on from it once more."""
 
 
 def list_steps(walk: Walk, way: Way) -> list[Step]:
@@ -115,12 +117,11 @@ def list_steps(walk: Walk, way: Way) -> list[Step]:
 def _walk_on(walk: Walk, way: Way, node: Node, path: tuple[bool, ...], been: set[tuple[Kind, str]]) -> Iterator[Step]:
     links: Sequence[Link] = getattr(node, way)
     for number, link in enumerate(links, start=1):
-        place = (link.kind, link.id)
-        found = None if place in been else walk.find(link)
-        here = (*path, number == len(links))
-        yield Step(here, link, found)
-        if found is not None:
-            been.add(place)
+        found, here = walk.find(link), (*path, number == len(links))
+        is_again = (link.kind, link.id) in been
+        yield Step(here, link, found, is_again)
+        if found is not None and not is_again:
+            been.add((link.kind, link.id))
             yield from _walk_on(walk, way, found, here, been)
 
 

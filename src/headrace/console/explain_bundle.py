@@ -1,0 +1,155 @@
+"""A bundle in a walk: its weights, the snapshot that it was fitted from, and whether that holds some row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from headrace.base.errors import FormatError
+from headrace.console.explain_walk import Cell, Link, Node, Sheet
+from headrace.console.models import SHOWN_HASH, gate_facts
+from headrace.console.show import format_time
+from headrace.endpoints.serving import TRIAL
+from headrace.experiments.experiment import ARMS, decode_trial
+from headrace.experiments.promotion import CHAMPION, decode_champion
+from headrace.learn import find_fit, read_offline_gate, read_tables
+from headrace.models.registry import Fitted
+from headrace.project import OpenProject
+
+_MOST_RUNS = 200
+
+
+def make_bundle(project: OpenProject, name_hash: str) -> Node | None:
+    """Returns a bundle as a node; None if the registry has none of this hash."""
+    fitted = next((one for one in project.registry.bundles() if one.hash == name_hash), None)
+    if fitted is None:
+        return None
+    manifest = msgspec.json.decode(fitted.manifest)
+    gate = read_offline_gate(project, name_hash)
+    facts = [
+        ("bundle", name_hash),
+        ("fitted", f"{format_time(fitted.at_us)[:19]} from {count_rows(manifest['source'])}"),
+        *(gate_facts(gate)[: 1 + (not gate.passed)] if gate else ()),
+    ]
+    return Node(
+        kind="bundle",
+        id=name_hash,
+        title=f"{fitted.name} {name_hash[:SHOWN_HASH]}, {fitted.kind}",
+        facts=tuple(facts),
+        sheets=tuple(_weights(project, fitted)),
+        upstream=(Link("fitted from", "snapshot", name_hash),),
+        downstream=tuple(_uses(project, name_hash)),
+        record={
+            "name": fitted.name,
+            "hash": name_hash,
+            "model_kind": fitted.kind,
+            "size": fitted.size,
+            "fitted_us": fitted.at_us,
+            "manifest": manifest,
+            "gate": msgspec.to_builtins(gate) if gate else None,
+        },
+    )
+
+
+def count_rows(source: Mapping[str, Any]) -> str:
+    """Returns what a bundle has learned from, in words."""
+    return f"{source.get('rows', 0):,} {'viewed items' if 'clicks' in source else 'clicks'}"
+
+
+def _weights(project: OpenProject, fitted: Fitted) -> Iterator[Sheet]:
+    try:
+        bundle = project.registry.load(fitted.hash)
+    except FormatError:
+        return
+    if fitted.kind != "click":
+        return
+    names = [column["name"] for column in bundle.parameters["columns"]]
+    arrays = (bundle.arrays[name].tolist() for name in ("weights", "means", "scales"))
+    rows = tuple((name, *(round(value, 4) for value in values)) for name, *values in zip(names, *arrays, strict=True))
+    yield Sheet("what each feature weighs, by its spread", ("feature", "weight", "mean", "spread"), rows)
+
+
+def _uses(project: OpenProject, name_hash: str) -> Iterator[Link]:
+    """Yields the trials that a bundle was in, and where it was promoted without one."""
+    seen = set()
+    for experiment in project.registry.newest(TRIAL):
+        for entry in project.registry.entries(TRIAL, experiment):
+            trial = decode_trial(entry.value)
+            arms = [arm for arm in ARMS if trial.bundle_of(arm) == name_hash]
+            if arms and trial.id not in seen:
+                seen.add(trial.id)
+                yield Link(f"{' and '.join(arms)} of", "trial", trial.id)
+    for page in project.registry.newest(CHAMPION):
+        for entry in project.registry.entries(CHAMPION, page):
+            champion = decode_champion(entry.value)
+            if champion.bundle == name_hash and champion.trial is None:
+                yield Link("promoted as", "champion", f"{page}#{entry.id}")
+
+
+def make_snapshot(project: OpenProject, name_hash: str) -> Node | None:
+    """Returns what a bundle was fitted from as a node; None if the registry has none of this hash."""
+    fitted = next((one for one in project.registry.bundles() if one.hash == name_hash), None)
+    if fitted is None:
+        return None
+    source = msgspec.json.decode(fitted.manifest)["source"]
+    tables = read_tables(source)
+    listed = " and ".join(f"{name} version {found['version']}" for name, found in tables.items())
+    fit = find_fit(project, name_hash)
+    rows: list[tuple[Cell, ...]] = [
+        (name, found["version"], _places(found["positions"]), found["incarnation"]) for name, found in tables.items()
+    ]
+    return Node(
+        kind="snapshot",
+        id=name_hash,
+        title=listed or "unknown tables",
+        facts=(
+            ("up to", f"{format_time(fitted.at_us)[:19]}: what arrived later does not count"),
+            *(_made(fit.code, fit.seed, fit.environment) if fit else [("code", "was not written down then")]),
+            *_find_runs(project, name_hash),
+            ("again", f"headrace model reproduce {name_hash[:SHOWN_HASH]}"),
+        ),
+        sheets=(Sheet("tables", ("table", "version", "up to", "of the topic"), tuple(rows)),),
+        downstream=(Link("fitted to", "bundle", name_hash),),
+        record={"source": source, "fit": msgspec.to_builtins(fit) if fit else None},
+    )
+
+
+def _places(positions: Sequence[int]) -> str:
+    return ", ".join(f"{partition}/{offset}" for partition, offset in enumerate(positions))
+
+
+def _made(code: str, seed: int, environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    shown = ", ".join(f"{name} {version}" for name, version in environment.items() if name != "system")
+    return [("code", f"{code}, seed {seed}"), ("on", shown)]
+
+
+def _find_runs(project: OpenProject, name_hash: str) -> list[tuple[str, str]]:
+    for pipeline in project.declared.pipelines:
+        for run in project.runner.history.runs(pipeline.name, limit=_MOST_RUNS):
+            if any(name_hash in step.outputs for step in run.steps):
+                return [("by", f"run {run.number} of the pipeline {pipeline.name}")]
+    return []
+
+
+def list_readers(project: OpenProject, places: Mapping[str, tuple[int, int, int]]) -> list[Fitted]:
+    """Returns the bundles whose snapshot holds rows of some tables, the newest first.
+
+    A place is the partition and offset of a row in its table's topic, and when it was received.
+    """
+    found = []
+    for fitted in project.registry.bundles():
+        source = msgspec.json.decode(fitted.manifest)["source"]
+        tables = read_tables(source)
+        if places.keys() <= tables.keys() and all(
+            _is_inside(tables[name], place, source["at_us"]) for name, place in places.items()
+        ):
+            found.append(fitted)
+    return found
+
+
+def _is_inside(table: Mapping[str, Any], place: tuple[int, int, int], at_us: int) -> bool:
+    partition, offset, received_us = place
+    positions = table["positions"]
+    return partition < len(positions) and offset < positions[partition] and received_us <= at_us
