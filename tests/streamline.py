@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import struct
 
 from msgspec import Raw
 
+from headrace.base.clock import begin_stepped
 from headrace.base.telemetry import Metrics
 from headrace.events.decision import DECISIONS, Decision
 from headrace.events.decision import encode as encode_decision
@@ -56,8 +56,7 @@ def make_project(folder, *, per_row=4, explore=0.1, partitions=2, clock="stepped
     topics = f"[topic.clicks]\npartitions = {partitions}\n[endpoint]\nport = 0\n[console]\nport = 0\n"
     (folder / "headrace.toml").write_text(project_toml(clock=clock, extra=topics + extra))
     if clock == "stepped://":
-        (folder / ".headrace").mkdir(exist_ok=True)
-        (folder / ".headrace" / "clock.stepped").write_bytes(struct.pack("<q", BEGAN_US))
+        begin_stepped(folder, BEGAN_US)
     return folder
 
 

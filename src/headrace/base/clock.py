@@ -194,6 +194,13 @@ class SteppedClock:
         return now
 
 
+def begin_stepped(folder: Path, at_us: int) -> None:
+    """Lets the stepped time of a project that has not run yet stand at an instant, rather than at the present."""
+    path = folder / _STEPPED_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_MICROSECONDS.pack(at_us))
+
+
 SCHEMES = Registry(
     noun="clock",
     group="headrace.clocks",

@@ -1,0 +1,180 @@
+"""What the checks read of a world that was played: the clients' record, bytes of topics, and rows of Parquet."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import msgspec
+
+from headrace.collect.app import CLICKS
+from headrace.engines import Source, open_engine
+from headrace.events.decision import DECISIONS, is_decision
+from headrace.events.settled import EVENTS, FAILED, is_row
+from headrace.events.world import World
+from headrace.experiments.experiment import Trial
+from headrace.experiments.verdict import Verdict
+from headrace.features import Column
+from headrace.loop import find_trial_of
+from headrace.project import OpenProject
+from headrace.verify.audience import Record
+from headrace.verify.count import is_click
+from headrace.verify.exposed import Exposed, expose
+from headrace.verify.oracle import Oracle
+from headrace.verify.truth import Truth, tell_truth
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Found(NamedTuple):
+    """What a check has counted."""
+
+    text: str
+    witness: str | None = None
+    """The first that shows a fault; None where there is none."""
+
+
+class LeftOutError(Exception):
+    """There is nothing that a check could judge, and why."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question to a world."""
+
+    name: str
+    room: str
+    ask: Callable[[Case], Found]
+    false_alarm: float = 0.0
+
+
+class _Id(msgspec.Struct):
+    message_id: str = msgspec.field(name="messageId", default="")
+
+
+class _Settled(msgspec.Struct):
+    message_id: str
+    seq: int = -1
+
+
+_read_id = msgspec.json.Decoder(_Id).decode
+_read_settled = msgspec.json.Decoder(_Settled).decode
+
+_EVENTS = (
+    "message_id, type, event, event_us, person, visitor, recommendation_id, bot, properties, attributes, "
+    "log_partition, log_offset, src_offset, seq"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A world that was played in a project, which is at rest."""
+
+    project: OpenProject
+    world: World
+    record: Record
+    verdict: Verdict | None
+
+    def read(self, table: str, columns: str = "*") -> Rows:
+        """Returns the rows of a table's Parquet files, in their order."""
+        found = self.project.tables.open(table)
+        source = Source("found", found.schema, found.local_files, found.partitions)
+        with closing(open_engine("duckdb://?threads=1")) as engine:
+            sql = f"SELECT {columns} FROM found ORDER BY log_partition, log_offset"  # noqa: S608 - names of ours
+            rows: Rows = engine.query(sql, sources=[source]).table().to_pylist()
+            return rows
+
+    @cached_property
+    def events(self) -> Rows:
+        """The rows of `events`."""
+        return self.read(EVENTS, _EVENTS)
+
+    @cached_property
+    def decided(self) -> Rows:
+        """The rows of `decisions`, all of them."""
+        return self.read(DECISIONS)
+
+    @cached_property
+    def decisions(self) -> Rows:
+        """The rows of pages that were answered with their id."""
+        withdrawn = {row["recommendation_id"] for row in self.decided if "unlogged" in row["degraded"]}
+        return [row for row in self.decided if row["recommendation_id"] not in withdrawn]
+
+    @cached_property
+    def clicks(self) -> Counter[str]:
+        """How often each id stands in `clicks`."""
+        values = self.project.topic(CLICKS).read_to_ends()
+        return Counter(_read_id(one.value or b"{}").message_id for one in values if is_click(one))
+
+    @cached_property
+    def settled(self) -> list[tuple[str, tuple[int, int]]]:
+        """Id, partition and number of each event in `events`."""
+        return [(row.message_id, (one.partition, row.seq)) for one, row in self._rows(EVENTS)]
+
+    @cached_property
+    def failed(self) -> list[str]:
+        """The id of each event in `failed`."""
+        return [row.message_id for _, row in self._rows(FAILED)]
+
+    def _rows(self, name: str) -> list[tuple[Any, _Settled]]:
+        found = self.project.topic(name).read_to_ends()
+        return [(one, _read_settled(one.value or b"")) for one in found if is_row(one.value or b"", one.headers)]
+
+    @cached_property
+    def logged(self) -> list[tuple[int, int]]:
+        """Partition and offset of each decision in `decisions`."""
+        found = self.project.topic(DECISIONS).read_to_ends()
+        return [(one.partition, one.offset) for one in found if is_decision(one.value or b"")]
+
+    @cached_property
+    def visitors(self) -> Mapping[str, int]:
+        """The number of each visitor of the world, by the visitor's id."""
+        return {self.world.visitor(number).anonymous_id: number for number in range(self.world.num_visitors)}
+
+    def is_bot(self, visitor: str) -> bool:
+        """Returns whether a visitor is a robot; who isn't of the world is one of ours, and is one."""
+        number = self.visitors.get(visitor)
+        return number is None or self.world.visitor(number).bot
+
+    @cached_property
+    def judged(self) -> Verdict:
+        """The verdict; raises LeftOutError where there is none."""
+        if self.verdict is None:
+            raise LeftOutError("no trial came to a verdict in this world")
+        return self.verdict
+
+    @cached_property
+    def trial(self) -> Trial:
+        """The trial of the verdict."""
+        return find_trial_of(self.project, self.judged)
+
+    @cached_property
+    def exposed(self) -> dict[str, Exposed]:
+        """What counts for each visitor of the trial, robots left out."""
+        return expose(self)
+
+    @cached_property
+    def truth(self) -> Truth:
+        """What the trial should have found, with each of its decisions made again."""
+        return tell_truth(self.project, self.world, self.judged)
+
+    @cached_property
+    def attributes(self) -> Mapping[str, Mapping[str, Any]]:
+        """What the world itself knows of its titles."""
+        return {one.product_id: {"title": one.title, "genre": one.genre} for one in self.world.items}
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of the project's features; raises LeftOutError where there are none."""
+        if not self.project.declared.columns:
+            raise LeftOutError("the project declares no features")
+        return self.project.declared.columns
+
+    @cached_property
+    def oracle(self) -> Oracle:
+        """The features, counted the plain way."""
+        return Oracle(self.columns, self.events)

@@ -1,0 +1,63 @@
+"""Checks of the way from the door to the lake: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from headrace.verify.case import Case, Check, Found
+
+
+def _is_kept(case: Case) -> Found:
+    lost = (one for one in sorted(case.record.acknowledged) if one not in case.clicks)
+    text = f"{len(case.record.acknowledged):,} acknowledged; {case.clicks.total():,} clicks"
+    return Found(text, _first("event", lost))
+
+
+def _is_settled_once(case: Case) -> Found:
+    settled, failed = [name for name, _ in case.settled], case.failed
+    happened = Counter(settled) + Counter(failed)
+    wrong = (one for one in case.clicks if happened[one] != 1)
+    strange = (one for one in happened if one not in case.clicks)
+    repeats = case.clicks.total() - len(case.clicks)
+    text = f"{case.clicks.total():,} clicks = {len(settled):,} settled + {len(failed):,} failed + {repeats:,} repeats"
+    return Found(text, _first("event", wrong) or _first("event", strange))
+
+
+def _is_row_once(case: Case) -> Found:
+    rows = Counter((row["log_partition"], row["seq"]) for row in case.events)
+    names = dict(zip((place for _, place in case.settled), (name for name, _ in case.settled), strict=True))
+    wrong = [place for place in names if rows[place] != 1] + [place for place in rows if place not in names]
+    text = f"{len(case.settled):,} settled, {rows.total():,} rows"
+    return Found(
+        text, _first("event", (names.get(place, f"partition {place[0]}, number {place[1]}") for place in wrong))
+    )
+
+
+def _is_decision_once(case: Case) -> Found:
+    rows = Counter((row["log_partition"], row["log_offset"]) for row in case.decided)
+    logged = set(case.logged)
+    wrong = [one for one in case.logged if rows[one] != 1] + [one for one in rows if one not in logged]
+    places = (f"partition {partition}, offset {offset}" for partition, offset in wrong)
+    return Found(f"{len(case.logged):,} decided, {rows.total():,} rows", _first("decision at", places))
+
+
+def _are_bots_flagged(case: Case) -> Found:
+    mine = [row for row in case.events if row["visitor"] in case.visitors]
+    wrong = (row["message_id"] for row in mine if row["bot"] != case.is_bot(row["visitor"]))
+    bots = sum(row["bot"] for row in mine)
+    return Found(f"{len(mine):,} events, {bots:,} of robots", _first("event", wrong))
+
+
+def _first(noun: str, found: Iterable[Any]) -> str | None:
+    return next((f"{noun} {one}" for one in found), None)
+
+
+CHECKS = (
+    Check("every acknowledged event stands in clicks", "collect", _is_kept),
+    Check("every click is settled, failed or a repeat, once", "events", _is_settled_once),
+    Check("robots are told from people", "events", _are_bots_flagged),
+    Check("every settled event is one row of the lake", "tables", _is_row_once),
+    Check("every decision is one row of the lake", "tables", _is_decision_once),
+)
