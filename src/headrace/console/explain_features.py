@@ -55,7 +55,7 @@ def make_features(project: OpenProject, name: str, asked: Asked, scorer: OpenCli
             ("as of", f"{format_time(asked.at_us)}, of events {_known_text(asked.known)}"),
             (
                 "average",
-                f"a row like the average of the training has the chance {average:.4f}; features move it from there",
+                f"a row like the average of the training has log odds {base:.2f}, a chance of {average:.4f}",
             ),
             ("behind", f"{_counted(len(behind), 'event')} of {asked.person}"),
         ),

@@ -7,7 +7,7 @@ import msgspec
 from headrace.base.errors import StopError
 from headrace.console.explain_features import Asked, make_features
 from headrace.console.explain_page import find_decisions, tell_page
-from headrace.console.explain_walk import Link, Node, Sheet
+from headrace.console.explain_walk import Link, Node
 from headrace.console.show import format_time
 from headrace.console.sql import query
 from headrace.endpoints.serving import Served, Shelf
@@ -58,16 +58,18 @@ def _tell_shown(project: OpenProject, person: str, item: str) -> list[Node]:
         id=f"{person}/{item}",
         title=f"{item} for {person}: shown",
         facts=facts,
-        sheets=tuple(_narrow(known, item)) if known else (),
-        upstream=(Link("shown by", "decision", row.id),),
+        upstream=(*((Link("knew", "features", known.id),) if known else ()), Link("shown by", "decision", row.id)),
         record={"person": person, "item": item, "times": newest["times"], "shown": shown},
     )
-    return [start, *page]
+    return [start, *(_narrow(node, item) if node is known else node for node in page)]
 
 
-def _narrow(known: Node, item: str) -> list[Sheet]:
-    """Returns the rows of the sheets that are about an item."""
-    return [msgspec.structs.replace(one, rows=tuple(row for row in one.rows if row[0] == item)) for one in known.sheets]
+def _narrow(known: Node, item: str) -> Node:
+    """Returns features of which only the rows about one item are left."""
+    sheets = (
+        msgspec.structs.replace(one, rows=tuple(row for row in one.rows if row[0] == item)) for one in known.sheets
+    )
+    return msgspec.structs.replace(known, sheets=tuple(sheets))
 
 
 def _tell_now(project: OpenProject, person: str, item: str) -> list[Node]:
@@ -109,8 +111,8 @@ def _tell_rank(project: OpenProject, page: str, served: Served, whom: tuple[str,
             ("as of", format_time(at_us)[:19]),
         ),
         upstream=(
-            Link("ranked by", "bundle", served.hash),
             *((Link("knows", "features", name),) if isinstance(scorer, OpenClickModel) else ()),
+            Link("ranked by", "bundle", served.hash),
         ),
         record={"person": person, "item": item, "rank": rank, "score": float(scores[place]), "bundle": served.hash},
     )

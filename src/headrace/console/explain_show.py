@@ -11,19 +11,20 @@ from headrace.console.show import print_facts, print_rows, print_table, shown
 _WIDTH = 100
 _SHOWN_ROWS = 12
 _SHOWN_LINKS = 8
+_BY_ID = ("decision", "event")
 _HEADINGS: dict[Way, str] = {"upstream": "came from", "downstream": "led to"}
 
 
 def print_walk(walk: Walk) -> None:
     """Prints a walk."""
     start = walk.start
-    print(shown(f"{start.id}  {start.title}"))
+    print(shown(f"{start.id if start.kind in _BY_ID else start.kind}  {start.title}"))
     if start.kind == "event":
         print("\n".join(_stations(start)))
     else:
         print_facts(start.facts)
     for sheet in start.sheets:
-        print()
+        print(f"\n{sheet.title}" if len(start.sheets) > 1 else "")
         _print_sheet(sheet)
     for way, heading in _HEADINGS.items():
         steps = list_steps(walk, way)
