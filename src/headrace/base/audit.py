@@ -101,7 +101,7 @@ def audited(folder: Path, act: Act, *, now_us: Callable[[], int] = machine_us) -
     after = Act(act.who, act.level, act.what, act.subject, {"begun": str(seq)}, act.address)
     try:
         yield outcome
-    except BaseException as error:
+    except BaseException as error:  # whatever ends an act, Ctrl-C too, stands in the log
         reason = f": {error}" if isinstance(error, HeadraceError) else ""
         with contextlib.suppress(OutsideError):
             write_line(folder, after, f"{type(error).__name__}{reason}", at_us=now_us())
@@ -136,17 +136,22 @@ def _opened(path: Path, flags: int, lock: int) -> Iterator[int]:
 
 def _append(descriptor: int, path: Path, act: Act, outcome: str, *, at_us: int) -> int:
     last, torn = _read_end(descriptor)
-    head = _read_head(path) or _Head()
-    if last is not None and (last.seq, last.previous) == (head.seq + 1, head.hash) and _hash(last) == last.hash:
-        # Its writer died before it could note it.
-        head = _note(path, last)
+    head = _note_unless_noted(path, last, _read_head(path) or _Head())
     if torn:
         _write(descriptor, b"\n")
-        if head.seq == (last.seq if last is not None else 0):
+        after = _note_unless_noted(path, _parse(torn), head)
+        if after == head and head.seq == (last.seq if last is not None else 0):
             # Of a line that was noted something was cut off: that is no accident, and is not healed.
             healed = Act(act.who, act.level, HEALED, FILE, {"torn": hashlib.sha256(torn).hexdigest()}, act.address)
-            head = _note(path, _write_act(descriptor, head, healed, DONE, at_us=at_us))
+            after = _note(path, _write_act(descriptor, head, healed, DONE, at_us=at_us))
+        head = after
     return _note(path, _write_act(descriptor, head, act, outcome, at_us=at_us)).seq
+
+
+def _note_unless_noted(path: Path, line: Line | None, head: _Head) -> _Head:
+    """Returns the newest hash, which is that of a line whose writer died before it could note it."""
+    follows = line is not None and (line.seq, line.previous) == (head.seq + 1, head.hash) and _hash(line) == line.hash
+    return _note(path, line) if line is not None and follows else head
 
 
 def _write_act(descriptor: int, head: _Head, act: Act, outcome: str, *, at_us: int) -> Line:
@@ -194,7 +199,7 @@ def _parse(data: bytes) -> Line | None:
     """Returns a line, or None for bytes that no line of ours has: only one way to write it is taken."""
     try:
         line = msgspec.json.decode(data, type=Line)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     return line if msgspec.json.encode(line) == data else None
 
@@ -202,7 +207,7 @@ def _parse(data: bytes) -> Line | None:
 def _read_head(path: Path) -> _Head | None:
     try:
         return msgspec.json.decode(path.with_name(HEAD).read_bytes(), type=_Head)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

@@ -148,7 +148,7 @@ async def audited_by(
     outcome = await asyncio.to_thread(scope.__enter__)
     try:
         yield outcome
-    except BaseException as error:
+    except BaseException as error:  # the other end is told of whatever it is
         await asyncio.to_thread(scope.__exit__, type(error), error, error.__traceback__)
         raise
     await asyncio.to_thread(scope.__exit__, None, None, None)
