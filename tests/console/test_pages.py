@@ -174,10 +174,10 @@ def test_a_collector_that_is_open_to_all_is_found_by_the_name_that_the_browser_k
     state = home.up.folder / ".headrace" / "run" / "collector.json"
     before = state.read_text()
     state.write_text('{"url": "http://0.0.0.0:7070"}')
-    page = home.open(host="shop.example:7072")
+    page = home.open(host="localhost:7072")
     state.write_text(before)
-    assert page.all("script")[0]["src"] == "http://shop.example:7070/headrace.js"
-    assert "connect-src http://shop.example:7070;" in page.answer.headers["content-security-policy"]
+    assert page.all("script")[0]["src"] == "http://localhost:7070/headrace.js"
+    assert "connect-src http://localhost:7070;" in page.answer.headers["content-security-policy"]
 
 
 def test_a_visitor_gets_an_id_before_the_first_event_and_keeps_it(home):

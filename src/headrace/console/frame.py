@@ -274,11 +274,9 @@ ASSETS = ("tokens.css", "console.css", "uplot.css", "htmx.js", "uplot.js", "live
 """What pages ask for, beside what they are."""
 
 
-def serve_asset(request: Request) -> Response | None:
-    """Returns an asset, which a browser may keep for ever; None if there is none at this address."""
-    asset = next((read_asset(name) for name in ASSETS if asset_path(name) == request.path), None)
-    if asset is None:
-        return None
+async def show_asset(name: str, request: Request) -> Response:
+    """Returns an asset, which a browser may keep for ever."""
+    asset = read_asset(name)
     headers = [(b"content-type", asset.kind), _YEAR, (b"vary", b"accept-encoding"), NOSNIFF]
     if "gzip" in request.header(b"accept-encoding"):
         return Response(200, asset.packed, (*headers, (b"content-encoding", b"gzip")))

@@ -9,14 +9,10 @@ from html import escape
 from importlib import resources
 from urllib.parse import quote, urlencode
 
+from headrace.console.frame import MARK, nav
 from headrace.endpoints.endpoint import Row, Shown, ShownItem
 
-_MARK = (
-    '<svg viewBox="0 0 32 32" aria-hidden="true"><rect width="32" height="32" rx="8" fill="#ffb547"/>'
-    '<g fill="none" stroke="#0a0c11" stroke-width="3" stroke-linecap="round"><path d="M6 12q5-5 10 0t10 0"/>'
-    '<path d="M6 20q5-5 10 0t10 0" opacity=".55"/></g></svg>'
-)
-ICON = _MARK.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
+ICON = MARK.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
 
 _COLUMNS = ("position", "item", "title", "because", "score", "propensity")
 _SHORT = 8
@@ -101,9 +97,11 @@ def _page(frame: Frame, names: tuple[str, str], bar: str, body: str, *, head: st
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="theme-color" content="#0a0c11">'
         f'<title>{escape(title)}</title><link rel="icon" href="/favicon.ico" type="image/svg+xml">{head}'
-        f'<style nonce="{frame.nonce}">{_text("pages.css")}</style>{_snippet(frame, name)}</head><body>'
+        f'<style nonce="{frame.nonce}">{_text("assets/tokens.css")}{_text("pages.css")}</style>'
+        f"{_snippet(frame, name)}</head><body>"
         f'<a class="skip" href="#main">Skip to the titles</a><header class="bar">'
-        f'<a class="brand" href="{escape(frame.link("/"))}">{_MARK}Streamline</a>{bar}</header>{body}</body></html>'
+        f'<a class="brand" href="{escape(frame.link("/"))}">{MARK}Streamline</a>{nav("/")}{bar}</header>'
+        f"{body}</body></html>"
     )
 
 

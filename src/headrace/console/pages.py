@@ -10,20 +10,25 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from urllib.parse import urlsplit
 
 import msgspec
 
 from headrace.base.errors import HeadraceError, RequestError, UnavailableError
-from headrace.base.http import App, Limits, Request, Response, nothing_answers
+from headrace.base.http import Answer, App, Limits, Request, Response, nothing_answers
 from headrace.base.ids import make_id
 from headrace.base.telemetry import get_logger
 from headrace.collect.cookies import CookieOptions, read_visitor, visitor_cookie
 from headrace.collect.dimensions import Dimensions
 from headrace.collect.keys import DEV_KEY, Keys
+from headrace.console.desk import Desk, by_first
+from headrace.console.frame import ASSETS, asset_path, show_asset
+from headrace.console.guard import guard, needs
 from headrace.console.markup import ICON, Frame, Named, write_empty, write_home, write_watch
+from headrace.console.page_tables import Tables
 from headrace.console.posters import draw_poster, draw_wide
+from headrace.console.reader import Reader
 from headrace.console.state import read_state
 from headrace.doors import Behind
 from headrace.endpoints.endpoint import Ask, Context, Shown
@@ -58,12 +63,23 @@ _read_refusal = msgspec.json.Decoder(_Refusal).decode
 async def open_console(behind: Behind) -> tuple[App, Limits]:
     """Returns the console's pages."""
     pages = Pages(behind.project)
-    routes = {
-        ("GET", "/"): pages.home,
-        ("GET", "/poster"): show_poster,
-        ("GET", "/favicon.ico"): show_icon,
+    desk = Desk(behind.project, Reader(behind.project), os.urandom)
+    tables = Tables(desk)
+    routes: dict[tuple[str, str], Answer] = {
+        ("GET", "/"): needs("viewer", pages.home),
+        ("GET", "/poster"): needs("viewer", show_poster),
+        ("GET", "/favicon.ico"): needs("anybody", show_icon),
+        **{("GET", asset_path(name)): needs("anybody", partial(show_asset, name)) for name in ASSETS},
+        ("GET", "/tables"): desk.reads(tables.all),
     }
-    return App(routes, fallback=pages.other, metrics_text=behind.metrics.text), LIMITS
+    others: dict[str, Answer] = {
+        "watch": needs("viewer", pages.watch),
+        "tables": desk.reads(tables.one),
+    }
+    app = App(
+        routes, fallback=needs("viewer", by_first(others)), metrics_text=behind.metrics.text, close=desk.reader.close
+    )
+    return guard(behind.project, app), LIMITS
 
 
 @dataclass
@@ -88,10 +104,10 @@ class Pages:
         names = [await self._names((item.id, item.category) for item in row.items) for row in shown.rows]
         return _respond(request, frame, write_home(frame, shown, names))
 
-    async def other(self, request: Request) -> Response:
-        """Returns the page on which a title is played; of all other paths it says that nothing is there."""
-        _, _, item = request.path.partition("/watch/")
-        if request.method != "GET" or not item or request.path != f"/watch/{item}":
+    async def watch(self, request: Request) -> Response:
+        """Returns the page on which a title is played."""
+        item = request.path.removeprefix("/watch/")
+        if not item or item == request.path:
             return await nothing_answers(request)
         frame = self._frame(request)
         (named,) = await self._names([(item, "")])

@@ -69,12 +69,12 @@ class Reader:
     _idle: asyncio.TimerHandle | None = None
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def ask(self, name: str, *, patience: float | None = None, **arguments: Any) -> Any:
+    async def ask(self, what: str, /, *, patience: float | None = None, **arguments: Any) -> Any:
         """Returns what a function found; raises what it raised, and TimeoutError where `patience` ends before it.
 
         The question is answered all the same, and whoever asks the same meanwhile or within a second shares the answer.
         """
-        question = msgspec.json.encode(_Question(name, arguments), order="deterministic")
+        question = msgspec.json.encode(_Question(what, arguments), order="deterministic")
         task = self._asked.get(question)
         if task is None:
             if len(self._asked) >= _MOST_WAITING:

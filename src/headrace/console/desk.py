@@ -1,0 +1,127 @@
+"""What the pages beside Home share: the project, the reader, and how an answer or an error becomes a page."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+from urllib.parse import quote
+
+from headrace.base.errors import DeadlineError, HeadraceError, OutsideError, RequestError, UnknownNameError
+from headrace.base.http import Answer, Request, Response, nothing_answers
+from headrace.console.frame import NOTHING, Html, Sheet, command, empty, put, respond, tag, waiting
+from headrace.console.guard import FORM_TOKEN, Guarded, caller_of, form_token, needs
+from headrace.console.reader import PATIENCE_SECONDS, Reader
+from headrace.project import OpenProject
+
+Page = Callable[[Request], Awaitable[Sheet]]
+
+_SEE_OTHER = 303
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What stands behind the pages of one project."""
+
+    project: OpenProject
+    reader: Reader
+    entropy: Callable[[int], bytes]
+
+    def reads(self, page: Page) -> Guarded:
+        """Returns the route of a page that every viewer may see."""
+        return needs("viewer", partial(self._show, page))
+
+    def acts(self, answer: Answer) -> Guarded:
+        """Returns the route of a form with which an operator changes something."""
+        return needs("operator", partial(self._act, answer))
+
+    async def ask(self, request: Request, question: str, /, **arguments: Any) -> Any:
+        """Returns what the reader answers; None if that takes longer than a page should.
+
+        The page then says so and asks again by itself, and that request waits for the answer to the end.
+        """
+        patience = None if b"hx-request" in request.headers else PATIENCE_SECONDS
+        try:
+            return await self.reader.ask(question, patience=patience, **arguments)
+        except TimeoutError:
+            return None
+
+    def show(self, request: Request, sheet: Sheet) -> Response:
+        """Returns a page in its frame."""
+        caller = caller_of(request)
+        who = tag("span", caller.name) if caller.name else NOTHING
+        return respond(sheet, project=self.project.declared.name, nonce=self.entropy(12).hex(), who=who)
+
+    async def _show(self, page: Page, request: Request) -> Response:
+        try:
+            sheet = await page(request)
+        except HeadraceError as error:
+            sheet = _explain(request, error)
+        return self.show(request, sheet)
+
+    async def _act(self, answer: Answer, request: Request) -> Response:
+        try:
+            return await answer(request)
+        except HeadraceError as error:
+            return self.show(request, _explain(request, error))
+
+
+def pending(request: Request, sheet: Sheet, text: str) -> Sheet:
+    """Returns a page whose answer is on its way; without scripts it is loaded again after a moment."""
+    again = Html("<noscript><p>Load this page again in a moment: it needs scripts to do so itself.</p></noscript>")
+    return replace(sheet, body=put(waiting(request, text), again))
+
+
+def segment(request: Request, place: str) -> str:
+    """Returns what a path has behind `/place/`; raises RequestError 404 for none, or for more than one name."""
+    name = request.path.removeprefix(f"/{place}/")
+    if not name or name == request.path or "/" in name:
+        raise RequestError(404, f"nothing answers {request.path!r}")
+    return name
+
+
+def by_first(pages: Mapping[str, Answer]) -> Answer:
+    """Returns what answers /PLACE/NAME by its place."""
+
+    async def answer(request: Request) -> Response:
+        place = request.path.partition("/")[2].partition("/")[0]
+        found = pages.get(place) if request.method in ("GET", "HEAD") else None
+        return await (found or nothing_answers)(request)
+
+    return answer
+
+
+def button(request: Request, text: str, action: str, **fields: str) -> Html:
+    """Returns a form of one button, for those who may press it."""
+    if not caller_of(request).may("operator"):
+        return NOTHING
+    hidden = [
+        tag("input", type="hidden", name=name, value=value).removesuffix("</input>")
+        for name, value in {**fields, FORM_TOKEN: form_token(request)}.items()
+    ]
+    inside = [*map(Html, hidden), tag("button", text, class_="quiet")]
+    return tag("form", *inside, action=action, method="post", class_="line")
+
+
+def back_to(path: str) -> Response:
+    """Returns the answer to a form: the page that shows what came of it."""
+    headers = ((b"location", quote(path).encode()), (b"cache-control", b"no-store"))
+    return Response(_SEE_OTHER, b"", headers)
+
+
+def _explain(request: Request, error: HeadraceError) -> Sheet:
+    """Returns the page for when something is in the way, with what to do about it."""
+    place = "/" + request.path.partition("/")[2].partition("/")[0]
+    text = str(error)
+    sentence = text[:1].upper() + text[1:]
+    if isinstance(error, RequestError | UnknownNameError):
+        status = error.status if isinstance(error, RequestError) else 404
+        title = "Not found" if status == 404 else "Refused"
+    elif isinstance(error, OutsideError):
+        status, title = 503, "It took too long" if isinstance(error, DeadlineError) else "Away at present"
+    else:
+        status, title = 400, "This cannot be done"
+    head, _, rest = sentence.partition("\n")
+    body = put(empty(title, head, ""), tag("section", command(rest), class_="panel") if rest else "")
+    return Sheet(place, title, "This page could not be made; the reason stands below.", body, status=status)
