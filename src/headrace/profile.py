@@ -104,6 +104,15 @@ class SinkTable(msgspec.Struct, forbid_unknown_fields=True):
     """How long a record may wait before it is committed to its table."""
 
 
+class WatchTable(msgspec.Struct, forbid_unknown_fields=True):
+    """[watch]: whom the watcher tells, and what it wants."""
+
+    webhook: str = ""
+    """Where each alert is posted to as JSON: an http(s) URL, or env:NAME if it is a secret; nothing for nowhere."""
+    free_gb: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    """How many gigabytes should be free on the project's disk; with less there is an alert."""
+
+
 class LakeTable(msgspec.Struct, forbid_unknown_fields=True):
     """[table.NAME]: how a table is kept."""
 
@@ -120,6 +129,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     console: ConsoleTable = msgspec.field(default_factory=ConsoleTable)
     topic: dict[str, TopicTable] = {}
     sink: SinkTable = msgspec.field(default_factory=SinkTable)
+    watch: WatchTable = msgspec.field(default_factory=WatchTable)
     table: dict[str, LakeTable] = {}
     keys: dict[str, str] = {}
 
@@ -192,7 +202,7 @@ def list_keys() -> dict[str, type[msgspec.Struct]]:
     """Returns every table of headrace.toml with the keys that it may have.
 
     >>> sorted(list_keys())
-    ['collect', 'console', 'endpoint', 'profile.NAME', 'sink', 'table.NAME', 'topic.NAME']
+    ['collect', 'console', 'endpoint', 'profile.NAME', 'sink', 'table.NAME', 'topic.NAME', 'watch']
     """
     return {
         "profile.NAME": ProfileTable,
@@ -201,6 +211,7 @@ def list_keys() -> dict[str, type[msgspec.Struct]]:
         "console": ConsoleTable,
         "topic.NAME": TopicTable,
         "sink": SinkTable,
+        "watch": WatchTable,
         "table.NAME": LakeTable,
     }
 

@@ -483,14 +483,14 @@ STREAM: dict[str, tuple[str, ...]] = {
 }
 """The roles of the stream, with their loops."""
 
-WORK: dict[str, tuple[str, ...]] = {"runner": ("runner", "promoter")}
+WORK: dict[str, tuple[str, ...]] = {"runner": ("runner", "promoter"), "watcher": ("watcher", "webhook")}
 """The roles of the process `work`, with their loops."""
 
 ROLES = (*DOORS, *STREAM, *WORK)
 
 
 def work_program(project: OpenProject, roles: Sequence[str], *, after: Sequence[str] = ()) -> Program:
-    """Returns the program that runs the project's pipelines."""
+    """Returns the one program that runs the project's pipelines and watches, a thread for each loop."""
     arguments = {"folder": str(project.folder), "profile": project.profile.name, "roles": list(roles)}
     name = roles[0] if len(roles) == 1 else "work"
     return Program(name, "headrace.work:run_work", arguments, after=tuple(after))

@@ -1,4 +1,4 @@
-"""The role `runner`, joined: it runs the project's pipelines by its clock, and takes what they fit to the verdict.
+"""The process `work`: the runner, which takes what pipelines fit to the verdict, and the watcher, which looks on.
 
 It imports neither Arrow nor DuckDB nor Numba: whatever fits, reads the lake or judges is a process of its own, which
 may be killed or crash without taking anything with it.
@@ -25,6 +25,7 @@ from headrace.base.telemetry import get_logger
 from headrace.collect.app import CLICKS
 from headrace.endpoints.serving import TRIAL
 from headrace.experiments.promotion import Standing
+from headrace.lookout import look_out, post_alerts
 from headrace.pipelines import Action, Pipeline, Run, StoppedError, Tools
 from headrace.project import WORK, OpenProject, note_failure, open_project
 
@@ -65,7 +66,7 @@ class Child:
 
 
 def run_work(life: Life, *, folder: str, profile: str, roles: Sequence[str]) -> None:
-    """Runs the pipelines of a project in this process until it is told to stop."""
+    """Runs the roles of a project's work in this process until it is told to stop."""
     with open_project(folder, profile=profile) as project:
         # One child at a time: each takes a quarter of a gigabyte while it reads the lake.
         turn = threading.Lock()
@@ -208,8 +209,10 @@ class _Watch:
 LOOPS: dict[str, Callable[[OpenProject, threading.Lock, threading.Event], None]] = {
     "runner": _run_due,
     "promoter": _promote,
+    "watcher": look_out,
+    "webhook": post_alerts,
 }
-"""The loops of the role."""
+"""The loops of both roles."""
 
 
 # Processes of their own.

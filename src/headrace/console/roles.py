@@ -14,6 +14,8 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+import msgspec
+
 from headrace.base.clock import WorldClock, machine_us
 from headrace.base.errors import OutsideError, UnavailableError, unknown_name
 from headrace.base.process import Program, Supervisor
@@ -40,6 +42,8 @@ from headrace.project import (
     work_program,
 )
 from headrace.project import FILE as PROJECT_FILE
+from headrace.watch.alert import FILE as ALERTS
+from headrace.watch.alert import read_alerts
 
 _NOTE_SECONDS = 1.0
 # What fails is begun anew after 10 s at most, and takes a few to fail again.
@@ -71,6 +75,7 @@ def _find_roles(project: OpenProject) -> list[str]:
         "console": declared.pages,
         "updater": declared.columns,
         "runner": declared.pipelines,
+        "watcher": declared.pages,
     }
     return [role for role in ROLES if needs.get(role, True)]
 
@@ -200,6 +205,7 @@ def status(given: argparse.Namespace) -> int:
         print_lines([{"kind": "table", **one} for one in found.tables])
         print_lines([{"kind": "stream", **found.stream}])
         print_lines([{"kind": "disk", **found.disk}])
+        print_lines([{**msgspec.to_builtins(one), "kind": "alert", "about": one.kind} for one in found.alerts])
         print_lines([{"kind": "audit", **found.audit}])
     else:
         _show_status(found)
@@ -230,6 +236,7 @@ class _Status:
             self.error = error
         self.stream = self._read_stream()
         self.disk = _disk(project)
+        self.alerts = [one for one in read_alerts(project.profile.state / ALERTS) if one.state == "open"]
         self.audit = describe_audit(project.profile.state)
 
     def _read_stream(self) -> dict[str, Any]:
@@ -303,6 +310,8 @@ def _show_status(found: _Status) -> None:
     print(
         f"\ndisk       {format_bytes(disk['used_bytes'])} used by the project, {format_bytes(disk['free_bytes'])} free"
     )
+    for alert in found.alerts:
+        print(f"alert      {alert.kind}: {shown(alert.text)}. {shown(alert.advice)}")
     show_audit(found.audit)
 
 

@@ -1,0 +1,328 @@
+"""The role `watcher`, joined: it looks at what the loop leaves behind, and writes down what is wrong with it.
+
+It only reads: topics without a group, metrics, the notes of the supervisor, the registry, the online store's state and
+the disk. It imports neither Arrow nor DuckDB nor Numba, and knows nothing of who may break something on purpose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from headrace.base.clock import WorldClock, machine_us
+from headrace.base.errors import CallError, HeadraceError, OutsideError, UnavailableError
+from headrace.base.telemetry import get_logger, read_values
+from headrace.collect.app import CLICKS
+from headrace.collect.dimensions import Dimensions
+from headrace.collect.settler import GROUP as SETTLER
+from headrace.endpoints.serving import TRIAL
+from headrace.events.decision import DECISIONS
+from headrace.events.dimension import text_of
+from headrace.events.settled import EVENTS, PROGRESS_HEADERS
+from headrace.experiments.experiment import ARMS, Trial, decode_trial
+from headrace.features import Column
+from headrace.features.tiles import Row
+from headrace.models import open_bundle
+from headrace.project import OpenProject
+from headrace.topics import Message
+from headrace.watch.alert import FILE, Alert, Book, Finding, Now, read_lines
+from headrace.watch.arms import Arms
+from headrace.watch.drift import Inputs, Scores
+from headrace.watch.follow import Follower
+from headrace.watch.lag import Freshness, Lag, judge_disk
+from headrace.watch.processes import Processes
+from headrace.watch.share import make_shares
+from headrace.watch.skew import Made, Skew, Tally
+
+LOOK_SECONDS = 0.5
+_STATE_SECONDS = 1.0
+_MOST_EVENTS = 200_000
+_MOST_DECISIONS = 40_000
+# A world at 3,600 times our pace is an hour older with each second that its clients wait for a door.
+_LATE_US, _LATE_MACHINE_US = 3_600_000_000, 10_000_000
+_POST_SECONDS = 3.0
+_LOGGER = get_logger("watcher")
+
+
+class Happened(Row, gc=False):
+    """What of a settled event is watched."""
+
+    received_us: int = 0
+    session_id: str = ""
+
+
+_read_event = msgspec.json.Decoder(Happened).decode
+_read_made = msgspec.json.Decoder(Made).decode
+
+
+class Lookout:
+    """Everything that is watched of a project, from one look to the next."""
+
+    def __init__(self, project: OpenProject) -> None:
+        self._project = project
+        rate = project.clock.rate if isinstance(project.clock, WorldClock) else 1.0
+        self._late_us = max(_LATE_US, int(_LATE_MACHINE_US * rate))
+        self._events = Follower(project.topics, EVENTS, most=_MOST_EVENTS)
+        self._decisions = Follower(project.topics, DECISIONS, most=_MOST_DECISIONS)
+        self._dimensions = Dimensions(project.topics, [one.name for one in project.declared.dimensions])
+        self._columns_of = lru_cache(maxsize=64)(self._find_columns)
+        columns = self._all_columns()
+        self._tally = Tally(columns)
+        self.shares = make_shares(late=f"{self._late_us / 3.6e9:g} h")
+        self.skew = Skew(self._columns_of, self._find_attributes)
+        self._inputs, self._scores = Inputs(columns), Scores()
+        self._processes = Processes()
+        self._settler, self._updater = Lag(SETTLER, CLICKS, "settler"), Lag("updater", EVENTS, "updater")
+        self._lake = Freshness(project.profile.settings.sink.flush_seconds)
+        self._arms: Arms | None = None
+        self._trial: Trial | None = None
+        # What came before the first page is a past that somebody has loaded: all of it is late.
+        self._first_page_us: int | None = None if project.declared.pages else 0
+        self._counted: dict[str, float] = {}
+        self._stated_at = float("-inf")
+        self._running: dict[str, dict[str, int]] = {}
+
+    def look(self, now: Now) -> list[Finding] | None:
+        """Returns what is wrong; None as long as there is more to read first."""
+        rows = sum(self._take_decision(one) for one in self._decisions.read())
+        rows += sum(self._take_event(one) for one in self._events.read())
+        self._count(rows, now)
+        if time.monotonic() - self._stated_at > _STATE_SECONDS:
+            self._stated_at = time.monotonic()
+            self._read_state(now)
+        if not (self._events.is_level and self._decisions.is_level):
+            return None
+        self._dimensions.refresh()
+        self.skew.compare(self._tally, now)
+        return list(self._judge(now))
+
+    def _judge(self, now: Now) -> Iterator[Finding]:
+        judges = [*self.shares.values(), self.skew, self._inputs, self._scores, self._processes]
+        judges += [self._settler, self._updater]
+        if "sink" in self._running:
+            judges.append(self._lake)
+        if self._arms is not None and self._trial is not None and self._trial.status == "running":
+            judges.append(self._arms)
+        for judge in judges:
+            yield from judge.judge(now)
+        free_bytes = shutil.disk_usage(self._project.folder).free
+        yield from judge_disk(free_bytes, self._project.profile.settings.watch.free_gb * 1e9)
+
+    # What is read of topics.
+
+    def _take_event(self, message: Message) -> bool:
+        if message.headers == PROGRESS_HEADERS:
+            return False
+        try:
+            row = _read_event(message.value or b"")
+        except msgspec.MsgspecError:
+            return False
+        if not self._tally.read[message.partition] and not self._events.is_whole:
+            self._tally.horizon_us = max(self._tally.horizon_us, row.received_us + self._late_us)
+        self._tally.add(row, message.partition)
+        at = {"machine_us": message.time_us, "project_us": row.received_us}
+        if self._first_page_us is not None and row.received_us >= self._first_page_us:
+            late = row.received_us - row.event_us > self._late_us
+            self.shares["lateness"].add(late, 1, **at)
+            self._inputs.add(row)
+        if row.session_id == f"{message.partition}-{row.src_offset}":
+            self.shares["bots"].add(row.bot, 1, **at)
+        return True
+
+    def _take_decision(self, message: Message) -> bool:
+        try:
+            made = _read_made(message.value or b"")
+        except msgspec.MsgspecError:
+            return False
+        if self._first_page_us is None:
+            self._first_page_us = made.received_us
+        if made.visitor and not made.bot:
+            if made.trial and made.arm:
+                self._find_arms(made.trial).add(made.visitor, made.arm)
+            if not made.above and not made.degraded:
+                self._scores.add(made.visitor, (made.bundle, made.arm or ""), made.scores)
+        self.skew.add(made)
+        return True
+
+    # What else the loop leaves behind.
+
+    def _count(self, rows: int, now: Now) -> None:
+        values = read_values(self._project.profile.state / "metrics")
+        totals = {
+            "settled": values.get("headrace_settle_events_total", 0.0),
+            "failed": sum(n for name, n in values.items() if name.startswith("headrace_settle_failed_total")),
+            "repeats": values.get("headrace_settle_repeats_total", 0.0),
+        }
+        # A counter that falls has begun anew.
+        more = {name: max(n - self._counted.get(name, n), 0.0) for name, n in totals.items()}
+        self._counted = totals
+        at = {"machine_us": now.machine_us, "project_us": now.project_us}
+        bad, whole = int(more["failed"]), int(more["settled"] + more["failed"])
+        self.shares["failed"].add(bad, whole, **at)
+        self.shares["duplicates"].add(int(more["repeats"]), whole + int(more["repeats"]), **at)
+        self._lake.add(rows, values.get("headrace_sink_commits_total", 0.0), machine_us=now.machine_us)
+
+    def _read_state(self, now: Now) -> None:
+        run = self._project.profile.state / "run"
+        self._running = read_running(run)
+        self._processes.add(self._running, machine_us=now.machine_us)
+        for path in run.glob("*.failure"):
+            with contextlib.suppress(OSError, msgspec.MsgspecError, KeyError):
+                found = msgspec.json.decode(path.read_bytes())
+                self._processes.add_failure(found["loop"], found["message"], at_us=found["at_us"])
+        self._read_positions(now)
+        newest = [decode_trial(one.value) for one in self._project.registry.newest(TRIAL).values()]
+        self._trial = next((one for one in newest if self._arms is not None and one.id == self._arms.trial), None)
+
+    def _read_positions(self, now: Now) -> None:
+        topics = self._project.topics
+        saved = {one.position.partition: one.position.offset for one in topics.groups(CLICKS) if one.group == SETTLER}
+        if saved:
+            self._settler.add([bound.end for bound in topics.bounds(CLICKS)], saved, machine_us=now.machine_us)
+        state = self._project.online.read_state() if self._project.declared.columns else None
+        if state is not None and state.incarnation == topics.describe(EVENTS).incarnation:
+            ends = [bound.end for bound in topics.bounds(EVENTS)]
+            self._updater.add(ends, dict(enumerate(state.offsets)), machine_us=now.machine_us)
+
+    # What judges ask for.
+
+    def _find_arms(self, trial: str) -> Arms:
+        """Returns the judge of a trial; of several the one that pages were made for last is watched."""
+        if self._arms is None or self._arms.trial != trial:
+            rows = [decode_trial(one.value) for one in self._project.registry.newest(TRIAL).values()]
+            weights = next((one.weights for one in rows if one.id == trial), (1.0,) * len(ARMS))
+            self._arms = Arms(trial, ARMS, weights)
+        return self._arms
+
+    def _all_columns(self) -> list[Column]:
+        found = {column.identity: column for column in self._project.declared.columns}
+        for name in dict.fromkeys(one.name for one in self._project.registry.bundles()):
+            for fitted in self._project.registry.bundles(name)[:2]:
+                found |= {column.identity: column for column in self._columns_of(fitted.hash)}
+        return list(found.values())
+
+    def _find_columns(self, bundle: str) -> Sequence[Column]:
+        try:
+            return open_bundle(self._project.registry.load(bundle)).columns
+        except HeadraceError as error:
+            _LOGGER.warning("bundle %s cannot be looked into: %s", bundle, error)
+            return ()
+
+    def _find_attributes(self, dimension: str, item: str, end: int) -> Mapping[str, str | None]:
+        known = self._dimensions.history(dimension).at(item, end) if dimension and end else None
+        return {f"@{name}": text_of(value) for name, value in (known or {}).items()}
+
+
+def read_running(folder: Path) -> dict[str, dict[str, int]]:
+    """Returns the process ids of each role that an `up` on this machine runs, by the names of its processes."""
+    found = {}
+    for path in folder.glob("*.json"):
+        with contextlib.suppress(OSError, msgspec.MsgspecError):
+            if _is_held(path.with_suffix(".lock")):
+                state: dict[str, Any] = msgspec.json.decode(path.read_bytes())
+                found[state["role"]] = dict(state["pids"])
+    return found
+
+
+def _is_held(lock: Path) -> bool:
+    with lock.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def look_out(project: OpenProject, turn: threading.Lock, stop: threading.Event) -> None:  # noqa: ARG001 - it starts nothing
+    """Looks twice a second, until it is told to stop."""
+    project.make_topics()
+    book, lookout = Book(project.profile.state / FILE), Lookout(project)
+    while not stop.is_set():
+        now = Now(machine_us(), project.clock.now_us())
+        found = lookout.look(now)
+        if found is None:
+            continue
+        try:
+            changed = book.note(found, now)
+        except OSError as error:
+            raise UnavailableError(f"cannot write down what is wrong: {error}") from error
+        for alert in changed:
+            _tell(alert)
+        stop.wait(LOOK_SECONDS)
+
+
+def _tell(alert: Alert) -> None:
+    if alert.state == "open":
+        _LOGGER.warning("alert %s, %s: %s. %s", alert.id, alert.kind, alert.text, alert.advice)
+    else:
+        _LOGGER.info("alert %s, %s of %s, is over", alert.id, alert.kind, alert.subject)
+
+
+# The webhook.
+
+
+def post_alerts(project: OpenProject, turn: threading.Lock, stop: threading.Event) -> None:  # noqa: ARG001
+    """Posts each line of the book to the webhook, in order, until it is told to stop; what fails is begun anew.
+
+    The book itself is the queue: how far it was posted stands beside it, so that a restart leaves nothing out.
+    """
+    url = read_webhook(project)
+    if not url:
+        stop.wait()
+        return
+    book = project.profile.state / FILE
+    note = book.with_suffix(".posted")
+    if not note.exists():
+        # What went wrong before somebody wanted to be told is over for him.
+        _write_note(note, book.stat().st_size if book.exists() else 0)
+    while not stop.is_set():
+        for alert, end in read_lines(book, int(note.read_text(encoding="ascii") or "0")):
+            _post(url, alert)
+            _write_note(note, end)
+        stop.wait(LOOK_SECONDS)
+
+
+def read_webhook(project: OpenProject) -> str:
+    """Returns where alerts are posted, nothing for nowhere; `env:NAME` stands for what that variable holds."""
+    url = project.profile.settings.watch.webhook
+    if url.startswith("env:"):
+        name = url.removeprefix("env:")
+        if name not in os.environ:
+            raise CallError(f"[watch] webhook = {url!r} needs the environment variable {name}, which is not set")
+        url = os.environ[name]
+    if url and not url.startswith(("http://", "https://")):
+        raise CallError("[watch] webhook: write http://..., https://... or env:NAME")
+    return url
+
+
+def _post(url: str, alert: Alert) -> None:
+    request = urllib.request.Request(  # noqa: S310 - checked above
+        url, msgspec.json.encode(alert), {"content-type": "application/json", "user-agent": "headrace"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=_POST_SECONDS):  # noqa: S310 - the same
+            return
+    except urllib.error.HTTPError as error:
+        error.close()
+        # Its address may hold a secret.
+        raise UnavailableError(f"the webhook answers {error.code} to alert {alert.id}; trying on") from error
+    except OSError as error:
+        raise OutsideError(f"the webhook takes no alert: {error}; trying on") from error
+
+
+def _write_note(path: Path, place: int) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_text(str(place), encoding="ascii")
+    temporary.replace(path)

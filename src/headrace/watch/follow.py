@@ -1,0 +1,51 @@
+"""A topic read on as it grows, without a group: nobody sees that it was read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from headrace.base.errors import PositionError
+from headrace.topics import Message, Topics
+
+_PORTION = 5_000
+_CHECK_SECONDS = 2.0
+
+
+class Follower:
+    """Reads a topic, from not too many records before its end on; where too many come, it leaves some out."""
+
+    def __init__(self, topics: Topics, name: str, *, most: int) -> None:
+        self._topics, self._name = topics, name
+        self._incarnation = topics.describe(name).incarnation
+        self._checked_at = time.monotonic()
+        bounds = topics.bounds(name)
+        self._most = max(most // len(bounds), 1)
+        self._offsets = {p: max(bound.start, bound.end - self._most) for p, bound in enumerate(bounds)}
+        self.is_whole = not any(self._offsets.values())
+        """Whether it has read the topic from its very beginning on."""
+        self.is_level = False
+        """Whether at its last read all but the newest was read."""
+
+    def read(self) -> Sequence[Message]:
+        """Returns what comes next; raises PositionError for a topic that was created anew, or has been outrun."""
+        if time.monotonic() - self._checked_at > _CHECK_SECONDS:
+            self._check()
+        messages = self._topics.read(self._name, self._offsets, max_records=_PORTION, wait_seconds=0)
+        for message in messages:
+            self._offsets[message.partition] = message.offset + 1
+        # A read ends early where records are long.
+        left = sum(bound.end - self._offsets[p] for p, bound in enumerate(self._topics.bounds(self._name)))
+        self.is_level = not messages or left < _PORTION
+        return messages
+
+    def _check(self) -> None:
+        self._checked_at = time.monotonic()
+        found = self._topics.describe(self._name).incarnation
+        if found != self._incarnation:
+            raise PositionError(f"topic {self._name!r} was created anew ({found}); what was seen of it is forgotten")
+        behind = max(
+            bound.end - self._offsets[partition] for partition, bound in enumerate(self._topics.bounds(self._name))
+        )
+        if behind > 2 * self._most:
+            raise PositionError(f"topic {self._name!r} grows faster than it is watched; going on near its end")
