@@ -12,7 +12,16 @@ import msgspec
 
 from headrace.base import fault
 from headrace.console.cli import COMMANDS, COMMON, Argument, Command
-from headrace.profile import CollectTable, ConsoleTable, EndpointTable, LakeTable, ProfileTable, SinkTable, TopicTable
+from headrace.profile import (
+    CollectTable,
+    ConsoleTable,
+    EndpointTable,
+    LakeTable,
+    ProfileTable,
+    SinkTable,
+    TopicTable,
+    WatchTable,
+)
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 
@@ -63,6 +72,7 @@ _TABLES = (
         "How a topic is made when `headrace up` first needs it. One that stands is not changed.",
     ),
     ("[sink]", SinkTable, "How topics move into tables."),
+    ("[watch]", WatchTable, "Whom the watcher tells, and what it wants."),
     ("[table.NAME]", LakeTable, "How a table is kept."),
 )
 

@@ -130,7 +130,7 @@ def test_up_with_an_unknown_role_names_the_nearest(shop):
     code, _, error = headrace("up", "colector", cwd=shop)
     assert code == 2
     assert error.startswith("UnknownNameError: no role 'colector'. Did you mean collector?  known: ")
-    assert error.endswith("collector, console, endpoint, keeper, runner, settler, sink, updater\n")
+    assert error.endswith("collector, console, endpoint, keeper, runner, settler, sink, updater, watcher\n")
 
 
 def test_up_of_one_role_needs_no_project_file(shop):
@@ -248,7 +248,7 @@ def test_status_of_a_project_that_never_ran(shop):
     assert (code, error) == (0, "")
     found = kinds(out)
     assert [role["role"] for role in found["role"]] == [
-        "collector", "endpoint", "console", "settler", "sink", "keeper", "updater", "runner",
+        "collector", "endpoint", "console", "settler", "sink", "keeper", "updater", "runner", "watcher",
     ]  # fmt: skip
     assert found["role"][0] == {
         "role": "collector", "state": "stopped", "url": None, "pids": [], "reasons": [],

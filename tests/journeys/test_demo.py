@@ -114,7 +114,7 @@ def test_demo_has_few_processes_and_900_mb(once):
     # The demo, doors, stream and work; and one child of the runner's at a time.
     assert once.most_processes <= 5
     told = (once.folder / "up.log").read_text()
-    for program in ("doors", "stream", "runner"):
+    for program in ("doors", "stream", "work"):
         assert f'"{program} ended with -9, starting it again' in told
     assert once.errors == ""
     assert 100 << 20 < once.most_bytes <= MOST_BYTES
