@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass, field
 from functools import cached_property
 from http import HTTPStatus
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import parse_qsl
 
 import httptools
@@ -37,6 +37,8 @@ _LINGER_SECONDS = 1.0
 _NOTICE_SECONDS = 0.1
 
 JSON = (b"content-type", b"application/json")
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -584,11 +586,11 @@ async def _sweep(states: Sequence[ServerState]) -> None:
                 connection.sweep(now)
 
 
-def run(main: Awaitable[None]) -> None:
-    """Runs a server to its end on uvloop."""
+def run(main: Awaitable[Found]) -> Found:
+    """Runs a server to its end on uvloop, and returns what it has found."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_as_coroutine(main))
+        return runner.run(_as_coroutine(main))
 
 
-async def _as_coroutine(main: Awaitable[None]) -> None:
-    await main
+async def _as_coroutine(main: Awaitable[Found]) -> Found:
+    return await main

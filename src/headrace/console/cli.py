@@ -146,6 +146,24 @@ COMMANDS = (
         changes=_always,
     ),
     Command(
+        "verify",
+        "headrace.console.verify:verify",
+        "play the whole loop in made-up worlds whose truth is known, and judge every room; exit code 1 if a check fails",
+        (
+            _option("--worlds", text="how many worlds (default 1)", type=int, default=1),
+            _option("--seed", text="the first world's seed, the others follow (default 1)", type=int, default=1),
+            _option(
+                "--personalisation",
+                text="how far tastes differ, 0 for not at all (default 0.75)",
+                type=float,
+                default=0.75,
+            ),
+            _option("--processes", text="how many worlds at once (default: one for each core)", type=int),
+            _option("--dir", text="keep the worlds' projects in this folder", metavar="DIR"),
+            JSON,
+        ),
+    ),
+    Command(
         "topic create",
         "headrace.console.topics:create",
         "make a topic",

@@ -38,7 +38,7 @@ def _is_logged_as_answered(case: Case) -> Found:
         logged[row["recommendation_id"]][row["list_id"]] = row
     answered = [page for page in case.record.pages if page.recommendation_id]
     for page in answered:
-        if not _is_same_page(page, logged.get(page.recommendation_id, {})):
+        if not _is_same_page(page, logged.get(page.recommendation_id or "", {})):
             return Found(f"{len(answered):,} pages were answered", f"recommendation {page.recommendation_id}")
     return Found(f"{len(answered):,} pages, {len(case.record.pages) - len(answered):,} more had no id")
 

@@ -19,7 +19,7 @@ import msgspec
 from headrace import learn
 from headrace.base.clock import SteppedClock
 from headrace.base.errors import CallError, DeadlineError, StopError
-from headrace.base.http import Service, answering, listen
+from headrace.base.http import Service, answering, listen, run
 from headrace.base.telemetry import Metrics
 from headrace.collect.app import ACK_SECONDS, MAX_PENDING_BYTES
 from headrace.collect.app import METRICS as COLLECT_METRICS
@@ -112,7 +112,7 @@ def play(project: OpenProject, world: World, script: Script) -> Played:
         raise CallError(f"a world is played by a stepped clock, this project's is {project.profile.urls.clock!r}")
     project.make_topics()
     with closing(Stream(project)) as stream:
-        return asyncio.run(_run(project, world, script, stream))
+        return run(_run(project, world, script, stream))
 
 
 async def _run(project: OpenProject, world: World, script: Script, stream: Stream) -> Played:
