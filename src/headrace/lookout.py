@@ -21,7 +21,7 @@ from typing import Any
 
 import msgspec
 
-from headrace.base.clock import WorldClock, machine_us
+from headrace.base.clock import Clock, WorldClock, machine_us
 from headrace.base.errors import CallError, HeadraceError, OutsideError, UnavailableError
 from headrace.base.telemetry import get_logger, read_values
 from headrace.collect.app import CLICKS
@@ -56,6 +56,11 @@ _POST_SECONDS = 3.0
 _LOGGER = get_logger("watcher")
 
 
+def late_us_of(clock: Clock) -> int:
+    """Returns how long after it has happened an event comes late, by the project's clock."""
+    return max(_LATE_US, int(_LATE_MACHINE_US * clock.rate)) if isinstance(clock, WorldClock) else _LATE_US
+
+
 class Happened(Row, gc=False):
     """What of a settled event is watched."""
 
@@ -72,8 +77,7 @@ class Lookout:
 
     def __init__(self, project: OpenProject) -> None:
         self._project = project
-        rate = project.clock.rate if isinstance(project.clock, WorldClock) else 1.0
-        self._late_us = max(_LATE_US, int(_LATE_MACHINE_US * rate))
+        self._late_us = late_us_of(project.clock)
         self._events = Follower(project.topics, EVENTS, most=_MOST_EVENTS)
         self._decisions = Follower(project.topics, DECISIONS, most=_MOST_DECISIONS)
         self._dimensions = Dimensions(project.topics, [one.name for one in project.declared.dimensions])

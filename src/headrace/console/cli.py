@@ -164,6 +164,20 @@ COMMANDS = (
         ),
     ),
     Command(
+        "break",
+        "headrace.console.breaks:break_it",
+        "do a running project harm on purpose, and show the alert that comes of it; exit code 1 if none comes",
+        (
+            _option("fault", text="duplicate, late, skew, srm, bots, drift, kill or disk", metavar="FAULT"),
+            _option("--seconds", text="how long the alert is waited for (default 60)", type=float, default=60.0),
+            _option("--role", text="whose process kill kills (default: settler)", default="settler"),
+            _option("--key", text="the write key that events are sent with (default: dev)", default="dev"),
+            _option("--yes", text="let disk take more than 5 GB for a moment", action="store_true"),
+            JSON,
+        ),
+        changes=_always,
+    ),
+    Command(
         "topic create",
         "headrace.console.topics:create",
         "make a topic",
