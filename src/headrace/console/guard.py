@@ -239,7 +239,7 @@ class Gate:
         if session is None or session.user.level not in LEVELS:
             return None
         now = self.now_us()
-        # A clock that was set back makes no session older than it may get.
+        # Under a clock that was set back a session could outlive its hours.
         if not 0 <= now - session.made_us < self.table.session_hours * 3600e6:
             return None
         return session if now - session.seen_us < IDLE_SECONDS * 1e6 else None

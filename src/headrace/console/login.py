@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from html import escape
 from importlib import import_module
 from types import ModuleType
@@ -136,20 +137,28 @@ class Login:
         refused = self._throttle(request, name, address, next_path=next_path)
         if refused is not None or self.gate.users is None:
             return refused or see(next_path)
-        if not await self._is_known(name, password):
+        found = self.gate.users.find(name) if NAME.fullmatch(name) else None
+        try:
+            is_right = await self._is_password(password, found[1] if found else "")
+        except OverloadedError:
+            self._forgive(name, address)
+            raise
+        if found is None or not is_right:
             get_logger("console").warning("a login as %r from %s was refused", name[:64], address)
             return self._write(request, read_cookie(request), next_path=next_path, wrong=_WRONG, status=401)
+        self._forgive(name, address)
+        user, kept = found
+        # A token that stood before the login may be known to others.
+        token, now = secrets.token_urlsafe(32), self.gate.now_us()
+        since = now - int(self.gate.table.session_hours * 3600e6)
+        open_session = partial(self.gate.users.open_session, password=kept, now_us=now, since_us=since)
+        async with audited_by(replace(caller_of(request), name=name, level=user.level), "login"):
+            await asyncio.to_thread(open_session, hash_token(token), name)
+        return see(next_path, make_cookie(request, token))
+
+    def _forgive(self, name: str, address: str) -> None:
         self.by_name.forgive(name)
         self.by_address.forgive(address)
-        # A token that stood before the login may be known to others.
-        token, hours = secrets.token_urlsafe(32), self.gate.table.session_hours
-        now = self.gate.now_us()
-        user = next(one for one in self.gate.users.users() if one.name == name)
-        async with audited_by(replace(caller_of(request), name=name, level=user.level), "login"):
-            await asyncio.to_thread(
-                self.gate.users.open_session, hash_token(token), name, now_us=now, since_us=now - int(hours * 3600e6)
-            )
-        return see(next_path, make_cookie(request, token))
 
     async def leave(self, request: Request) -> Response:
         """Ends the session."""
@@ -170,19 +179,15 @@ class Login:
         shown = self._write(request, read_cookie(request), next_path=next_path, wrong=wrong, status=429)
         return replace(shown, headers=(*shown.headers, (b"retry-after", str(seconds).encode())))
 
-    async def _is_known(self, name: str, password: str) -> bool:
-        """Returns whether this is a user's password; one that does not exist takes as long."""
+    async def _is_password(self, password: str, kept: str) -> bool:
+        """Returns whether a hash is that of the password; no hash at all takes as long."""
         if self._waiting >= _MAX_WAITING:
             raise OverloadedError("too many log in at this moment")
         module = load_passwords()
-        users = self.gate.users
-        kept = users.password_of(name) if users is not None and NAME.fullmatch(name) else ""
+        check = partial(module.is_password, password[:MAX_PASSWORD], kept or module.UNKNOWN)
         self._waiting += 1
         try:
-            loop = asyncio.get_running_loop()
-            is_right: bool = await loop.run_in_executor(
-                self._thread, module.is_password, password[:MAX_PASSWORD], kept or module.UNKNOWN
-            )
+            is_right: bool = await asyncio.get_running_loop().run_in_executor(self._thread, check)
         finally:
             self._waiting -= 1
         return is_right and bool(kept) and len(password) <= MAX_PASSWORD

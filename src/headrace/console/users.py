@@ -80,10 +80,10 @@ class Users:
         """Returns all users by name."""
         return [User(*row) for row in self._ask("select name, level, made_us from users order by name")]
 
-    def password_of(self, name: str) -> str:
-        """Returns the hash of a user's password, nothing for a name that nobody has."""
-        rows = self._ask("select password from users where name = ?", name)
-        return str(rows[0][0]) if rows else ""
+    def find(self, name: str) -> tuple[User, str] | None:
+        """Returns a user with the hash of the password."""
+        rows = self._ask("select name, level, made_us, password from users where name = ?", name)
+        return (User(*rows[0][:3]), rows[0][3]) if rows else None
 
     def find_session(self, token_hash: bytes) -> Session | None:
         """Returns the session of a token, with its user's level of this moment."""
@@ -107,7 +107,7 @@ class Users:
         """Raises CallError for a name that nobody can have, or that somebody has."""
         if not NAME.fullmatch(name):
             raise CallError(f"user {name!r}: a name has 1 to 64 letters, digits and . _ @ + -, no sign first")
-        if self.password_of(name):
+        if self.find(name):
             raise CallError(f"user {name!r} stands already. Take it away first: headrace key revoke {name}")
 
     def add(self, user: User, password: str) -> None:
@@ -126,8 +126,11 @@ class Users:
             if not connection.execute("delete from users where name = ?", (name,)).rowcount:
                 raise unknown_name("user", name, [user.name for user in self.users()])
 
-    def open_session(self, token_hash: bytes, name: str, *, now_us: int, since_us: int) -> None:
-        """Begins a session; those made before `since_us` are forgotten, as are all but the newest few of a user."""
+    def open_session(self, token_hash: bytes, name: str, *, password: str, now_us: int, since_us: int) -> None:
+        """Begins a session, unless the user has another password by now, given the hash of the one that was right.
+
+        Sessions made before `since_us` are forgotten, as are all but the newest few of a user.
+        """
         with self._written() as connection:
             connection.execute("delete from sessions where made_us < ?", (since_us,))
             connection.execute(
@@ -135,7 +138,10 @@ class Users:
                 "(select hash from sessions where name = ? order by made_us desc limit -1 offset ?)",
                 (name, _MAX_SESSIONS - 1),
             )
-            connection.execute("insert into sessions values (?, ?, ?, ?)", (token_hash, name, now_us, now_us))
+            connection.execute(
+                "insert into sessions select ?, name, ?, ? from users where name = ? and password = ?",
+                (token_hash, now_us, now_us, name, password),
+            )
 
     def touch_session(self, token_hash: bytes, now_us: int) -> None:
         """Notes that a session is in use."""
