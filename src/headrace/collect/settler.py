@@ -22,6 +22,7 @@ from headrace.collect.memory import Home, Memory
 from headrace.events import settled
 from headrace.events.settle import Outcome, Rules, restore, settle, visitor_key
 from headrace.events.settled import EVENTS, FAILED, PROGRESS_HEADERS, FailedEvent, Progress, SettledEvent
+from headrace.events.taxonomy import FUNNEL
 from headrace.topics import Message, Move, Record, Topic, Topics
 
 GROUP = "settler"
@@ -31,6 +32,7 @@ METRICS = (
     Metric("headrace_settle_failed_total", "Events that failed, by reason.", labels={"reason": (*settled.REASONS,)}),
     Metric("headrace_settle_repeats_total", "Clicks that had been settled or had failed before."),
     Metric("headrace_settle_commits_total", "Transactions."),
+    Metric("headrace_settle_funnel_total", "Events settled on the way of a choice.", labels={"event": FUNNEL}),
     Metric("headrace_settle_lag_records", "Clicks that wait to be settled.", "gauge"),
 )
 
@@ -71,6 +73,7 @@ class Settler:
         self._repeats = metrics.count("headrace_settle_repeats_total")
         self._commits = metrics.count("headrace_settle_commits_total")
         self._lag = metrics.count("headrace_settle_lag_records")
+        self._funnel = {name: metrics.count("headrace_settle_funnel_total", name) for name in FUNNEL}
         self._failed = {name: metrics.count("headrace_settle_failed_total", name) for name in settled.REASONS}
 
     def run(self, stop: threading.Event) -> None:
@@ -138,6 +141,9 @@ class Settler:
         for outcome in outcomes:
             self._events.add(len(outcome.events))
             self._repeats.add(outcome.repeats)
+            for event in outcome.events:
+                if event.event in self._funnel:
+                    self._funnel[event.event].add()
             for failure in outcome.failures:
                 self._failed[failure.reason].add()
 

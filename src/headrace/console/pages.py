@@ -26,6 +26,7 @@ from headrace.console.desk import Desk, by_first
 from headrace.console.frame import ASSETS, asset_path, show_asset
 from headrace.console.guard import guard, needs
 from headrace.console.markup import ICON, Frame, Named, write_empty, write_home, write_watch
+from headrace.console.page_live import Live, Sampler
 from headrace.console.page_tables import Tables
 from headrace.console.posters import draw_poster, draw_wide
 from headrace.console.reader import Reader
@@ -62,24 +63,41 @@ _read_refusal = msgspec.json.Decoder(_Refusal).decode
 
 async def open_console(behind: Behind) -> tuple[App, Limits]:
     """Returns the console's pages."""
-    pages = Pages(behind.project)
     desk = Desk(behind.project, Reader(behind.project), os.urandom)
+    live = Live(desk, Sampler(behind.project))
+    routes, others = _list_routes(desk, Pages(behind.project), live)
+
+    async def close() -> None:
+        await live.close()
+        await desk.reader.close()
+
+    fallback = needs("viewer", by_first(others))
+    app = guard(behind.project, App(routes, fallback, metrics_text=behind.metrics.text, close=close))
+    # Last: what refuses to open leaves nothing running.
+    live.begin()
+    return app, LIMITS
+
+
+Routes = dict[tuple[str, str], Answer]
+
+
+def _list_routes(desk: Desk, pages: Pages, live: Live) -> tuple[Routes, dict[str, Answer]]:
+    """Returns what answers a path, and what answers /PLACE/NAME by its place; each says who may ask."""
     tables = Tables(desk)
-    routes: dict[tuple[str, str], Answer] = {
+    routes: Routes = {
         ("GET", "/"): needs("viewer", pages.home),
         ("GET", "/poster"): needs("viewer", show_poster),
         ("GET", "/favicon.ico"): needs("anybody", show_icon),
         **{("GET", asset_path(name)): needs("anybody", partial(show_asset, name)) for name in ASSETS},
+        ("GET", "/live"): desk.reads(live.page),
+        ("GET", "/live/stream"): needs("viewer", live.stream),
         ("GET", "/tables"): desk.reads(tables.all),
     }
     others: dict[str, Answer] = {
         "watch": needs("viewer", pages.watch),
         "tables": desk.reads(tables.one),
     }
-    app = App(
-        routes, fallback=needs("viewer", by_first(others)), metrics_text=behind.metrics.text, close=desk.reader.close
-    )
-    return guard(behind.project, app), LIMITS
+    return routes, others
 
 
 @dataclass

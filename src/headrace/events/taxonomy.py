@@ -12,6 +12,9 @@ from typing import Annotated, Any
 
 import msgspec
 
+FUNNEL = ("Product List Viewed", "Product Clicked", "Video Playback Started", "Video Playback Completed")
+"""The way from a list to the end of what was chosen from it."""
+
 # "nan" and "inf" are numeric strings too; one of them in a sum would poison it.
 Number = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
 """A number or a numeric string, as shops send prices in both ways."""

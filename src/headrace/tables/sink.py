@@ -25,10 +25,18 @@ GROUP = "sink"
 INCARNATION = "headrace.incarnation"
 TOPIC = "headrace.topic"
 
+_LOGS = ("events", "failed", "decisions")
+
 METRICS = (
     Metric("headrace_sink_rows_total", "Rows committed to tables."),
     Metric("headrace_sink_commits_total", "Commits to tables."),
     Metric("headrace_sink_conflicts_total", "Commits that were refused because somebody else had moved the table."),
+    Metric(
+        "headrace_sink_lag_records",
+        "Records of a topic that its table lacks.",
+        "gauge",
+        labels={"topic": (*_LOGS, "dimensions")},
+    ),
     Metric("headrace_sink_skipped_total", "Records that were no rows and have been passed over."),
     Metric("headrace_sink_commit_seconds", "Time of a commit.", "histogram", buckets=(*LATENCY_BUCKETS, 10.0, 30.0)),
 )
@@ -94,6 +102,7 @@ class Sink:
         self._renewed_at = float("-inf")
         self._rows = metrics.count("headrace_sink_rows_total")
         self._commits = metrics.count("headrace_sink_commits_total")
+        self._lag = metrics.count("headrace_sink_lag_records", topic if topic in _LOGS else "dimensions")
         self._skipped = metrics.count("headrace_sink_skipped_total")
         self._conflicts = metrics.count("headrace_sink_conflicts_total")
         self._seconds = metrics.measure("headrace_sink_commit_seconds")
@@ -229,6 +238,8 @@ class Sink:
         if held != self._buffer.offsets.keys():
             # Whoever held a new one may have committed since this snapshot was taken.
             self._seek(held)
+        ends = {p: bound.end for p, bound in enumerate(self._topics.bounds(self._topic))}
+        self._lag.set(sum(ends[p] - offset for p, offset in self._buffer.committed.items()))
 
     def _seek(self, partitions: Iterable[int]) -> None:
         """Drops what was read and goes to where the table stands."""
