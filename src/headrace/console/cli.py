@@ -115,8 +115,18 @@ COMMANDS = (
     Command(
         "explain",
         "headrace.console.explain:explain",
-        "follow one event from the door to its file in the lake; exit code 1 if nothing is known of it",
-        (_option("id", text="a messageId or a recommendation_id", metavar="ID"), JSON),
+        "walk back to what something came from, and on to what came of it; exit code 1 if nothing is known of it",
+        (
+            _option(
+                "id",
+                text="a recommendation_id, a messageId, a bundle's hash or model, a trial, or PERSON/ITEM",
+                nargs="?",
+                metavar="ID",
+            ),
+            _option("--openlineage", text="print all that is recorded as OpenLineage run events", action="store_true"),
+            _option("--since", text="with --openlineage: of the time before now, such as 1d", metavar="TIME"),
+            JSON,
+        ),
     ),
     Command(
         "key create",

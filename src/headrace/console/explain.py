@@ -19,6 +19,7 @@ from headrace.console.explain_rows import link_bundles
 from headrace.console.explain_show import print_list, print_walk
 from headrace.console.explain_trial import list_trials, make_champion, make_trial, make_verdict
 from headrace.console.explain_walk import Kind, Link, Node, Walk, Way, flatten
+from headrace.console.lineage import print_lineage
 from headrace.console.models import find_bundle
 from headrace.console.show import print_lines
 from headrace.events.decision import DECISIONS
@@ -38,7 +39,12 @@ _MAKERS: dict[Kind, Callable[[OpenProject, str], Node | None]] = {
 
 def explain(given: argparse.Namespace) -> int:
     """Walks from what an id names, back to what it came from and on to what came of it."""
+    if (given.id is None) != given.openlineage:
+        raise CallError("write what to explain, headrace explain ID, or headrace explain --openlineage")
     with open_project(given.project, profile=given.profile) as project:
+        if given.openlineage:
+            print_lineage(project, since=given.since)
+            return 0
         walks = tell(project, given.id)
         unknown = "" if walks else _tell_unknown(project, given.id)
     if not walks:
