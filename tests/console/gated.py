@@ -13,9 +13,12 @@ from functools import cache
 from urllib.parse import urlencode
 
 from headrace.base.http import App, Limits, Response, Service, answering, json_response, listen
+from headrace.base.telemetry import Metrics
 from headrace.console.guard import audited, caller_of, form_token, guard, hash_token, needs
+from headrace.console.pages import open_console
 from headrace.console.password import hash_password
 from headrace.console.users import User, Users
+from headrace.doors import Behind
 from headrace.project import open_project
 from running import project_toml
 
@@ -96,7 +99,8 @@ class Gated:
         return f"headrace_console={token}"
 
     def token_of(self, cookie):
-        return self.ask("/", cookie=cookie).body
+        """Returns the token of the forms of a session."""
+        return self.app.gate.make_form_token(hash_token(cookie.partition("=")[2]))
 
 
 @cache
@@ -146,8 +150,20 @@ ROUTES = {
 }
 
 
+async def build_small(project):
+    """Returns the guarded application of these routes."""
+    return guard(project, App(ROUTES, fallback=needs("viewer", _nowhere), metrics_text=lambda: "up 1\n"))
+
+
+async def build_console(project):
+    """Returns the guarded application of all pages."""
+    metrics = Metrics((), folder=project.profile.state / "metrics", process="test")
+    app, _ = await open_console(Behind(project, None, metrics))
+    return app
+
+
 @contextlib.contextmanager
-def gated(folder, *, extra="", people=PEOPLE, routes=ROUTES):
+def gated(folder, *, extra="", people=PEOPLE, build=build_small):
     """Yields a guarded console that listens at loopback, and thinks that it does as `extra` says."""
     (folder / "project.py").write_text('from headrace import Project\nproject = Project("shop")\n')
     (folder / "headrace.toml").write_text(project_toml(extra=f"[console]\nport = 0\n{extra}"))
@@ -161,7 +177,7 @@ def gated(folder, *, extra="", people=PEOPLE, routes=ROUTES):
         ready, over = threading.Event(), threading.Event()
         listener = listen("127.0.0.1", 0)
         door.port = listener.getsockname()[1]
-        thread = threading.Thread(target=asyncio.run, args=(_serve(door, project, listener, ready, over, routes),))
+        thread = threading.Thread(target=asyncio.run, args=(_serve(door, build(project), listener, ready, over),))
         thread.start()
         try:
             assert ready.wait(10)
@@ -172,8 +188,8 @@ def gated(folder, *, extra="", people=PEOPLE, routes=ROUTES):
             listener.close()
 
 
-async def _serve(door, project, listener, ready, over, routes):
-    door.app = guard(project, App(routes, fallback=needs("viewer", _nowhere), metrics_text=lambda: "up 1\n"))
+async def _serve(door, building, listener, ready, over):
+    door.app = await building
     now_us = door.app.gate.now_us
     door.app.gate.now_us = lambda: now_us() + door.step_us
     async with answering([Service(door.app, listener, Limits())], drain_seconds=0.1):
