@@ -513,7 +513,11 @@ COMMANDS = (
         "experiment analyse",
         "headrace.console.experiments:analyse",
         "show what a trial would find if it were stopped now, or its verdict",
-        (EXPERIMENT, JSON),
+        (
+            EXPERIMENT,
+            _option("--html", text="write a report that opens in any browser, without a network", metavar="FILE"),
+            JSON,
+        ),
     ),
     Command(
         "experiment stop",

@@ -6,12 +6,14 @@ import argparse
 from collections.abc import Mapping
 from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from headrace import loop, survey
 from headrace.base.errors import CallError
+from headrace.console.report import save_report
 from headrace.console.show import format_seconds, format_time, print_facts, print_lines, print_table, working
 from headrace.console.verdict import print_verdict
 from headrace.endpoints.serving import TRIAL
@@ -198,9 +200,14 @@ def analyse(given: argparse.Namespace) -> None:
         with working("waiting for the lake, and reading the trial"):
             verdict = loop.look(project, given.name)
         given_one = loop.find_verdict(project, given.name)
-    is_final = given_one is not None and given_one.trial == verdict.trial
+        is_final = given_one is not None and given_one.trial == verdict.trial
+        if given.html:
+            save_report(project, verdict, Path(given.html), is_final=is_final)
     if given.json:
         print_lines([{**msgspec.to_builtins(verdict), "final": is_final}])
+        return
+    if given.html:
+        print(f"the report is in {given.html}")
         return
     print_verdict(verdict)
     if not is_final:
