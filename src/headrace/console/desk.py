@@ -73,6 +73,12 @@ def pending(request: Request, sheet: Sheet, text: str) -> Sheet:
     return replace(sheet, body=put(waiting(request, text), again))
 
 
+def lazily(place: str, part: str, text: str) -> Html:
+    """Returns what stands where a part of a page comes later, from a page that has it under the id `part`."""
+    asks = {"hx_get": place, "hx_trigger": "load", "hx_select": f"#{part}", "hx_swap": "outerHTML"}
+    return tag("section", tag("p", text, class_="wait", role="status"), class_="panel", **asks)
+
+
 def segment(request: Request, place: str) -> str:
     """Returns what a path has behind `/place/`; raises RequestError 404 for none, or for more than one name."""
     name = request.path.removeprefix(f"/{place}/")

@@ -101,6 +101,11 @@ def when(time_us: int | None) -> Html:
     return tag("span", format_time(time_us)[:19] if time_us else "-", class_="code")
 
 
+def offsets(found: Sequence[int]) -> Html:
+    """Returns an offset for each partition."""
+    return code(" · ".join(f"{partition}: {offset:,}" for partition, offset in enumerate(found)))
+
+
 def badge(kind: str, text: str) -> Html:
     """Returns a state: `good`, `bad`, `warn`, or nothing of these."""
     return tag("span", text, class_=f"badge {kind}".strip())

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import msgspec
 
-from headrace.base.errors import HeadraceError
 from headrace.base.http import Request, Response
 from headrace.base.telemetry import get_logger, quantile, read_values
 from headrace.collect.app import CLICKS
@@ -178,8 +177,8 @@ class Live:
         while True:
             try:
                 await self._tick()
-            except (HeadraceError, OSError) as error:
-                get_logger("console").warning("the page Live stands still: %s", error)
+            except Exception:  # noqa: BLE001 - a bug must cost one sample, and be seen
+                get_logger("console").exception("the page Live stands still")
             turn, self._next = self._next, asyncio.Event()
             turn.set()
             await self._rest()
@@ -195,7 +194,10 @@ class Live:
     async def _tick(self) -> None:
         self._samples.append(await asyncio.to_thread(self.sampler.sample))
         self._parts = write_parts(self._samples)
-        told = {"parts": self._parts, "points": [column[-1:] for column in self._points()]}
+        told = {
+            "parts": {name: str(html) for name, html in self._parts.items()},
+            "points": [column[-1:] for column in self._points()],
+        }
         self._frame = b"data: " + msgspec.json.encode(told) + b"\n\n"
 
     def _points(self) -> list[list[float]]:

@@ -26,8 +26,12 @@ from headrace.console.desk import Desk, by_first
 from headrace.console.frame import ASSETS, asset_path, show_asset
 from headrace.console.guard import guard, needs
 from headrace.console.markup import ICON, Frame, Named, write_empty, write_home, write_watch
+from headrace.console.page_experiments import Experiments
+from headrace.console.page_lineage import Lineage
 from headrace.console.page_live import Live, Sampler
+from headrace.console.page_models import Models
 from headrace.console.page_tables import Tables
+from headrace.console.page_verify import Verify
 from headrace.console.posters import draw_poster, draw_wide
 from headrace.console.reader import Reader
 from headrace.console.state import read_state
@@ -65,10 +69,12 @@ async def open_console(behind: Behind) -> tuple[App, Limits]:
     """Returns the console's pages."""
     desk = Desk(behind.project, Reader(behind.project), os.urandom)
     live = Live(desk, Sampler(behind.project))
-    routes, others = _list_routes(desk, Pages(behind.project), live)
+    models = Models(desk)
+    routes, others = _list_routes(desk, Pages(behind.project), (live, models))
 
     async def close() -> None:
         await live.close()
+        await models.close()
         await desk.reader.close()
 
     fallback = needs("viewer", by_first(others))
@@ -81,9 +87,9 @@ async def open_console(behind: Behind) -> tuple[App, Limits]:
 Routes = dict[tuple[str, str], Answer]
 
 
-def _list_routes(desk: Desk, pages: Pages, live: Live) -> tuple[Routes, dict[str, Answer]]:
+def _list_routes(desk: Desk, pages: Pages, running: tuple[Live, Models]) -> tuple[Routes, dict[str, Answer]]:
     """Returns what answers a path, and what answers /PLACE/NAME by its place; each says who may ask."""
-    tables = Tables(desk)
+    (live, models), tables, experiments = running, Tables(desk), Experiments(desk)
     routes: Routes = {
         ("GET", "/"): needs("viewer", pages.home),
         ("GET", "/poster"): needs("viewer", show_poster),
@@ -92,10 +98,19 @@ def _list_routes(desk: Desk, pages: Pages, live: Live) -> tuple[Routes, dict[str
         ("GET", "/live"): desk.reads(live.page),
         ("GET", "/live/stream"): needs("viewer", live.stream),
         ("GET", "/tables"): desk.reads(tables.all),
+        ("GET", "/models"): desk.reads(models.all),
+        ("POST", "/models/roll-back"): desk.acts(models.roll_back),
+        ("POST", "/pipelines/run"): desk.acts(models.run_pipeline),
+        ("GET", "/experiments"): desk.reads(experiments.all),
+        ("POST", "/experiments/stop"): desk.acts(experiments.stop),
+        ("GET", "/lineage"): desk.reads(Lineage(desk).page),
+        ("GET", "/verify"): desk.reads(Verify(desk).page),
     }
     others: dict[str, Answer] = {
         "watch": needs("viewer", pages.watch),
         "tables": desk.reads(tables.one),
+        "models": desk.reads(models.one),
+        "experiments": desk.reads(experiments.one),
     }
     return routes, others
 

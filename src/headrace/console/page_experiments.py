@@ -1,0 +1,299 @@
+"""Experiments: what a trial is about, whether it is healthy, and what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from headrace.base.http import Request, Response
+from headrace.console import charts
+from headrace.console.desk import Desk, back_to, button, lazily, pending, segment
+from headrace.console.figures import count_of, format_chance, format_seconds, format_share, format_time
+from headrace.console.frame import (
+    NOTHING,
+    Html,
+    Sheet,
+    badge,
+    code,
+    empty,
+    facts,
+    figures,
+    link,
+    offsets,
+    panel,
+    put,
+    table,
+    tag,
+    when,
+)
+from headrace.console.guard import audited, read_form
+from headrace.experiments.srm import ALPHA
+from headrace.experiments.verdict import OUTCOMES
+
+_LEAD = "Every experiment of the project, what it asks of visitors, and what they answered."
+_NEXT = ("/lineage", "what any of this came from, down to the clicks")
+_KINDS = {"better": "good", "worse": "bad", "unhealthy": "bad", "undecided": "warn", "early": "warn", "empty": "warn"}
+_ARMS = ("control", "treatment")
+
+
+class Experiments:
+    """The pages /experiments and /experiments/NAME, and the form that ends a trial."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    async def all(self, request: Request) -> Sheet:
+        """Returns the experiments that the project declares."""
+        sheet = Sheet("/experiments", "Experiments", _LEAD, NOTHING, _NEXT)
+        found = await self._desk.ask(request, "experiments")
+        if found is None:
+            return pending(request, sheet, "Opening the registry")
+        if not found:
+            text = "project.py declares none: give it an Experiment on a page, and name it in Project(experiments=...)."
+            return replace(sheet, body=empty("No experiments", text, "headrace explain --help"))
+        return replace(sheet, body=put(*map(_summary, found)))
+
+    async def one(self, request: Request) -> Sheet:
+        """Returns an experiment: verdict, health, lift, arms, plan."""
+        name = segment(request, "experiments")
+        lead = "What a trial asked of visitors, and what they answered."
+        sheet = Sheet("/experiments", name, lead, NOTHING, _NEXT, crumb=link("Experiments", "/experiments"))
+        if "lift" in request.query:
+            return replace(sheet, body=_over_time(await self._desk.ask(request, "lift", name=name)))
+        found = await self._desk.ask(request, "experiment", name=name)
+        if found is None:
+            return pending(request, sheet, "Reading the trial from the lake")
+        return replace(sheet, body=_body(request, found))
+
+    async def stop(self, request: Request) -> Response:
+        """Ends a trial, and shows its verdict."""
+        name = read_form(request).get("experiment", "")
+        async with audited(request, "experiment stop", subject=name):
+            await self._desk.reader.ask("stop", name=name)
+        return back_to(f"/experiments/{name}")
+
+
+def _summary(row: Mapping[str, Any]) -> Html:
+    lift = "" if row["lift"] is None else f", lift {format_share(row['lift'])}"
+    state = (
+        badge(_KINDS.get(row["outcome"], ""), row["outcome"] + lift)
+        if row["outcome"]
+        else badge("warn" if row["state"] == "running" else "", row["state"])
+    )
+    serves = (
+        put(row["champion_model"], " ", link(code(row["champion"], short=True), f"/models/{row['champion']}"))
+        if row["champion"]
+        else "its fallback"
+    )
+    shown = facts(
+        (
+            ("State", state),
+            ("Goal", f"{row['goal']}, to find a lift of {100 * row['mde']:g} % {100 * row['power']:g} times in 100"),
+            ("Guardrails", ", ".join(row["guardrails"]) or "none"),
+            ("Page", put(row["page"], ", served by ", serves)),
+            ("Trial", row["trial"] or "not started"),
+        )
+    )  # fmt: skip
+    return panel(row["experiment"], shown, tag("p", link("Open it", f"/experiments/{row['experiment']}")))
+
+
+# One experiment.
+
+
+def _body(request: Request, found: Mapping[str, Any]) -> Html:
+    trial, verdict = found["row"], found["verdict"]
+    if trial is None:
+        text = (
+            f"It will compare what serves {found['page']!r} with the newest bundle that passed the gate, on "
+            f"{found['goal']}. Its pipeline starts it as soon as one waits, and so does the command."
+        )
+        return empty("Not started yet", text, f"headrace experiment start {found['experiment']}")
+    ending = button(request, "Stop and judge", "/experiments/stop", experiment=found["experiment"])
+    running = trial["status"] == "running"
+    if verdict is None:
+        why = found["problem"] or "The lake holds nothing of it yet."
+        return put(empty("Nothing to read yet", why, "headrace status"), ending if running else NOTHING, _plan(found))
+    return put(
+        _verdict(verdict, ending if running else NOTHING, is_final=found["state"] == "decided"),
+        _health(verdict),
+        _lift(verdict),
+        lazily(f"/experiments/{found['experiment']}?lift=1", "over-time", "Reading the trial at earlier cut-offs"),
+        _arms(verdict),
+        _guardrails(verdict),
+        _plan(found),
+        _provenance(verdict, found),
+    )
+
+
+def _verdict(verdict: Mapping[str, Any], ending: Html, *, is_final: bool) -> Html:
+    outcome = verdict["outcome"]
+    head = tag("p", badge(_KINDS[outcome], outcome.capitalize()), ": ", OUTCOMES[outcome], ".", class_="say")
+    words = tag("p", _in_words(verdict), class_="say") if verdict["lift"] is not None else NOTHING
+    reasons = tag("ul", *[tag("li", reason) for reason in verdict["reasons"]], class_="reasons")
+    if is_final:
+        return panel("The verdict", head, words, reasons if verdict["reasons"] else NOTHING)
+    note = (
+        f"Not final, the trial goes on. Who stops at the first p below {verdict['alpha']:g} finds lifts that are not "
+        "there; wait for the visitors that were planned."
+    )
+    return panel("So far", head, words, reasons if verdict["reasons"] else NOTHING, ending, note=note)
+
+
+def _in_words(verdict: Mapping[str, Any]) -> str:
+    lift, interval, share = verdict["lift"], verdict["lift_interval"], f"{100 * (1 - verdict['alpha']):g} %"
+    better = "more" if lift >= 0 else "less"
+    text = (
+        f"Visitors of the treatment had {abs(100 * lift):,.1f} % {better} {verdict['goal']} than those of the control"
+    )
+    if interval is None:
+        return f"{text}."
+    return (
+        f"{text}; an interval that holds the truth in {share} of trials goes from {format_share(interval[0])} to "
+        f"{format_share(interval[1])}."
+    )
+
+
+def _health(verdict: Mapping[str, Any]) -> Html:
+    srm, gate = verdict["srm_p"], verdict["gate"]
+    is_mismatch = srm is not None and srm < ALPHA
+    ratio = (
+        badge("", "nobody counts yet")
+        if srm is None
+        else badge("bad" if is_mismatch else "good", f"p {format_chance(srm)}")
+    )
+    split = badge("", "not run")
+    if gate is not None:
+        differ = f"{gate['significant']:,} of {gate['splits']:,} splits differ"
+        split = badge("good" if gate["significant"] <= gate["band"][1] else "bad", differ)
+    degraded = [f"{count:,} {what.replace('/', ': ')}" for what, count in verdict["degraded"].items()]
+    rows = [
+        ("Sample ratio", ratio, f"Below {ALPHA:g} visitors are lost or doubled in one arm, and no number counts."),
+        ("A/A before it", split, f"Of logged visitors split at random; up to {gate['band'][1]:,} may." if gate else
+         "The same visitors split at random show whether the test finds what is not there."),
+        ("In both arms", badge("warn" if verdict["multiple"] else "good", count_of(verdict["multiple"], "visitor")),
+         "They are left out."),
+        ("Robots", badge("" if verdict["bots"] else "good", f"{verdict['bots']:,}"), "They are left out."),
+        ("Served otherwise", badge("warn" if degraded else "good", ", ".join(degraded) or "no page"),
+         "Pages that were degraded, by arm."),
+    ]  # fmt: skip
+    listed = table("Health of the trial", ("check", "found", "what it means"), rows)
+    return panel("Health first", listed, note="Where a check fails, nothing below can be trusted.")
+
+
+def _lift(verdict: Mapping[str, Any]) -> Html:
+    if verdict["lift"] is None or verdict["lift_interval"] is None:
+        difference = verdict["difference"]
+        text = "It cannot be estimated" + ("." if difference is None else f"; the difference is {difference:+.5f}.")
+        return panel("Lift", note=text)
+    low, high = verdict["lift_interval"]
+    rows = [
+        charts.Range(
+            verdict["goal"],
+            low,
+            verdict["lift"],
+            high,
+            f"{format_share(verdict['lift'])} [{format_share(low)}, {format_share(high)}]",
+        )
+    ]
+    rows += [
+        charts.Range(one["name"], *one["lift_interval"][:1], one["lift"], one["lift_interval"][1],
+                     f"{format_share(one['lift'])} [{', '.join(map(format_share, one['lift_interval']))}]")
+        for one in verdict["guardrails"] if one["lift"] is not None and one["lift_interval"] is not None
+    ]  # fmt: skip
+    note = f"The treatment relative to the control; p {format_chance(verdict['p'])}, alpha {verdict['alpha']:g}."
+    label = f"Lift of {verdict['goal']}: {rows[0].text}"
+    return panel("Lift", charts.forest(rows, label=label, form=lambda value: f"{100 * value:+.0f} %"), note=note)
+
+
+def _over_time(found: Sequence[Mapping[str, Any]] | None) -> Html:
+    looks = [one for one in found or () if one["lift"] is not None and one["interval"] is not None]
+    if len(looks) < 2:
+        return panel("Over time", note="Too few visitors so far to draw a line.", id="over-time")
+    points = [charts.Point(one["at_us"], one["interval"][0], one["lift"], one["interval"][1]) for one in looks]
+    times = (format_time(looks[0]["at_us"])[5:16], format_time(looks[-1]["at_us"])[5:16])
+    first = next((one for one in looks if one["p"] is not None and one["p"] < 0.05), None)
+    peek = "" if first is None else (
+        f" Whoever looked at these {len(looks)} points would have stopped at {format_time(first['at_us'])[5:16]}, "
+        f"with {format_share(first['lift'])}, from {sum(first['visitors']):,} visitors.")  # fmt: skip
+    drawn = charts.band(
+        points,
+        label="Lift with its interval at earlier cut-offs",
+        form=lambda value: f"{100 * value:+.0f} %",
+        times=times,
+    )
+    note = "What exposures before each instant say, with the interval of a single look." + peek
+    return panel("Over time", drawn, note=note, id="over-time")
+
+
+def _arms(verdict: Mapping[str, Any]) -> Html:
+    rows = [
+        (badge("", name), one["visitors"], one["pages"], one["views"], one["clicks"],
+         "-" if one["ratio"] is None else f"{one['ratio']:.5f}",
+         link(code(verdict[f"{name}_bundle"], short=True), f"/models/{verdict[f'{name}_bundle']}"))
+        for name in _ARMS for one in [verdict[name]]
+    ]  # fmt: skip
+    heads = ("arm", "visitors", "pages", "views", "clicks", verdict["goal"], "bundle")
+    return panel("Both arms", table("Both arms", heads, rows, numbers=(1, 2, 3, 4, 5)))
+
+
+def _guardrails(verdict: Mapping[str, Any]) -> Html:
+    if not verdict["guardrails"]:
+        return NOTHING
+    rows = []
+    for one in verdict["guardrails"]:
+        if one["p"] is None:
+            rows.append((one["name"], badge("warn", "cannot be judged"), "-", "-", one["reason"] or ""))
+            continue
+        change = "-" if one["lift"] is None else format_share(one["lift"])
+        state = badge("bad", "worse") if one["is_worse"] else badge("good", "not worse")
+        rows.append(
+            (
+                one["name"],
+                state,
+                f"{one['control']:.5g}",
+                f"{one['treatment']:.5g}",
+                f"{change}, p {format_chance(one['p'])}",
+            )
+        )
+    heads = ("metric", "state", "control", "treatment", "change")
+    note = "What must not get worse: where one does, the treatment is not better, whatever the goal says."
+    return panel("Guardrails", table("Guardrails", heads, rows, numbers=(2, 3)), note=note)
+
+
+def _plan(found: Mapping[str, Any]) -> Html:
+    trial, verdict = found["row"], found["verdict"]
+    planned = trial["planned"]
+    came = min(verdict[arm]["visitors"] for arm in _ARMS) if verdict else 0
+    end_us = trial["stopped_us"] or found["now_us"]
+    shown = figures(
+        (
+            ("Planned in each arm", f"{planned:,}" if planned else "-", f"for a lift of {100 * trial['mde']:g} %"),
+            ("Came to the smaller arm", f"{came:,}", f"{100 * came / planned:.0f} % of the plan" if planned else ""),
+            ("Ran for", format_seconds((end_us - trial["started_us"]) / 1e6), "by the project's clock"),
+            ("Explored", f"{100 * trial['explore']:g} %", "of places, in both arms"),
+        )
+    )
+    return put(shown)
+
+
+def _provenance(verdict: Mapping[str, Any], found: Mapping[str, Any]) -> Html:
+    read = [
+        ("Read up to", put(link(topic, f"/tables/{topic}"), " ", offsets(places)))
+        for topic, places in verdict["positions"].items()
+    ]  # fmt: skip
+    shown = facts(
+        (
+            ("Trial", code(verdict["trial"])),
+            ("Began", when(verdict["started_us"])),
+            ("Read", when(verdict["made_us"])),
+            ("Exposures before", when(verdict["cutoff_us"])),
+            ("Waits for a click", f"{found['within']}, and {found['lateness']} more for late events"),
+            *read,
+            ("Assigned by", code(found["row"]["seed"])),
+            ("Earlier trials", ", ".join(one["id"] for one in found["earlier"]) or "none"),
+        )
+    )
+    walk = tag("p", link("Walk from this trial, both ways", "/lineage", id=verdict["trial"]))
+    note = "Whoever reads the same rows up to the same offsets gets the same numbers."
+    return panel("What it was read from", shown, walk, note=note)
