@@ -63,8 +63,8 @@ def test_continue_keeps_the_rows_and_goes_on(stopped):
     assert note["action"] == "topic replay --continue"
     assert sorted(filter(None, note["from"]["positions"].values())) == [3]
     audited = [json.loads(line) for line in (stopped.folder / ".headrace" / "audit.jsonl").read_text().splitlines()]
-    assert {(line["action"], line["how"], bool(line["by"])) for line in audited if "table" in line} == {
-        ("topic replay", "--continue", True),
+    assert {(line["what"], line["subject"], line["given"]["how"]) for line in audited if "how" in line["given"]} == {
+        ("topic replay", "events", "--continue"),
     }  # fmt: skip
 
 

@@ -311,10 +311,12 @@ def test_groups_and_replay(topic):
         assert topic("replay", "notes", "--group", "mail", "--to", to)[0] == 0
         assert lines(topic("groups", "notes", "--json")[1])[0]["lag"] == lag
     audit = lines((topic.folder / ".headrace" / "audit.jsonl").read_text())
-    assert [(row["action"], row["group"], row["from"], row["to"]) for row in audit][:2] == [
-        ("topic replay", "mail", 4, 2), ("topic replay", "mail", 2, 0),
+    moved = [one for one in audit if (one["what"], one["outcome"]) == ("topic replay", "moved")]
+    assert [(one["subject"], *(one["given"][name] for name in ("group", "from", "to"))) for one in moved][:2] == [
+        ("notes", "mail", "4", "2"), ("notes", "mail", "2", "0"),
     ]  # fmt: skip
-    assert len(audit) == 5
+    assert len(moved) == 5
+    assert all(one["who"] for one in audit)
 
 
 def test_a_groups_name_steers_neither_table_nor_terminal(topic):

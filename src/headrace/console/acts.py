@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from headrace.base.audit import FILE, Act, audited, check_audit
+from headrace.base.audit import FILE, Act, audited, check_audit, write_line
+from headrace.base.clock import machine_us
 from headrace.base.errors import UnavailableError
 from headrace.base.process import find_user
 from headrace.profile import find_folder, state_of
 
 SHELL = "shell"
 """The level of whoever may run commands here."""
+MOVED = "moved"
 
 _OWN = ("command", "word", "verb", "project", "json")
 
@@ -31,6 +33,14 @@ def run_audited(given: argparse.Namespace, run: Callable[[argparse.Namespace], A
         if code:
             outcome.text = f"exit code {code}"
     return code
+
+
+def note_rows(state: Path, what: str, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes down what an act has moved, a line for each row: what was asked for tells too little of it."""
+    for row in rows:
+        given = {name: str(value) for name, value in row.items() if value is not None}
+        subject = given.pop("table", "") or given.pop("topic", "")
+        write_line(state, Act(find_user(), SHELL, what, subject, given), MOVED, at_us=machine_us())
 
 
 def describe_audit(state: Path) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 from headrace.base.clock import machine_us
 from headrace.base.errors import CallError, unknown_name
 from headrace.collect.app import CLICKS
+from headrace.console.acts import note_rows
 from headrace.console.show import as_text, format_time, print_lines, print_rows, print_table
 from headrace.console.sql import query
-from headrace.console.topics import audit
 from headrace.events.click import HEADER
 from headrace.events.settled import (
     EVENTS,
@@ -222,7 +222,7 @@ def _replay(project: OpenProject, given: argparse.Namespace) -> int:
     for start in range(0, len(records), _PORTION):
         told["replayed"] += len(project.topic(CLICKS).append(records[start : start + _PORTION]))
     if records:
-        audit(project, "table failed --replay", [{**told, "reason": given.reason, "event": given.event}])
+        note_rows(project.profile.state, "table failed", [{**told, "reason": given.reason, "event": given.event}])
     if given.json:
         print_lines([told])
     else:

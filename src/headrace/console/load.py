@@ -19,8 +19,8 @@ from rich.progress import Progress
 
 from headrace.base.errors import CallError, did_you_mean, unknown_name
 from headrace.collect.load import Loaded, load_members
+from headrace.console.acts import note_rows
 from headrace.console.show import print_lines
-from headrace.console.topics import audit
 from headrace.events.dimension import Dimension, Scalar, fault_of
 from headrace.project import OpenProject, open_project
 from headrace.stream import list_dimensions
@@ -76,7 +76,7 @@ def load(given: argparse.Namespace) -> None:
             **{name: getattr(loaded, name) for name in ("new", "changed", "unchanged", "offset")},
             "passed_over": passed_over,
         }
-        audit(project, "table load", [{**told, "file": str(path)}])
+        note_rows(project.profile.state, "table load", [{**told, "file": str(path)}])
     if given.json:
         print_lines([told])
     else:

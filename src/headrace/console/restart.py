@@ -8,9 +8,9 @@ from typing import Any
 from headrace.base.clock import machine_us
 from headrace.base.errors import CallError
 from headrace.base.process import find_user
+from headrace.console.acts import note_rows
 from headrace.console.show import print_lines, print_table
 from headrace.console.tables import open_table
-from headrace.console.topics import audit
 from headrace.project import OpenProject, open_project
 from headrace.tables import Table
 from headrace.tables.sink import INCARNATION, TOPIC
@@ -23,7 +23,7 @@ def restart(given: argparse.Namespace) -> None:
     with open_project(given.project, profile=given.profile) as project:
         table = open_table(project, name)
         rows = _restart(project, given.topic, table, is_fresh=given.fresh is not None)
-        audit(project, "topic replay", rows)
+        note_rows(project.profile.state, "topic replay", rows)
     if given.json:
         print_lines(rows)
         return

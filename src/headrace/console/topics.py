@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -16,8 +14,8 @@ import msgspec
 
 from headrace.base.clock import machine_us
 from headrace.base.errors import CallError
-from headrace.base.process import find_user
 from headrace.collect.app import CLICKS
+from headrace.console.acts import note_rows
 from headrace.console.show import print_lines, print_table, shown
 from headrace.events.raw import read_instant
 from headrace.events.settled import EVENTS, FAILED
@@ -156,7 +154,7 @@ def replay(given: argparse.Namespace) -> None:
             {"topic": given.topic, "group": given.group, "partition": p, "from": before.get(p), "to": position.offset}
             for p, position in sorted(moved.items())
         ]
-        audit(project, "topic replay", rows)
+        note_rows(project.profile.state, "topic replay", rows)
     if given.json:
         print_lines(rows)
     else:
@@ -197,15 +195,6 @@ def list_groups(project: OpenProject, name: str) -> list[dict[str, Any]]:
 
 def _positions(project: OpenProject, topic: str, group: str) -> list[GroupPosition]:
     return [one for one in project.topics.groups(topic) if one.group == group]
-
-
-def audit(project: OpenProject, action: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes down who did what to this project, a line for each row."""
-    project.profile.state.mkdir(parents=True, exist_ok=True)
-    at, by = datetime.now(UTC).isoformat(), find_user()
-    with (project.profile.state / "audit.jsonl").open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps({"at": at, "action": action, "by": by, **row}) + "\n")
 
 
 def _seconds(days: float | None) -> int | None:
