@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace import loop, survey
-from headrace.base.errors import HeadraceError
+from headrace.base.errors import HeadraceError, unknown_name
 from headrace.console.experiments import list_declared
 from headrace.console.explain_walk import encode_walks
 from headrace.console.lift import follow
@@ -32,7 +32,7 @@ from headrace.events.settled import EVENTS
 from headrace.experiments.analyse import trial_scope
 from headrace.experiments.experiment import Trial, decode_trial
 from headrace.experiments.promotion import CHAMPION, decode_champion
-from headrace.experiments.verdict import Verdict
+from headrace.experiments.verdict import Verdict, decode_verdict
 from headrace.learn import find_model, view_of
 from headrace.models.learned import read_odds, weigh
 from headrace.models.logistic import chance_of
@@ -171,33 +171,43 @@ def list_experiments(project: OpenProject) -> Any:
     return list_declared(project)
 
 
-def tell_experiment(project: OpenProject, *, name: str) -> Any:
-    """Returns an experiment with its newest trial, and what that found or would find if it were stopped now."""
+def tell_experiment(project: OpenProject, *, name: str, trial: str = "") -> Any:
+    """Returns an experiment with one of its trials, and what that found or would find if it were stopped now."""
     declared = survey.find_experiment(project, name)
     row = next(one for one in list_declared(project) if one["experiment"] == name)
-    trial = _find_trial(project, name)
-    verdict, problem = None, ""
-    if trial is not None:
-        verdict = loop.find_verdict_on(project, trial)
-        if verdict is None:
-            verdict, problem = _look(project, trial)
-    trials = [decode_trial(one.value) for one in project.registry.entries(TRIAL, name)]
-    earlier = {one.id: one for one in trials if trial is not None and one.id != trial.id}
+    trials = _read_trials(project, name)
+    found = _choose(trials, trial)
+    given = _find_verdict(project, found) if found else None
+    verdict, problem = (given, "") if given or not found else _look(project, found)
     return {
         **row,
         "within": declared.goal.within,
         "lateness": declared.lateness,
-        "row": msgspec.to_builtins(trial) if trial else None,
+        "row": msgspec.to_builtins(found) if found else None,
+        "is_final": given is not None,
         "verdict": msgspec.to_builtins(verdict) if verdict else None,
         "problem": problem,
         "now_us": project.clock.now_us(),
-        "earlier": [{"id": one.id, "started_us": one.started_us} for one in earlier.values()],
+        "others": [{"id": one} for one in trials if found and one != found.id],
     }
 
 
-def _find_trial(project: OpenProject, name: str) -> Trial | None:
-    entry = project.registry.newest(TRIAL).get(name)
-    return decode_trial(entry.value) if entry else None
+def _read_trials(project: OpenProject, name: str) -> dict[str, Trial]:
+    """Returns the trials of an experiment as they stand, the oldest first."""
+    rows = [decode_trial(one.value) for one in project.registry.entries(TRIAL, name)]
+    return {one.id: one for one in rows}
+
+
+def _choose(trials: Mapping[str, Trial], wanted: str) -> Trial | None:
+    """Returns the trial that was asked for, else the newest one; None if none was started."""
+    if wanted and wanted not in trials:
+        raise unknown_name("trial", wanted, trials)
+    return trials.get(wanted) or next(reversed([*trials.values()]), None)
+
+
+def _find_verdict(project: OpenProject, trial: Trial) -> Verdict | None:
+    rows = [decode_verdict(one.value) for one in project.registry.entries(loop.VERDICT, trial.experiment)]
+    return next((one for one in reversed(rows) if one.trial == trial.id), None)
 
 
 def _look(project: OpenProject, trial: Trial) -> tuple[Verdict | None, str]:
@@ -220,18 +230,18 @@ def _read_positions(project: OpenProject) -> dict[str, list[int]]:
     }
 
 
-def follow_lift(project: OpenProject, *, name: str) -> Any:
+def follow_lift(project: OpenProject, *, name: str, trial: str = "") -> Any:
     """Returns what a trial would have found at earlier cut-offs: what somebody who looked often would have seen."""
-    trial = _find_trial(project, name)
-    if trial is None:
+    found = _choose(_read_trials(project, name), trial)
+    if found is None:
         return []
-    given = loop.find_verdict_on(project, trial)
+    given = _find_verdict(project, found)
     positions: Mapping[str, Any] = given.positions if given else _read_positions(project)
     if len(positions) < 2:
         return []
     now_us = project.clock.now_us()
-    cutoff_us = given.cutoff_us if given else now_us - trial.within_us - trial.lateness_us
-    return follow(project, trial, trial_scope(trial, cutoff_us=cutoff_us, positions=positions))
+    cutoff_us = given.cutoff_us if given else now_us - found.within_us - found.lateness_us
+    return follow(project, found, trial_scope(found, cutoff_us=cutoff_us, positions=positions))
 
 
 def stop_trial(project: OpenProject, *, name: str) -> Any:

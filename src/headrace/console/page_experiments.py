@@ -14,6 +14,7 @@ from headrace.console.frame import (
     NOTHING,
     Html,
     Sheet,
+    address,
     badge,
     code,
     empty,
@@ -59,9 +60,10 @@ class Experiments:
         name = segment(request, "experiments")
         lead = "What a trial asked of visitors, and what they answered."
         sheet = Sheet("/experiments", name, lead, NOTHING, _NEXT, crumb=link("Experiments", "/experiments"))
+        asked = {"name": name, "trial": request.query.get("trial", "")}
         if "lift" in request.query:
-            return replace(sheet, body=_over_time(await self._desk.ask(request, "lift", name=name)))
-        found = await self._desk.ask(request, "experiment", name=name)
+            return replace(sheet, body=_over_time(await self._desk.ask(request, "lift", **asked)))
+        found = await self._desk.ask(request, "experiment", **asked)
         if found is None:
             return pending(request, sheet, "Reading the trial from the lake")
         return replace(sheet, body=_body(request, found))
@@ -115,10 +117,14 @@ def _body(request: Request, found: Mapping[str, Any]) -> Html:
         why = found["problem"] or "The lake holds nothing of it yet."
         return put(empty("Nothing to read yet", why, "headrace status"), ending if running else NOTHING, _plan(found))
     return put(
-        _verdict(verdict, ending if running else NOTHING, is_final=found["state"] == "decided"),
+        _verdict(verdict, ending if running else NOTHING, is_final=found["is_final"]),
         _health(verdict),
         _lift(verdict),
-        lazily(f"/experiments/{found['experiment']}?lift=1", "over-time", "Reading the trial at earlier cut-offs"),
+        lazily(
+            address(f"/experiments/{found['experiment']}", lift="1", trial=trial["id"]),
+            "over-time",
+            "Reading the trial at earlier cut-offs",
+        ),
         _arms(verdict),
         _guardrails(verdict),
         _plan(found),
@@ -228,7 +234,7 @@ def _over_time(found: Sequence[Mapping[str, Any]] | None) -> Html:
 
 def _arms(verdict: Mapping[str, Any]) -> Html:
     rows = [
-        (badge("", name), one["visitors"], one["pages"], one["views"], one["clicks"],
+        (badge(name, name), one["visitors"], one["pages"], one["views"], one["clicks"],
          "-" if one["ratio"] is None else f"{one['ratio']:.5f}",
          link(code(verdict[f"{name}_bundle"], short=True), f"/models/{verdict[f'{name}_bundle']}"))
         for name in _ARMS for one in [verdict[name]]
@@ -277,6 +283,11 @@ def _plan(found: Mapping[str, Any]) -> Html:
     return put(shown)
 
 
+def _others(found: Mapping[str, Any]) -> Html:
+    place = f"/experiments/{found['experiment']}"
+    return put(*[put(link(one["id"], place, trial=one["id"]), " ") for one in found["others"]]) or put("none")
+
+
 def _provenance(verdict: Mapping[str, Any], found: Mapping[str, Any]) -> Html:
     read = [
         ("Read up to", put(link(topic, f"/tables/{topic}"), " ", offsets(places)))
@@ -291,7 +302,7 @@ def _provenance(verdict: Mapping[str, Any], found: Mapping[str, Any]) -> Html:
             ("Waits for a click", f"{found['within']}, and {found['lateness']} more for late events"),
             *read,
             ("Assigned by", code(found["row"]["seed"])),
-            ("Earlier trials", ", ".join(one["id"] for one in found["earlier"]) or "none"),
+            ("Other trials", _others(found)),
         )
     )
     walk = tag("p", link("Walk from this trial, both ways", "/lineage", id=verdict["trial"]))

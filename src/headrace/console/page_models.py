@@ -39,6 +39,7 @@ _NEXT = ("/experiments", "where visitors decide between two of them")
 _GATES = {True: ("good", "passed"), False: ("bad", "refused"), None: ("", "not asked")}
 _STATES = {"done": "good", "failed": "bad", "running": "warn"}
 _RUN_SECONDS = 3600.0
+_MOST_SHOWN = 12
 
 
 class Models:
@@ -161,12 +162,20 @@ def _bundles(found: Mapping[str, Any]) -> Html:
             _places(one["serves"]) if one["serves"] else tag("span", "-", class_="soft"),
             format_bytes(one["size"]),
         )
-        for one in found["bundles"]
+        for one in _shown(found["bundles"])
     ]
     heads = ("model", "bundle", "kind", "fitted", "offline gate", "serves", "size")
-    note = put("Not fitted yet: ", ", ".join(missing), ". Fit with ", tag("code", f"headrace model fit {missing[0]}")
-               ) if missing else ""  # fmt: skip
-    return panel("Bundles", table("Bundles", heads, rows, numbers=(6,)), note=note)
+    notes: list[object] = []
+    if len(found["bundles"]) > len(rows):
+        notes = [f"The newest {_MOST_SHOWN}, and those that serve; all: ", tag("code", "headrace model list"), ". "]
+    if missing:
+        fit = tag("code", f"headrace model fit {missing[0]}")
+        notes += ["Not fitted yet: ", ", ".join(missing), ". Fit with ", fit]
+    return panel("Bundles", table("Bundles", heads, rows, numbers=(6,)), note=put(*notes))
+
+
+def _shown(bundles: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [one for number, one in enumerate(bundles) if number < _MOST_SHOWN or one["serves"]]
 
 
 def _places(serves: Sequence[Mapping[str, Any]]) -> Html:
