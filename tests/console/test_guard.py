@@ -182,6 +182,17 @@ def test_a_change_comes_from_our_own_page_alone(alone):
     assert alone.ask(f"/act?form_token={token}", "POST").status == 403
 
 
+def test_other_sites_may_lead_here_and_nothing_else(alone):
+    for site in ("cross-site", "same-site"):
+        led = {"sec_fetch_site": site, "sec_fetch_mode": "navigate", "sec_fetch_dest": "document"}
+        assert alone.ask("/", **led).status == 200
+        for name, value in (("mode", "no-cors"), ("mode", "cors"), ("dest", "iframe"), ("dest", "image"), ("dest", "")):
+            assert alone.ask("/", **(led | {f"sec_fetch_{name}": value})).status == 403
+        assert alone.ask("/", "HEAD", **led).status == 403
+    own = {"sec_fetch_site": "same-origin", "sec_fetch_mode": "cors", "sec_fetch_dest": "empty"}
+    assert alone.ask("/", **own).status == alone.ask("/", sec_fetch_site="none").status == 200
+
+
 def test_the_token_of_a_form_is_that_of_one_session(door, cookies):
     token = door.token_of(cookies["otto"])
     assert door.post("/act", cookie=cookies["adam"], form_token=token).status == 403

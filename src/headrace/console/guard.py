@@ -199,12 +199,11 @@ class Gate:
                 "a proxy has passed this on, and nobody need log in here. Add the proxy's name to [console] hosts of "
                 "headrace.toml, which makes everybody log in",
             )
-        if request.method in _SAFE:
-            return
-        origin, site = request.header(b"origin"), request.header(b"sec-fetch-site")
-        own = [f"https://{host}"] if is_secure(request) else [f"http://{host}"]
-        if (origin and origin.lower() not in own) or site not in ("", "same-origin", "none"):
+        origin, own = request.header(b"origin"), f"{'https' if is_secure(request) else 'http'}://{host}"
+        if request.method not in _SAFE and origin and origin.lower() != own:
             raise RequestError(403, "this form stands on a page of another site")
+        if not _is_from_here(request):
+            raise RequestError(403, "a page of another site has asked for this")
 
     def _is_own(self, name: str) -> bool:
         if name in (self.table.host.lower(), *map(str.lower, self.table.hosts)):
@@ -430,6 +429,17 @@ def _name_of(host: str) -> str:
     if any(sign in host for sign in "@/?#\\") or not parts.hostname:
         return ""
     return parts.hostname.removesuffix(".")
+
+
+def _is_from_here(request: Request) -> bool:
+    """Returns whether our own page asks, or a person: other sites may lead here, and may neither embed nor probe.
+
+    Where nobody need log in, any site that is open in a browser could else time the answers of SQL.
+    """
+    if request.header(b"sec-fetch-site") in ("", "same-origin", "none"):
+        return True
+    asked = (request.method, request.header(b"sec-fetch-mode"), request.header(b"sec-fetch-dest"))
+    return asked == ("GET", "navigate", "document")
 
 
 def _is_address(name: str) -> bool:
