@@ -13,6 +13,7 @@ import threading
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ _BATCH = 100
 _BATCHES_A_SECOND = 20
 _CLICKS_A_SECOND = 300
 _PAGES_A_SECOND = 200
+_PAGE_CONNECTIONS = 8
 _REPLY_SECONDS = 5.0
 _LIVES_SECONDS = 1.5
 _SAFE_BYTES = 300e6
@@ -213,13 +215,18 @@ def _srm(victim: Victim) -> Harm:
     if trial is None:
         raise CallError("no trial runs, so there are no arms. Start one with: headrace experiment start NAME")
 
-    def harm(stop: threading.Event) -> None:
+    def flood(stop: threading.Event) -> None:
         door = _Door(url, stop)
-        while not stop.wait(1 / _PAGES_A_SECOND):
+        while not stop.wait(_PAGE_CONNECTIONS / _PAGES_A_SECOND):
             visitor = str(uuid4())
             while assign(trial.seed, visitor, trial.weights) != 0:
                 visitor = str(uuid4())
             door.post("/v1/page", {"page": trial.page, "anonymous_id": visitor, "context": {"userAgent": _BROWSER}})
+
+    def harm(stop: threading.Event) -> None:
+        with ThreadPoolExecutor(_PAGE_CONNECTIONS) as pool:
+            for one in [pool.submit(flood, stop) for _ in range(_PAGE_CONNECTIONS)]:
+                one.result()
 
     return harm
 

@@ -23,7 +23,9 @@ from headrace.watch.alert import Finding, Now
 
 REFERENCE, RECENT = 1500, 300
 """So many values are the reference at most, and so many after them are compared with it."""
-_LEAST_REFERENCE = 500
+SCORES_REFERENCE = 600
+"""Of scores fewer: they grow with what features count, which is no fault."""
+_LEAST_SHARE = 1 / 3
 RATE = 1e-4
 """The share of false ones among what stands out, of all inputs looked at together."""
 PSI_OPENS, PSI_CLOSES = 0.4, 0.2
@@ -40,8 +42,9 @@ _read_attributes = msgspec.json.Decoder(dict[str, dict[str, Any]]).decode
 class Stretch:
     """The newest values of a stream, with those before them."""
 
-    def __init__(self) -> None:
-        self._values: deque[Any] = deque(maxlen=REFERENCE + RECENT)
+    def __init__(self, reference: int = REFERENCE) -> None:
+        self._values: deque[Any] = deque(maxlen=reference + RECENT)
+        self._least = int(reference * _LEAST_SHARE) + RECENT
 
     def add(self, value: Any) -> None:
         """Takes in a value."""
@@ -49,7 +52,7 @@ class Stretch:
 
     def compare(self) -> Drift | None:
         """Returns how the newest values differ; None while there are too few."""
-        if len(self._values) < _LEAST_REFERENCE + RECENT:
+        if len(self._values) < self._least:
             return None
         values = list(self._values)
         compare = compare_texts if isinstance(values[0], str) else compare_numbers
@@ -148,7 +151,7 @@ class Scores:
             if len(self._visitors) > 100_000:
                 self._visitors.popitem(last=False)
         elif scores:
-            self._stretches.setdefault(bundle, Stretch()).add(sum(scores) / len(scores))
+            self._stretches.setdefault(bundle, Stretch(SCORES_REFERENCE)).add(sum(scores) / len(scores))
             self._stretches.move_to_end(bundle)
             if len(self._stretches) > _MOST_BUNDLES:
                 self._stretches.popitem(last=False)
