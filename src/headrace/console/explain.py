@@ -11,11 +11,11 @@ import msgspec
 
 from headrace.base.errors import CallError, UnknownNameError, did_you_mean
 from headrace.collect.app import CLICKS
-from headrace.console.explain_bundle import list_readers, make_bundle, make_snapshot
-from headrace.console.explain_event import by_event, find_settled, find_waiting, tell_event, tell_waiting
+from headrace.console.explain_bundle import make_bundle, make_snapshot
+from headrace.console.explain_event import Found, by_event, find_settled, find_waiting, tell_event, tell_waiting
 from headrace.console.explain_item import tell_item
 from headrace.console.explain_page import find_decisions, tell_page
-from headrace.console.explain_rows import link_bundles
+from headrace.console.explain_rows import find_readers
 from headrace.console.explain_show import print_list, print_walk
 from headrace.console.explain_trial import list_trials, make_champion, make_trial, make_verdict
 from headrace.console.explain_walk import Kind, Link, Node, Walk, Way, flatten
@@ -67,7 +67,9 @@ def tell(project: OpenProject, wanted: str) -> tuple[Walk, ...]:
     An id is a recommendation_id, a messageId, a hash of a bundle or 8 of its signs, a model, a trial, an experiment,
     `PAGE#ROW` for a champion, or `PERSON/ITEM`.
     """
-    decisions = find_decisions(project, wanted) or find_decisions(project, wanted.rpartition("/")[0])
+    # A row below the first is named by its page and its title.
+    page = wanted.partition("/")[0]
+    decisions = find_decisions(project, wanted) or (find_decisions(project, page) if page != wanted else [])
     found = list(find_settled(project, wanted))
     walks = []
     if decisions:
@@ -75,22 +77,22 @@ def tell(project: OpenProject, wanted: str) -> tuple[Walk, ...]:
         walks.append(_walk_from(project, start, known))
     events = [parts for parts in by_event(found) if not decisions or parts[-1].row["message_id"] == wanted]
     # A recommendation has many events, and each way costs a few questions to the lake.
-    walks += [_walk_event(project, tell_event(project, parts, whole=len(events) == 1)) for parts in events]
+    walks += [_walk_event(project, parts, whole=len(events) == 1) for parts in events]
     if not found and not decisions:
         walks += [Walk((tell_waiting(message),)) for message in find_waiting(project, wanted)]
     return tuple(walks) or tuple(_tell_named(project, wanted))
 
 
-def _walk_event(project: OpenProject, event: Node) -> Walk:
+def _walk_event(project: OpenProject, parts: Sequence[Found], *, whole: bool) -> Walk:
     """Returns the walk from an event: back to the page that it answers, on to the training rows and bundles."""
-    trace = event.record["recommendation_id"]
-    settled = event.record["settled"]
-    rows = find_decisions(project, trace) if trace and event.record["table"] else []
+    event, last = tell_event(project, parts, whole=whole), parts[-1]
+    if not whole or not last.in_table or last.topic != EVENTS:
+        return _walk_from(project, event)
+    trace = last.row["recommendation_id"]
+    rows = find_decisions(project, trace) if trace else []
     known = tell_page(project, rows) if rows else []
     downstream = [Link("counted in", "rows", node.id) for node in known if node.kind == "rows"]
-    if settled and event.record["table"] and EVENTS in project.tables.names():
-        place = (settled["partition"], settled["offset"], event.record["door"]["received_us"])
-        downstream += link_bundles("read by", list_readers(project, {EVENTS: place}))
+    downstream += find_readers(project, last.row)
     return _walk_from(project, msgspec.structs.replace(event, downstream=tuple(downstream)), known)
 
 

@@ -95,6 +95,17 @@ def link_bundles(word: str, found: Sequence[Fitted]) -> list[Link]:
     ]
 
 
+def find_readers(project: OpenProject, event: Row) -> list[Link]:
+    """Returns the bundles whose snapshot holds an event that their model reads, as links."""
+    reads = {
+        model.name: {model.clicks.name, *(column.event for feature in model.features for column in feature.columns)}
+        for model in project.declared.models
+    }
+    place = (event["log_partition"], event["log_offset"], event["received_us"])
+    found = [] if event["bot"] else list_readers(project, {EVENTS: place})
+    return link_bundles("read by", [one for one in found if event["event"] in reads.get(one.name, ())])
+
+
 def _rows_of(fitted: Fitted) -> str:
     return count_rows(msgspec.json.decode(fitted.manifest)["source"])
 
