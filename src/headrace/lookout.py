@@ -327,6 +327,7 @@ def _post(url: str, alert: Alert) -> None:
 
 
 def _write_note(path: Path, place: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new")
     temporary.write_text(str(place), encoding="ascii")
     temporary.replace(path)

@@ -1,0 +1,148 @@
+"""A real project, broken by the real command: the watcher says what it is, and the webhook hears it once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from headrace.base.errors import CallError, HeadraceError
+from headrace.console.init import write_project
+from headrace.lookout import post_alerts, read_webhook
+from headrace.project import open_project
+from headrace.watch.alert import FILE, Book, Finding, Now, read_alerts
+from running import headrace, lines, running, wait_until
+
+
+class Hook(ThreadingHTTPServer):
+    """A webhook that fails at first, and keeps what it has taken."""
+
+    daemon_threads = True
+
+    def __init__(self, failures):
+        self.failures, self.taken, self.asked = failures, [], 0
+        super().__init__(("127.0.0.1", 0), _Answers)
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/alerts?token=secret"
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
+
+
+class _Answers(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.asked += 1
+        fails = self.server.asked <= self.server.failures
+        if not fails:
+            self.server.taken.append(json.loads(body))
+        self.send_response(500 if fails else 204)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def make_project(folder, extra=""):
+    write_project(folder, ports=(0, 0, 0), flush_seconds=0.2)
+    toml = folder / "headrace.toml"
+    toml.write_text(toml.read_text() + extra)
+    return folder
+
+
+def told(folder, *words):
+    """Returns exit code and answer of `headrace break`."""
+    code, out, error = headrace("break", *words, "--json", cwd=folder)
+    return code, lines(out)[0] if out else json.loads(error)["message"]
+
+
+@pytest.mark.slow
+def test_a_broken_project_is_told_of_once_everywhere(tmp_path):
+    with Hook(failures=2) as hook:
+        shop = make_project(tmp_path / "shop", f'[watch]\nwebhook = "{hook.url}"\n')
+        with running(shop) as up:
+            for fault, kind in (("duplicate", "duplicates"), ("bots", "bots")):
+                code, found = told(shop, fault, "--seconds", "25")
+                assert (code, found["alert"]["kind"], found["others"]) == (0, kind, 0), found
+                assert found["seconds"] < 25
+            code, error = told(shop, "bots")
+            assert (code, "is open already" in error) == (2, True)
+            code, error = told(shop, "srm")
+            assert (code, error) == (
+                2, "no trial runs, so there are no arms. Start one with: headrace experiment start NAME",
+            )  # fmt: skip
+            alerts = read_alerts(shop / ".headrace" / FILE)
+            assert [one.kind for one in alerts] == ["duplicates", "bots"]
+            code, out, _ = headrace("status", "--json", cwd=shop)
+            shown = [one for one in lines(out) if one["kind"] == "alert"]
+            assert {one["about"] for one in shown} <= {"duplicates", "bots"}
+            assert "bots" in {one["about"] for one in shown}
+            wait_until(lambda: {one["id"] for one in hook.taken if one["state"] == "open"} == {"a-1", "a-2"})
+            opened = [one["id"] for one in hook.taken if one["state"] == "open"]
+            assert opened == ["a-1", "a-2"]
+            assert "alert a-1, duplicates" in up.log.read_text()
+            assert "secret" not in up.log.read_text()
+
+
+def test_break_refuses_where_nothing_runs(tmp_path):
+    shop = make_project(tmp_path / "shop")
+    code, error = told(shop, "duplicate")
+    assert code == 2
+    assert error == "no watcher runs that could notice it. Start the project with: headrace up"
+    code, error = told(shop, "duplicat")
+    assert (code, "Did you mean duplicate?" in error) == (2, True)
+
+
+def test_a_webhook_that_failed_hears_each_line_once_also_after_a_restart(tmp_path):
+    stop = threading.Event()
+    with Hook(failures=3) as hook:
+        shop = make_project(tmp_path / "shop", f'[watch]\nwebhook = "{hook.url}"\n')
+        with open_project(shop) as project:
+            poster = threading.Thread(target=post_as_loops_do, args=(project, stop))
+            poster.start()
+            path = project.profile.state / FILE
+            wait_until(lambda: path.with_suffix(".posted").exists())
+            book = Book(path)
+            finding = Finding(kind="disk", subject="disk", text="full", advice="make room")
+            book.note([finding], Now(0, 0))
+            wait_until(lambda: len(hook.taken) == 1)
+            stop.set()
+            poster.join()
+            book.note([], Now(1, 1))
+            book.note([], Now(20_000_000, 2))
+            stop.clear()
+            poster = threading.Thread(target=post_as_loops_do, args=(project, stop))
+            poster.start()
+            wait_until(lambda: len(hook.taken) == 2)
+            stop.set()
+            poster.join()
+    assert [(one["id"], one["state"]) for one in hook.taken] == [("a-1", "open"), ("a-1", "closed")]
+    assert hook.asked == 5
+
+
+def post_as_loops_do(project, stop):
+    while not stop.wait(0.01):
+        with contextlib.suppress(HeadraceError):
+            post_alerts(project, threading.Lock(), stop)
+
+
+def test_a_webhook_may_stand_in_the_environment(tmp_path, monkeypatch):
+    shop = make_project(tmp_path / "shop", '[watch]\nwebhook = "env:SHOP_HOOK"\n')
+    with open_project(shop) as project:
+        with pytest.raises(CallError, match="needs the environment variable SHOP_HOOK, which is not set"):
+            read_webhook(project)
+        monkeypatch.setenv("SHOP_HOOK", "ftp://somewhere")
+        with pytest.raises(CallError, match=r"write http://\.\.\., https://\.\.\. or env:NAME"):
+            read_webhook(project)
+        monkeypatch.setenv("SHOP_HOOK", "https://hooks.example/abc")
+        assert read_webhook(project) == "https://hooks.example/abc"
