@@ -33,8 +33,8 @@ from headrace.verify.play import Script, play
 from headrace.verify.report import Line, Report, write_report
 from headrace.verify.worlds import World, describe, join_lines
 
-# The first night falls eighteen hours after the first page, as in the demo.
-_BEGIN_US = BORN_US + 3 * DAY + 6 * HOUR
+# The first night falls twelve hours after the first page: the busy half of a day is enough to learn from.
+_BEGIN_US = BORN_US + 3 * DAY + 12 * HOUR
 _VISITORS = 900
 _BEATS = 1.0
 _SIGNS = {"holds": "✓", "fails": "✗", "left out": "-"}

@@ -17,9 +17,9 @@ from headrace.events.decision import DECISIONS, is_decision
 from headrace.events.settled import EVENTS, FAILED, is_row
 from headrace.events.world import World
 from headrace.experiments.experiment import Trial
-from headrace.experiments.verdict import Verdict
+from headrace.experiments.verdict import Exposure, Verdict
 from headrace.features import Column
-from headrace.loop import find_trial_of
+from headrace.loop import find_trial_of, list_exposures
 from headrace.project import OpenProject
 from headrace.verify.audience import Record
 from headrace.verify.count import is_click
@@ -136,9 +136,13 @@ class Case:
         return {self.world.visitor(number).anonymous_id: number for number in range(self.world.num_visitors)}
 
     def is_bot(self, visitor: str) -> bool:
-        """Returns whether a visitor is a robot; who isn't of the world is one of ours, and is one."""
+        """Returns whether a visitor is a robot; of who is not of this world, whether any decision says so."""
         number = self.visitors.get(visitor)
-        return number is None or self.world.visitor(number).bot
+        return visitor in self._strange_bots if number is None else self.world.visitor(number).bot
+
+    @cached_property
+    def _strange_bots(self) -> set[str]:
+        return {row["visitor"] for row in self.decided if row["bot"]}
 
     @cached_property
     def judged(self) -> Verdict:
@@ -156,6 +160,11 @@ class Case:
     def exposed(self) -> dict[str, Exposed]:
         """What counts for each visitor of the trial, robots left out."""
         return expose(self)
+
+    @cached_property
+    def told(self) -> Sequence[Exposure]:
+        """Who was in the trial, as the analysis has it."""
+        return list_exposures(self.project, self.judged)
 
     @cached_property
     def truth(self) -> Truth:

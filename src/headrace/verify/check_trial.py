@@ -14,7 +14,7 @@ from headrace.experiments.analyse import Visitors, judge, trial_scope
 from headrace.experiments.assign import arms_of, assign, buckets
 from headrace.experiments.experiment import ARMS
 from headrace.learn import reproduce
-from headrace.loop import LONGEST_US, find_champion, list_exposures
+from headrace.loop import LONGEST_US, find_champion
 from headrace.verify.case import Case, Check, Found, LeftOutError
 
 _FALSE_ALARM = 1e-6
@@ -63,7 +63,7 @@ def _is_assignment_even(case: Case) -> Found:
 def _differences(case: Case) -> Iterator[tuple[str, tuple[Any, ...], tuple[Any, ...]]]:
     """Yields each visitor who counts otherwise here than in the exposures: name, told there, counted here."""
     own = case.exposed
-    told = {row.visitor: row for row in list_exposures(case.project, case.judged)}
+    told = {row.visitor: row for row in case.told}
     nobody = ("", 0, 0, 0)
     for visitor in sorted({*own, *told}):
         row = told.get(visitor)
@@ -99,7 +99,7 @@ def _are_clicks_joined(case: Case) -> Found:
 
 
 def _are_people_alone_enrolled(case: Case) -> Found:
-    told = list_exposures(case.project, case.judged)
+    told = case.told
     wrong = [row.visitor for row in told if row.bot != case.is_bot(row.visitor)]
     text = f"{len(told):,} exposed, {sum(row.bot for row in told):,} of them robots"
     return Found(text, f"visitor {wrong[0]}" if wrong else None)

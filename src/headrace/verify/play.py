@@ -32,6 +32,7 @@ from headrace.events.visit import PageWanted, Visiting
 from headrace.events.world import DAY, HOUR, MINUTE, Delivery, Visit, World, encode
 from headrace.experiments.verdict import Verdict
 from headrace.loop import find_champion, find_verdict, start, stop
+from headrace.models.gate import GATE, decode_gate, encode_gate
 from headrace.project import OpenProject
 from headrace.promote import advance
 from headrace.topics import Record as TopicRecord
@@ -131,14 +132,14 @@ async def _doors(project: OpenProject) -> AsyncIterator[tuple[str, str]]:
     """Opens collector and endpoint in this loop; the addresses at which they answer."""
     sender = project.topics.open_sender(deadline_seconds=ACK_SECONDS, max_pending_bytes=MAX_PENDING_BYTES)
     behind = Behind(project, LateSender(sender), Metrics((*COLLECT_METRICS, *PAGE_METRICS)))
-    doors = [
-        Service(app, listen("127.0.0.1", 0), limits)
-        for app, limits in [await open_collector(behind), await open_endpoint(behind)]
-    ]
+    opened = [await open_collector(behind), await open_endpoint(behind)]
+    doors = [Service(app, listen("127.0.0.1", 0), limits) for app, limits in opened]
     collector, endpoint = (f"http://127.0.0.1:{door.listener.getsockname()[1]}" for door in doors)
-    async with answering(doors, drain_seconds=1.0):
-        yield collector, endpoint
-    await sender.close()
+    try:
+        async with answering(doors, drain_seconds=1.0):
+            yield collector, endpoint
+    finally:
+        await sender.close()
 
 
 @dataclass(frozen=True)
@@ -223,12 +224,19 @@ class _Play:
         for step in self._pipeline.steps:
             await self._fit(step.name)
         challenger = self._project.registry.bundles(self._page.ranker.name)[0].hash
+        self._let_past(challenger)
         start(self._project, self._experiment, gate=False, challenger=challenger)
         await self._probe(lambda shown: shown.arm is not None)
         await self._live(self._clock.now_us() + self._script.forced_us)
         self._stream.rest()
         stop(self._project, self._experiment)
         await self._conclude()
+
+    def _let_past(self, challenger: str) -> None:
+        """Writes that the offline gate has passed a bundle."""
+        newest = self._project.registry.newest(GATE)[challenger]
+        passed = encode_gate(msgspec.structs.replace(decode_gate(newest.value), passed=True))
+        self._project.registry.write(learn.make_entry(self._project, GATE, challenger, passed, over=newest.id))
 
     async def _conclude(self) -> None:
         """Notes the verdict, and waits until pages are served by it."""
