@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.live import Live
 
 from headrace import learn, loop
-from headrace.base.clock import begin_world
+from headrace.base.clock import begin_world, machine_us
 from headrace.base.errors import CallError, DeadlineError, HeadraceError, StopError, UnavailableError
 from headrace.base.telemetry import start_logging
 from headrace.collect.app import CLICKS
@@ -46,8 +46,11 @@ from headrace.models.registry import Entry
 from headrace.profile import FILE as PROFILE_FILE
 from headrace.project import ROLES, OpenProject, open_project
 from headrace.tables.catalog import funnel_sql
+from headrace.verify.case import Case
+from headrace.verify.checks import check
 from headrace.verify.count import PageProof, Proof, prove, prove_pages, wait_at_rest
-from headrace.verify.truth import Truth, tell_truth
+from headrace.verify.report import Line, Report, write_report
+from headrace.verify.truth import Truth
 
 _CLOCK = "world://?rate=3600"
 # The first night falls some 10 s after the first page: an hour is a second, and doors and past take eight of them.
@@ -62,8 +65,6 @@ _RANKER = "ranker"
 _EXPERIMENT = "ranked-home"
 _KILLS = ("endpoint", "settler", "runner")
 _KILL_SECONDS = 1.5
-# What the interval leaves out by chance one time in 20, four standard errors do one time in 15,000.
-_ERRORS = 4.0
 
 _TOP_ITEMS = """
 SELECT product_id AS item, count(*) AS clicks, count(DISTINCT person) AS persons
@@ -96,40 +97,29 @@ class _Found:
     """From the command to the verdict."""
     proof: Proof | None = None
     pages: PageProof | None = None
+    lines: tuple[Line, ...] = ()
+    """What the world itself says of each room."""
     recommendation_id: str = ""
 
     @property
     def checks(self) -> dict[str, bool]:
-        """The checks of the loop, by what they promise."""
-        verdict, truth, proof = self.verdict, self.truth, self.proof
+        """The checks of the loop, by what they promise: those of the play, then those of each room."""
+        verdict = self.verdict
         return {
             "the offline gate passes": bool(self.gate.get("passed")),
             "the A/A gate passes": verdict is not None and verdict.gate is not None and verdict.gate.is_passed,
             "the trial is healthy": verdict is not None and verdict.outcome not in ("unhealthy", "empty"),
-            "every logged decision is made again": truth is not None and truth.replayed > 0 and not truth.different,
-            "the true lift is within four standard errors": _is_near(verdict, truth),
-            "the champion is what the verdict says": verdict is not None
-            and self.champion == (verdict.treatment_bundle if verdict.outcome == "better" else ""),
             "the page is served by its champion": self.served == self.champion != "" or not self.champion,
             "served features are those of the lake": self.parity is not None
             and self.parity.decisions > 0
             and not self.parity.mismatches,
-            "every acknowledged event is in the lake once": proof is not None and proof.holds,
-            "every page with an id is in the lake once": self.pages is not None and self.pages.holds,
+            **{line.name: line.state == "holds" for line in self.lines if line.state != "left out"},
         }
 
     @property
     def code(self) -> int:
         """The exit code: 0 if every check holds, else 1."""
-        return int(not all(self.checks.values()))
-
-
-def _is_near(verdict: Verdict | None, truth: Truth | None) -> bool:
-    if verdict is None or truth is None or verdict.difference is None or verdict.difference_interval is None:
-        return False
-    low, high = verdict.difference_interval
-    # Half of a 95 % interval is about two standard errors.
-    return abs(verdict.difference - truth.difference) <= _ERRORS * (high - low) / 4
+        return int(not self.lines or not all(self.checks.values()))
 
 
 def demo(given: argparse.Namespace) -> int:
@@ -272,11 +262,10 @@ class _Play:
             self.found.served = await asyncio.to_thread(_find_served, self.project, self.found.champion)
         stage.now("everything comes to rest", 0.9)
         await asyncio.to_thread(self._rest)
-        stage.now("the world tells the truth", 0.93)
-        assert self.found.verdict is not None
-        self.found.truth = await asyncio.to_thread(tell_truth, project, crowd.world, self.found.verdict)
-        stage.now("everything is counted", 0.97)
+        stage.now("everything is counted", 0.93)
         await asyncio.to_thread(self._prove)
+        stage.now("the world tells the truth of each room", 0.96)
+        await asyncio.to_thread(self._judge)
         stage.now("done", 1.0)
 
     def _rest(self) -> None:
@@ -293,6 +282,20 @@ class _Play:
         found.pages = prove_pages(project, self.crowd.record.recommended)
         found.proof = prove(project, self.crowd.record.acknowledged)
         found.parity = compare(project)
+
+    def _judge(self) -> None:
+        """Asks each room's checks, and writes their report down for the console."""
+        began_at, case = time.monotonic(), Case(self.project, self.crowd.world, self.crowd.record, self.found.verdict)
+        self.found.lines = tuple(check(case))
+        self.found.truth = case.truth
+        report = Report(
+            made_us=machine_us(),
+            seed=self.given.seed,
+            worlds=1,
+            seconds=round(time.monotonic() - began_at, 1),
+            lines=self.found.lines,
+        )
+        write_report(self.project.profile.state, report)
 
     async def _watch(self) -> None:
         """Looks on while the runner fits, tests and promotes, and kills its processes on the way."""
@@ -397,8 +400,12 @@ class _Play:
         assert found.proof is not None
         print(_proof_text(found.proof))
         print(f"\nchecks        {found.seconds:.0f} s from the command to the verdict")
-        for check, holds in found.checks.items():
-            print(f"              {_sign(holds)} {check}")
+        rooms = {line.name: line for line in found.lines}
+        for name, holds in found.checks.items():
+            print(f"              {_sign(holds)} {name}")
+            if not holds and name in rooms:
+                print(f"                {rooms[name].text}; the first witness: {rooms[name].witness}")
+        print(f"\n{sum(found.checks.values())} of {len(found.checks)} checks hold")
         _ask(self.project)
         _print_next(self.given, self.project.folder, found.recommendation_id)
         return found.code
