@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -380,3 +381,10 @@ def test_a_bug_in_what_is_told_fails_on_its_own_line(clean, monkeypatch, bug):
 def test_every_line_has_a_bug_that_it_catches():
     caught = {bug.line for bug in (*PLAYED, *JUDGED)}
     assert {one.name for one in CHECKS} - caught == {"the true lift is near the lift that was found"}
+
+
+def test_the_page_says_which_bug_fails_on_which_line():
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "verify.md").read_text(encoding="utf-8")
+    rooms = {one.name: one.room for one in CHECKS}
+    told = [f"| {bug.name} | `{rooms[bug.line]}` | {bug.line} |" for bug in (*PLAYED, *JUDGED)]
+    assert sorted(page.partition("|---|---|---|\n")[2].partition("\n\n")[0].splitlines()) == sorted(told)
