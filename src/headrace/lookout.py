@@ -37,13 +37,13 @@ from headrace.features.tiles import Row
 from headrace.models import open_bundle
 from headrace.project import OpenProject
 from headrace.topics import Message
-from headrace.watch.alert import FILE, Alert, Book, Finding, Now, read_lines
+from headrace.watch.alert import FILE, Alert, Book, Finding, Judge, Now, read_lines
 from headrace.watch.arms import Arms
 from headrace.watch.drift import Inputs, Scores
 from headrace.watch.follow import Follower
 from headrace.watch.lag import Freshness, Lag, judge_disk
 from headrace.watch.processes import Processes
-from headrace.watch.share import make_shares
+from headrace.watch.share import Visitors, make_shares
 from headrace.watch.skew import Made, Skew, Tally
 
 LOOK_SECONDS = 0.5
@@ -65,7 +65,7 @@ class Happened(Row, gc=False):
     """What of a settled event is watched."""
 
     received_us: int = 0
-    session_id: str = ""
+    visitor: str | None = None
 
 
 _read_event = msgspec.json.Decoder(Happened).decode
@@ -87,7 +87,7 @@ class Lookout:
         self.shares = make_shares(late=f"{self._late_us / 3.6e9:g} h")
         self.skew = Skew(self._columns_of, self._find_attributes)
         self._inputs, self._scores = Inputs(columns), Scores()
-        self._processes = Processes()
+        self._processes, self._visitors = Processes(), Visitors()
         self._settler, self._updater = Lag(SETTLER, CLICKS, "settler"), Lag("updater", EVENTS, "updater")
         self._lake = Freshness(project.profile.settings.sink.flush_seconds)
         self._arms: Arms | None = None
@@ -113,7 +113,7 @@ class Lookout:
         return list(self._judge(now))
 
     def _judge(self, now: Now) -> Iterator[Finding]:
-        judges = [*self.shares.values(), self.skew, self._inputs, self._scores, self._processes]
+        judges: list[Judge] = [*self.shares.values(), self.skew, self._inputs, self._scores, self._processes]
         judges += [self._settler, self._updater]
         if "sink" in self._running:
             judges.append(self._lake)
@@ -141,7 +141,7 @@ class Lookout:
             late = row.received_us - row.event_us > self._late_us
             self.shares["lateness"].add(late, 1, **at)
             self._inputs.add(row)
-        if row.session_id == f"{message.partition}-{row.src_offset}":
+        if self._visitors.meet(row.visitor or row.person, row.received_us):
             self.shares["bots"].add(row.bot, 1, **at)
         return True
 

@@ -30,7 +30,7 @@ from headrace.rehearse import Tally as Online
 from headrace.watch.alert import Book, Now, read_alerts
 from headrace.watch.arms import Arms
 from headrace.watch.drift import Inputs, Scores
-from headrace.watch.share import make_shares
+from headrace.watch.share import Visitors, make_shares
 from headrace.watch.skew import Made, Skew, Tally
 
 RATE = 3600
@@ -69,7 +69,7 @@ class Site:
         self.arms, self.tally = Arms(f"trial-{seed}", ARMS, (0.5, 0.5)), Tally(COLUMNS)
         self.skew = Skew(lambda _: COLUMNS, lambda _, item, __: {"@genre": self.genres[item]})
         self.waiting, self.numbers = [], itertools.count()
-        self.known, self.sessions, self.seq = set(), {}, 0
+        self.known, self.visitors, self.seq = set(), Visitors(), 0
         self.looked_us = BORN_US
 
     def alerts(self):
@@ -179,9 +179,8 @@ class Site:
             if product in self.genres:
                 row.attributes = Raw(msgspec.json.encode({product: {"genre": self.genres[product]}}))
         self.shares["lateness"].add(received_us - row.event_us > LATE_US, 1, **at)
-        if received_us - self.sessions.get(event.anonymous_id, 0) > HOUR:
+        if self.visitors.meet(event.anonymous_id, received_us):
             self.shares["bots"].add(row.bot, 1, **at)
-        self.sessions[event.anonymous_id] = received_us
         self.inputs.add(row)
         self.tally.add(row, 0)
         self.online.tell(row)

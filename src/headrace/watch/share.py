@@ -6,7 +6,7 @@ send late comes then. An alert needs both, that day's share and that of the last
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from headrace.watch.alert import Finding, Now
 _HALF_LIFE_US = 12 * 3_600_000_000
 _RECENT_US = 10_000_000
 _STEP_US = 250_000
+_MOST_VISITORS = 200_000
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,32 @@ LIMITS = (
     ),
     Limit(
         "bots",
-        "visits",
+        "visitors",
         opens=0.15,
         closes=0.08,
         least=200,
-        text="{share} of the visits are robots' ({bad} of {all}); they count in no metric, and cost their pages",
+        text="{share} of the visitors are robots ({bad} of {all}); they count in no metric, and cost their pages",
         advice="See which: headrace table sql 'SELECT address, count(*) FROM events WHERE bot GROUP BY ALL'; then keep "
         "them out at your proxy",
     ),
 )
+
+
+class Visitors:
+    """Who came in the last half day by the project's clock, of many the newest: of a crawl each page is no visit."""
+
+    def __init__(self) -> None:
+        self._met_us: OrderedDict[str, int] = OrderedDict()
+
+    def meet(self, name: str, project_us: int) -> bool:
+        """Returns whether somebody comes for the first time in half a day."""
+        if project_us - self._met_us.get(name, -_HALF_LIFE_US) < _HALF_LIFE_US:
+            return False
+        self._met_us[name] = project_us
+        self._met_us.move_to_end(name)
+        if len(self._met_us) > _MOST_VISITORS:
+            self._met_us.popitem(last=False)
+        return True
 
 
 class Share:
