@@ -284,7 +284,7 @@ def test_what_is_recorded_is_lineage_without_a_gap(story):
     ended = {event["run"]["runId"]: event for event in found if event["eventType"] != "START"}
     jobs = Counter(event["job"]["name"] for event in ended.values())
     assert jobs.keys() == {
-        "sink.decisions", "sink.events", "sink.items", "fit.popular", "join.ranker", "fit.ranker", "endpoint.home",
+        "settler", "sink.decisions", "sink.events", "sink.items", "fit.popular", "join.ranker", "fit.ranker", "endpoint.home",
         "verdict.ranked-home",
     }  # fmt: skip
     assert jobs["fit.ranker"] == jobs["join.ranker"] == 2
@@ -292,8 +292,8 @@ def test_what_is_recorded_is_lineage_without_a_gap(story):
     made = {(one["namespace"], one["name"]) for event in ended.values() for one in event["outputs"]}
     read = {(one["namespace"], one["name"]) for event in ended.values() for one in event["inputs"]}
     loose = {name for _, name in read - made}
-    assert loose == {"events", "items", "tiles", "bundle/unknown"}, "topics that others fill, tiles, a bundle made up"
-    assert {name for _, name in made - read} == {"verdicts", "champion/home"}
+    assert loose == {"clicks", "items", "tiles", "bundle/unknown"}, "what doors, loads and the updater fill"
+    assert {name for _, name in made - read} == {"failed", "verdicts", "champion/home"}
     with open_project(story.folder) as project:
         events = project.tables.open("events")
         assert (

@@ -21,6 +21,7 @@ from headrace.project import OpenProject
 from headrace.tables.catalog import item_sql
 
 _MOST_EVENTS = 200
+_AND_MORE = " and older ones"
 
 Row = Mapping[str, Any]
 
@@ -57,7 +58,10 @@ def make_features(project: OpenProject, name: str, asked: Asked, scorer: OpenCli
                 "average",
                 f"a row like the average of the training has log odds {base:.2f}, a chance of {average:.4f}",
             ),
-            ("behind", f"{_counted(len(behind), 'event')} of {asked.person}"),
+            (
+                "behind",
+                f"{_counted(len(behind), 'event')} of {asked.person}{_AND_MORE * (len(behind) >= _MOST_EVENTS)}",
+            ),
         ),
         sheets=(*sheets, *([counted] if counted else [])),
         upstream=tuple(behind),

@@ -16,10 +16,11 @@ from headrace.events.decision import DECISIONS
 from headrace.events.settled import EVENTS
 from headrace.experiments.metric import RatioMetric
 from headrace.learn import open_lake
+from headrace.models import Model
 from headrace.models.linear import ClickModel
 from headrace.models.registry import Fitted
 from headrace.models.rows import read_labels
-from headrace.project import OpenProject
+from headrace.project import FILE, OpenProject
 
 MOST_BUNDLES = 10
 
@@ -28,7 +29,7 @@ Row = Mapping[str, Any]
 
 def make_rows(project: OpenProject, decision: Row, events: Sequence[Row]) -> Node | None:
     """Returns the training rows of a decision as a node; None if no model learns from decisions."""
-    models = [model for model in project.declared.models if isinstance(model, ClickModel)]
+    models = [model for model in _list_models(project) if isinstance(model, ClickModel)]
     if not models or not decision["in_table"] or EVENTS not in project.tables.names():
         return None
     metric, trace = models[0].metric, decision["recommendation_id"]
@@ -50,6 +51,11 @@ def make_rows(project: OpenProject, decision: Row, events: Sequence[Row]) -> Nod
         downstream=tuple(learners),
         record={"metric": metric.name, "rows": [_record(row) for row in rows]},
     )
+
+
+def _list_models(project: OpenProject) -> Sequence[Model]:
+    """Returns the declared models; none without a project file, as in a container that only settles."""
+    return project.declared.models if (project.folder / FILE).is_file() else ()
 
 
 def _sheet(rows: Sequence[Row]) -> Sheet:
@@ -99,7 +105,7 @@ def find_readers(project: OpenProject, event: Row) -> list[Link]:
     """Returns the bundles whose snapshot holds an event that their model reads, as links."""
     reads = {
         model.name: {model.clicks.name, *(column.event for feature in model.features for column in feature.columns)}
-        for model in project.declared.models
+        for model in _list_models(project)
     }
     place = (event["log_partition"], event["log_offset"], event["received_us"])
     found = [] if event["bot"] else list_readers(project, {EVENTS: place})

@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 
 from headrace.base.clock import machine_us, read_duration
+from headrace.collect.app import CLICKS
 from headrace.console.show import print_lines
 from headrace.console.sql import query
 from headrace.events.decision import DECISIONS
-from headrace.events.settled import EVENTS
+from headrace.events.settled import EVENTS, FAILED
 from headrace.experiments.promotion import CHAMPION, decode_champion
 from headrace.experiments.verdict import VERDICTS, decode_verdict
 from headrace.learn import read_tables
@@ -36,16 +37,16 @@ def print_lineage(project: OpenProject, *, since: str | None) -> None:
     runs = gather(project)
     if since:
         length_us = read_duration(since, "--since")
-        # Commits have the machine's time, all else the project's.
+        # What settler and sinks note is the machine's time, all else the project's.
         clocks = {True: machine_us(), False: project.clock.now_us()}
-        runs = [run for run in runs if run.ended_us >= clocks[run.kind == "SINK"] - length_us]
+        runs = [run for run in runs if run.ended_us >= clocks[run.kind in ("SETTLER", "SINK")] - length_us]
     print_lines(write_events(project.declared.name, runs, version=version("headrace")))
 
 
 def gather(project: OpenProject) -> list[Run]:
     """Returns the runs of sinks, pipelines, fits, endpoints and verdicts that the project's stores tell of."""
     places = _Places(project)
-    found = [*_list_sinks(project, places), *_list_fits(project, places)]
+    found = [*_list_settlers(project, places), *_list_sinks(project, places), *_list_fits(project, places)]
     return [*found, *_list_endpoints(project, places), *_list_verdicts(project, places)]
 
 
@@ -63,7 +64,26 @@ def _address(project: OpenProject, noun: str) -> str:
     return url.masked().partition("?")[0] if url.address else f"{url.scheme}://{url.local_path()}"
 
 
-# Sinks.
+# Settler and sinks.
+
+_SETTLED = f"""SELECT log_partition, min(log_us) AS began_us, max(log_us) AS ended_us, max(src_offset) + 1 AS src_end,
+  min(log_offset) AS first, max(log_offset) + 1 AS end_ FROM {EVENTS} GROUP BY log_partition ORDER BY log_partition"""  # noqa: S608
+
+
+def _list_settlers(project: OpenProject, places: _Places) -> Iterator[Run]:
+    """Yields the one run that folds `clicks` into events, as far as the lake tells of it."""
+    if EVENTS not in project.tables.names():
+        return
+    incarnation = project.tables.open(EVENTS).properties.get(INCARNATION, "")
+    with query(project, _SETTLED) as found:
+        rows = found.table().to_pylist()
+    if rows:
+        clicks = Data(places.topics, CLICKS, positions={str(row["log_partition"]): (row["src_end"],) for row in rows})
+        spans = {str(row["log_partition"]): (row["first"], row["end_"]) for row in rows}
+        events = Data(places.topics, EVENTS, positions=spans, incarnation=incarnation)
+        times = (min(row["began_us"] for row in rows), max(row["ended_us"] for row in rows))
+        outputs = (events, Data(places.topics, FAILED))
+        yield Run("SETTLER", "settler", incarnation, *times, (clicks,), outputs, "RUNNING")
 
 
 def _list_sinks(project: OpenProject, places: _Places) -> Iterator[Run]:

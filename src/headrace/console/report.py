@@ -40,6 +40,7 @@ _OWN = """
 .report .facts > dd { max-width: 46rem }
 @media print {
   @page { margin: 14mm }
+  * { print-color-adjust: exact }
   body { background: #fff }
   .report { padding: 0 }
   .panel, .figures { break-inside: avoid; box-shadow: none }

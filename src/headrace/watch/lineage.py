@@ -26,9 +26,9 @@ _FACETS = {
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 State = Literal["RUNNING", "COMPLETE", "FAIL", "ABORT"]
-Kind = Literal["SINK", "JOIN", "FIT", "ENDPOINT", "VERDICT", "PIPELINE"]
+Kind = Literal["SETTLER", "SINK", "JOIN", "FIT", "ENDPOINT", "VERDICT", "PIPELINE"]
 
-_STREAMS: tuple[Kind, ...] = ("SINK", "ENDPOINT")
+_STREAMS: tuple[Kind, ...] = ("SETTLER", "SINK", "ENDPOINT")
 
 
 @dataclass(frozen=True)
