@@ -1,0 +1,56 @@
+"""`headrace verify` as its user calls it: the whole loop in five worlds, and every refusal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from headrace.verify.checks import CHECKS
+from running import headrace
+
+
+def verify(*options, seconds=170):
+    command = [sys.executable, "-m", "headrace", "verify", "--json", *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+
+
+@pytest.mark.slow
+def test_every_check_holds_in_five_worlds():
+    done = verify("--worlds", "5", "--seed", "101")
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = [one for one in told if one["kind"] == "line"]
+    assert [one for one in lines if one["state"] != "holds"] == [], done.stderr
+    assert [one["name"] for one in lines][: len(CHECKS)] == [one.name for one in CHECKS]
+    worlds = [one for one in told if one["kind"] == "world"]
+    assert [one["seed"] for one in worlds] == [101, 102, 103, 104, 105]
+    assert all(one["pages"] > 1_000 and one["events"] > 10_000 for one in worlds)
+    assert sum(one["outcome"] is not None for one in worlds) >= 3, "hardly anybody was tested"
+    assert told[-1]["kind"] == "report"
+    assert told[-1]["holds"] is True
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--worlds", "0"), "--worlds 0: must be 1 to 10,000"),
+        (("--personalisation", "-1"), "--personalisation -1: must be 0 to 10"),
+        (("--processes", "0"), "--processes 0: must be 1 to 256"),
+    ],
+)
+def test_a_wrong_option_is_refused(tmp_path, options, said):
+    code, _, error = headrace("verify", *options, cwd=tmp_path)
+    assert code == 2
+    assert said in error
+
+
+def test_worlds_go_into_an_empty_folder_only(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_text("mine")
+    code, _, error = headrace("verify", "--dir", "kept", cwd=tmp_path)
+    assert code == 2
+    assert "'kept' is not empty; choose another folder" in error
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["file"]
