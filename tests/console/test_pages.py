@@ -53,10 +53,11 @@ class Page(HTMLParser):
         return [one["data-headrace-item"] for one in self.all("data-headrace-item")]
 
 
-def get(url, path="/", *, cookie="", host=""):
+def get(url, path="/", *, cookie="", host="", headers=None):
     """Returns the answer of the console's door."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
-    headers = {"user-agent": "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0"}
+    agent = "Mozilla/5.0 (X11; Linux x86_64; rv:145.0) Gecko/20100101 Firefox/145.0"
+    headers = {**(headers or {}), "user-agent": agent}
     headers |= {"cookie": cookie} if cookie else {}
     headers |= {"host": host} if host else {}
     try:

@@ -46,7 +46,8 @@ def ticks(low: float, high: float, *, count: int = 4) -> list[float]:
     if not span > 0 or not math.isfinite(span):
         return [low]
     size = 10 ** math.floor(math.log10(span))
-    step = next(size * times for times in (1, 2, 5, 10) if size * times >= span)
+    # A little closer than asked for is better than one alone.
+    step = next(size * times for times in (1, 2, 5, 10) if size * times >= 0.7 * span)
     first, last = math.ceil(low / step), math.floor(high / step)
     return [round(number * step, 12) + 0.0 for number in range(first, last + 1)]
 

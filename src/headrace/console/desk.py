@@ -65,6 +65,8 @@ class Desk:
             return await answer(request)
         except HeadraceError as error:
             return self.show(request, _explain(request, error))
+        finally:
+            self.reader.forget()
 
 
 def pending(request: Request, sheet: Sheet, text: str) -> Sheet:

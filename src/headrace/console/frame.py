@@ -131,10 +131,20 @@ def facts(found: Iterable[tuple[str, object]]) -> Html:
     return tag("dl", *[put(tag("dt", name), tag("dd", value)) for name, value in found], class_="facts")
 
 
-def table(name: str, heads: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Iterable[int] = ()) -> Html:
-    """Returns a table, which scrolls by itself where it is too wide; the columns `numbers` stand to the right."""
+def table(
+    name: str,
+    heads: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    numbers: Iterable[int] = (),
+    wide: int | None = None,
+) -> Html:
+    """Returns a table, which scrolls by itself where it is too wide.
+
+    The columns `numbers` stand to the right; the column `wide` has sentences, and stays wide enough to read them.
+    """
     right = set(numbers)
-    kinds = ["number" if place in right else None for place in range(len(heads))]
+    kinds = ["number" if place in right else "wide" if place == wide else None for place in range(len(heads))]
     head = tag("tr", *[tag("th", text, scope="col", class_=kind) for text, kind in zip(heads, kinds, strict=True)])
     body = [
         tag("tr", *[tag("td", _shown(cell), class_=kind) for cell, kind in zip(row, kinds, strict=True)])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from headrace.base.errors import HeadraceError
 from headrace.base.http import Request, Response
 from headrace.console import charts
 from headrace.console.desk import Desk, back_to, button, lazily, pending, segment
@@ -62,11 +63,17 @@ class Experiments:
         sheet = Sheet("/experiments", name, lead, NOTHING, _NEXT, crumb=link("Experiments", "/experiments"))
         asked = {"name": name, "trial": request.query.get("trial", "")}
         if "lift" in request.query:
-            return replace(sheet, body=_over_time(await self._desk.ask(request, "lift", **asked)))
+            return replace(sheet, body=await self._follow(request, asked))
         found = await self._desk.ask(request, "experiment", **asked)
         if found is None:
             return pending(request, sheet, "Reading the trial from the lake")
         return replace(sheet, body=_body(request, found))
+
+    async def _follow(self, request: Request, asked: Mapping[str, str]) -> Html:
+        try:
+            return _over_time(await self._desk.ask(request, "lift", **asked))
+        except HeadraceError as error:
+            return panel("Over time", note=f"It cannot be drawn: {error}", id="over-time")
 
     async def stop(self, request: Request) -> Response:
         """Ends a trial, and shows its verdict."""
@@ -148,10 +155,8 @@ def _verdict(verdict: Mapping[str, Any], ending: Html, *, is_final: bool) -> Htm
 
 def _in_words(verdict: Mapping[str, Any]) -> str:
     lift, interval, share = verdict["lift"], verdict["lift_interval"], f"{100 * (1 - verdict['alpha']):g} %"
-    better = "more" if lift >= 0 else "less"
-    text = (
-        f"Visitors of the treatment had {abs(100 * lift):,.1f} % {better} {verdict['goal']} than those of the control"
-    )
+    higher = "higher" if lift >= 0 else "lower"
+    text = f"The treatment's {verdict['goal']} was {abs(100 * lift):,.1f} % {higher} than the control's"
     if interval is None:
         return f"{text}."
     return (
@@ -183,7 +188,7 @@ def _health(verdict: Mapping[str, Any]) -> Html:
         ("Served otherwise", badge("warn" if degraded else "good", ", ".join(degraded) or "no page"),
          "Pages that were degraded, by arm."),
     ]  # fmt: skip
-    listed = table("Health of the trial", ("check", "found", "what it means"), rows)
+    listed = table("Health of the trial", ("check", "found", "what it means"), rows, wide=2)
     return panel("Health first", listed, note="Where a check fails, nothing below can be trusted.")
 
 
@@ -209,7 +214,11 @@ def _lift(verdict: Mapping[str, Any]) -> Html:
     ]  # fmt: skip
     note = f"The treatment relative to the control; p {format_chance(verdict['p'])}, alpha {verdict['alpha']:g}."
     label = f"Lift of {verdict['goal']}: {rows[0].text}"
-    return panel("Lift", charts.forest(rows, label=label, form=lambda value: f"{100 * value:+.0f} %"), note=note)
+    return panel("Lift", charts.forest(rows, label=label, form=_percent), note=note)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:+.0f} %" if value else "0"
 
 
 def _over_time(found: Sequence[Mapping[str, Any]] | None) -> Html:
@@ -225,7 +234,7 @@ def _over_time(found: Sequence[Mapping[str, Any]] | None) -> Html:
     drawn = charts.band(
         points,
         label="Lift with its interval at earlier cut-offs",
-        form=lambda value: f"{100 * value:+.0f} %",
+        form=_percent,
         times=times,
     )
     note = "What exposures before each instant say, with the interval of a single look." + peek

@@ -263,7 +263,9 @@ def _alerts(newest: Sample) -> Html:
         for alert in (*reversed(open_ones), *reversed(closed))
     ]  # fmt: skip
     note = f"{count_of(len(open_ones), 'alert')} open. Each is told once, while it lasts."
-    return panel("Alerts", table("Alerts", ("state", "kind", "about", "what was found", "since"), rows), note=note)
+    return panel(
+        "Alerts", table("Alerts", ("state", "kind", "about", "what was found", "since"), rows, wide=3), note=note
+    )
 
 
 def _unwatched() -> Html:
@@ -304,7 +306,7 @@ def _failed(newest: Sample) -> Html:
     if not found:
         return panel("Failed events", note="None: every event that came could be settled.")
     rows = [(tag("code", name), REASONS[name], count) for name, count in sorted(found.items(), key=lambda one: -one[1])]
-    listed = table("Failed events by reason", ("reason", "what it means", "events"), rows, numbers=(2,))
+    listed = table("Failed events by reason", ("reason", "what it means", "events"), rows, numbers=(2,), wide=1)
     note = put(
         "None of them is lost: ",
         link("look at them", "/tables", sql=_SQL),

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from headrace.base.errors import CallError
+from headrace.base.errors import CallError, HeadraceError
 from headrace.base.http import Request, Response
 from headrace.base.process import Companion, Life, Program
 from headrace.console import charts
@@ -65,12 +65,18 @@ class Models:
         sheet = Sheet("/models", "Model", "What a bundle learned, from what, and how good it is.", NOTHING, _NEXT,
                       crumb=link("Models", "/models"))  # fmt: skip
         if "calibration" in request.query:
-            return replace(sheet, body=_calibration(await self._desk.ask(request, "calibration", bundle=name)))
+            return replace(sheet, body=await self._calibrate(request, name))
         found = await self._desk.ask(request, "model", bundle=name)
         if found is None:
             return pending(request, sheet, "Opening the registry")
         lead = put(f"A bundle of the model {found['name']}, ", _places(found["serves"]), ".")
         return replace(sheet, title=f"{found['name']} {found['hash'][:12]}", lead=lead, body=_card(found))
+
+    async def _calibrate(self, request: Request, name: str) -> Html:
+        try:
+            return _calibration(await self._desk.ask(request, "calibration", bundle=name))
+        except HeadraceError as error:
+            return panel("Calibration", note=f"It cannot be drawn: {error}", id="calibration")
 
     async def roll_back(self, request: Request) -> Response:
         """Lets a page be served by what served it before, and shows what serves it now."""
@@ -135,7 +141,7 @@ def _serving(request: Request, found: Mapping[str, Any]) -> Html:
     if not rows:
         return NOTHING
     heads = ("page", "served by", "promoted by", "why", "")
-    return panel("What serves", table("What serves each page", heads, rows))
+    return panel("What serves", table("What serves each page", heads, rows, wide=3))
 
 
 def _of_trial(trial: str | None) -> Html:
@@ -202,7 +208,7 @@ def _pipelines(request: Request, found: Mapping[str, Any]) -> Html:
         for one in found["pipelines"]
     ]
     heads = ("pipeline", "runs", "steps", "last run", "next", "noted", "")
-    return panel("Pipelines", table("Pipelines", heads, rows))
+    return panel("Pipelines", table("Pipelines", heads, rows, wide=5))
 
 
 def _due(one: Mapping[str, Any]) -> str:
@@ -216,7 +222,7 @@ def _history(found: Mapping[str, Any]) -> Html:
     rows = [(when(one["at_us"]), one["pipeline"], _what(one)) for one in found["history"]]
     if not rows:
         return NOTHING
-    return panel("What pipelines did", table("History of pipelines", ("at", "pipeline", "what"), rows))
+    return panel("What pipelines did", table("History of pipelines", ("at", "pipeline", "what"), rows, wide=2))
 
 
 def _what(one: Mapping[str, Any]) -> object:

@@ -251,7 +251,7 @@ def _columns(found: Mapping[str, Any]) -> Html:
         (tag("code", one["name"]), tag("span", one["type"], class_="soft"), tag("span", one["text"]))
         for one in found["columns"]
     ]
-    return panel("Columns", table("Columns", ("column", "type", "what it holds"), rows))
+    return panel("Columns", table("Columns", ("column", "type", "what it holds"), rows, wide=2))
 
 
 def _files(found: Mapping[str, Any]) -> Html:

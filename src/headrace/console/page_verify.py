@@ -69,7 +69,7 @@ def _listed(title: str, lines: list[Line], *, note: str = "") -> Html:
         for line in lines
     ]
     heads = ("state", "what is checked, and what was counted", "room", "false alarm")
-    return panel(title, table(title, heads, rows), note=note)
+    return panel(title, table(title, heads, rows, wide=1), note=note)
 
 
 def _witness(line: Line) -> Html:

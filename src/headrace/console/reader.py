@@ -77,12 +77,16 @@ class Reader:
         question = msgspec.json.encode(_Question(what, arguments), order="deterministic")
         task = self._asked.get(question)
         if task is None:
-            if len(self._asked) >= _MOST_WAITING:
+            if sum(not one.done() for one in self._asked.values()) >= _MOST_WAITING:
                 raise OverloadedError("too many pages wait for the reader. Try again in a moment")
             task = asyncio.create_task(self._answer(question))
             self._asked[question] = task
             task.add_done_callback(lambda _: self._forget_later(question))
         return msgspec.json.decode(await asyncio.wait_for(asyncio.shield(task), patience))
+
+    def forget(self) -> None:
+        """Shares no answer any more that was found before: something has been changed since."""
+        self._asked.clear()
 
     async def close(self) -> None:
         """Ends the process."""

@@ -1,0 +1,292 @@
+"""The pages beside Home without a browser: what they say, what their forms do, and the process that reads for them."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
+
+import pytest
+
+from console.stage import NAME, NASTY, make_stage
+from console.test_pages import Page
+from endpoints.door import make_popular, make_tastes, make_trial, write_trial
+from headrace.base.errors import DeadlineError, OverloadedError, UnavailableError, UnknownNameError
+from headrace.console import reader as reader_module
+from headrace.console.answers import ANSWERS
+from headrace.console.reader import Reader
+from headrace.project import open_project
+from running import Answer, is_alive, running, wait_until
+from streamline import make_project
+
+pytestmark = pytest.mark.slow
+
+
+def send(url, method, path, *, headers=None, form=None):
+    """Returns the answer of the console's door, which waits for the reader to the end."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=40)
+    sent = {"hx-request": "true"} if headers is None else headers
+    if form is not None:
+        sent = {"content-type": "application/x-www-form-urlencoded"}
+    try:
+        connection.request(method, path, None if form is None else urlencode(form), sent)
+        found = connection.getresponse()
+        return Answer(found.status, found.read(), {name.lower(): value for name, value in found.getheaders()})
+    finally:
+        connection.close()
+
+
+def text_of(answer):
+    return " ".join(Page(answer).text.split())
+
+
+# What the pages say.
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory):
+    """A console on a project that has something for every page."""
+    shop = make_stage(tmp_path_factory.mktemp("pages"))
+    with running(shop.folder, "console") as up:
+        yield up
+
+
+def test_pages_say_what_commands_say(staged):
+    url = staged.urls["console"]
+    tables = text_of(send(url, "GET", "/tables"))
+    assert "events" in tables
+    assert "product_clicked" in tables
+    assert "Parquet" in tables
+    table = text_of(send(url, "GET", "/tables/events"))
+    assert "What happened: each event once" in table
+    assert "0: 0 to" in table, "the offsets of a commit"
+    model = text_of(send(url, "GET", "/models/old-ranker"))
+    assert "NDCG@10 is lower than popularity" in model
+    assert "-0.100" in model
+    experiment = text_of(send(url, "GET", f"/experiments/{NAME}"))
+    for words in ("The verdict", "Health first", "Sample ratio", "Both arms", "Planned in each arm"):
+        assert words in experiment, words
+    assert "Over time" in text_of(send(url, "GET", f"/experiments/{NAME}?lift=1"))
+    verify = text_of(send(url, "GET", "/verify"))
+    assert "1 of 2 checks hold" in verify
+    assert NASTY in verify
+    walk = text_of(send(url, "GET", f"/lineage?id={NAME}-1"))
+    assert "Where it came from" in walk
+    assert send(url, "GET", "/lineage?id=nobody").status == 404
+
+
+def test_the_newest_look_is_the_verdict(staged):
+    with open_project(staged.folder) as project:
+        newest = ANSWERS["lift"](project, name=NAME)[-1]
+        verdict = ANSWERS["experiment"](project, name=NAME)["verdict"]
+    assert (newest["lift"], newest["p"]) == (verdict["lift"], verdict["p"])
+    assert newest["interval"] == list(verdict["lift_interval"])
+    assert newest["visitors"] == [verdict[arm]["visitors"] for arm in ("control", "treatment")]
+
+
+def test_a_page_asks_nobody_but_its_door(staged):
+    answer = send(staged.urls["console"], "GET", "/tables")
+    page = Page(answer)
+    policy = answer.headers["content-security-policy"]
+    nonces = {one["nonce"] for one in (*page.all("link"), *page.all("script")) if "nonce" in one}
+    assert len(nonces) == 1
+    assert f"script-src 'nonce-{nonces.pop()}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    addresses = [element[name] for _, element in page.elements for name in ("src", "href", "action") if name in element]
+    assert {urlsplit(one).netloc for one in addresses} == {""}
+    assert not [name for _, element in page.elements for name in element if name == "style" or name.startswith("on")]
+
+
+def test_assets_are_kept_for_ever_and_sent_packed(staged):
+    url = staged.urls["console"]
+    addresses = re.findall(r'(?:src|href)="(/assets/[^"]+)"', send(url, "GET", "/live").body.decode())
+    assert len(addresses) == 5
+    for address in addresses:
+        packed = send(url, "GET", address, headers={"accept-encoding": "gzip, br"})
+        plain = send(url, "GET", address, headers={})
+        assert packed.headers["content-encoding"] == "gzip"
+        assert len(packed.body) < len(plain.body)
+        assert "immutable" in packed.headers["cache-control"]
+    assert send(url, "GET", "/assets/htmx.000000000000.js").status == 404
+
+
+def test_sql_is_read_only_and_only_of_tables(staged):
+    url = staged.urls["console"]
+    for sql in (
+        "DELETE FROM events",
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "COPY events TO '/tmp/x'",
+        "SELECT 1; SELECT 2",
+    ):
+        page = Page(send(url, "GET", "/tables?" + urlencode({"sql": sql})))
+        assert [one for one in page.all("pre") if one.get("class") == "problem"], sql
+    found = text_of(send(url, "GET", "/tables?" + urlencode({"sql": f"SELECT '{NASTY}' AS a, 1234567 AS n"})))
+    assert NASTY in found
+    assert "1,234,567" in found
+
+
+def test_a_page_whose_answer_takes_longer_says_so_and_asks_again(staged):
+    url = staged.urls["console"]
+    sql = "SELECT count(*) FROM range(300000000) t(n) WHERE n % 7 = 3"
+    path = "/tables?" + urlencode({"sql": sql})
+    page = Page(send(url, "GET", path, headers={}))
+    assert "DuckDB reads the lake" in page.text
+    (waiting,) = [one for one in page.all("hx-trigger") if one["hx-trigger"] == "load"]
+    assert waiting["hx-get"] == path
+    assert "42,857,143" in text_of(send(url, "GET", waiting["hx-get"]))
+
+
+def test_forms_are_refused_without_their_token(staged):
+    url = staged.urls["console"]
+    for path in ("/experiments/stop", "/models/roll-back", "/pipelines/run"):
+        assert send(url, "POST", path, form={"experiment": NAME}).status == 403
+        assert send(url, "GET", path).status == 404
+
+
+def test_stopping_a_trial_gives_its_verdict_and_is_audited(staged):
+    url = staged.urls["console"]
+    with open_project(staged.folder) as project:
+        hashes = [project.registry.add(bundle) for bundle in (make_popular(), make_tastes())]
+        write_trial(project.registry, make_trial(*hashes, number=2))
+    try:
+        body = send(url, "GET", f"/experiments/{NAME}").body.decode()
+        assert "Stop and judge" in body
+        token = re.search(r'name="form_token" value="([^"]+)"', body)[1]
+        answer = send(url, "POST", "/experiments/stop", form={"experiment": NAME, "form_token": token})
+        assert answer.status in (303, 400, 500), answer.body
+        audit = (staged.folder / ".headrace" / "audit.jsonl").read_text()
+        assert f'"what":"experiment stop","subject":"{NAME}"' in audit
+    finally:
+        with open_project(staged.folder) as project:
+            write_trial(project.registry, make_trial(*hashes, number=2, status="stopped"))
+
+
+# Where there is nothing to show.
+
+
+def test_an_empty_project_says_why_and_what_to_do(tmp_path):
+    make_project(tmp_path, clock="real://")
+    with running(tmp_path, "console") as up:
+        url = up.urls["console"]
+        for path, why, what in (
+            ("/tables", "No tables yet", "headrace up"),
+            ("/models", "Nothing fitted yet", "headrace model fit"),
+            ("/experiments/taste-home", "Not started yet", "headrace experiment start taste-home"),
+            ("/lineage", "Nothing to walk from", "headrace up"),
+            ("/verify", "Nothing was checked yet", "headrace verify"),
+            ("/live", "No list was viewed yet", "open Home"),
+        ):
+            found = text_of(send(url, "GET", path))
+            assert why in found, path
+            assert what in found, path
+        assert send(url, "GET", "/tables/events").status == 404
+        assert "`headrace up` makes it" in text_of(send(url, "GET", "/tables/events"))
+
+
+# The process that reads.
+
+
+def ask_reader(folder, script, **options):
+    """Returns what a coroutine makes of a reader on a project."""
+
+    async def main():
+        with open_project(folder) as project:
+            reader = Reader(project, **options)
+            try:
+                return await script(reader)
+            finally:
+                await reader.close()
+
+    return asyncio.run(main())
+
+
+def test_a_reader_that_is_killed_is_begun_anew(staged):
+    async def script(reader):
+        first = await reader.ask("experiments")
+        pid = reader.pid()
+        slow = asyncio.create_task(reader.ask("sql", sql="SELECT count(*) FROM range(3000000000) t(n) WHERE n % 7 = 3"))
+        await asyncio.sleep(0.2)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(UnavailableError, match="begun anew"):
+            await slow
+        reader.forget()
+        again = await reader.ask("experiments")
+        assert first == again
+        assert reader.pid() != pid
+        return pid, reader.pid()
+
+    assert not [pid for pid in ask_reader(staged.folder, script) if is_alive(pid)]
+
+
+def test_a_reader_ends_when_nobody_asks(staged):
+    async def script(reader):
+        with pytest.raises(UnknownNameError):
+            await reader.ask("table", name="nothing")
+        pid = reader.pid()
+        async with asyncio.timeout(10):
+            while reader.pid() is not None:
+                await asyncio.sleep(0.01)
+        return pid
+
+    assert not is_alive(ask_reader(staged.folder, script, idle_seconds=0.1))
+
+
+def test_a_question_that_takes_too_long_ends_the_reader(staged, monkeypatch):
+    monkeypatch.setattr(reader_module, "DEADLINE_SECONDS", 3.0)
+
+    async def script(reader):
+        await reader.ask("experiments")
+        pid = reader.pid()
+        monkeypatch.setattr(reader_module, "DEADLINE_SECONDS", 0.3)
+        with pytest.raises(DeadlineError, match="no answer within"):
+            await reader.ask("sql", sql="SELECT count(*) FROM range(3000000000) t(n) WHERE n % 7 = 3")
+        return pid
+
+    assert not is_alive(ask_reader(staged.folder, script))
+
+
+def test_the_same_question_is_answered_once(staged):
+    async def script(reader):
+        return await asyncio.gather(*[reader.ask("tables") for _ in range(50)])
+
+    answers = ask_reader(staged.folder, script)
+    assert len(answers) == 50
+    assert all(one == answers[0] for one in answers)
+
+
+def test_more_questions_than_can_wait_are_refused(staged):
+    async def script(reader):
+        asked = [reader.ask("table", name=f"nothing-{number}") for number in range(30)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    found = [type(one) for one in ask_reader(staged.folder, script)]
+    assert set(found) == {UnknownNameError, OverloadedError}
+    assert found.count(UnknownNameError) == 12
+
+
+def test_no_reader_outlives_its_door(tmp_path):
+    make_project(tmp_path, clock="real://")
+    with running(tmp_path, "console") as up:
+        send(up.urls["console"], "GET", "/tables")
+        (door,) = set(up.pids.values())
+        children = [int(one) for one in Path(f"/proc/{door}/task/{door}/children").read_text().split()]
+        assert len(children) == 1
+        os.kill(door, signal.SIGKILL)
+        wait_until(lambda: not is_alive(children[0]))
+
+
+def test_the_door_loads_nothing_heavy():
+    program = (
+        "import sys, headrace.console.pages\n"
+        "heavy = {'pyarrow', 'deltalake', 'duckdb', 'numba', 'rich', 'pandas'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
