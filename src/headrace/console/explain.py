@@ -73,7 +73,7 @@ def tell(project: OpenProject, wanted: str) -> tuple[Walk, ...]:
     found = list(find_settled(project, wanted))
     walks = []
     if decisions:
-        start, *known = tell_page(project, decisions)
+        start, *known = tell_page(project, decisions, found if decisions[0]["recommendation_id"] == wanted else None)
         walks.append(_walk_from(project, start, known))
     events = [parts for parts in by_event(found) if not decisions or parts[-1].row["message_id"] == wanted]
     # A recommendation has many events, and each way costs a few questions to the lake.

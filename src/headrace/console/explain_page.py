@@ -9,7 +9,7 @@ import msgspec
 from msgspec import UNSET
 
 from headrace.base.errors import FormatError, StopError, UnknownNameError
-from headrace.console.explain_event import events_of, find_settled
+from headrace.console.explain_event import Found, events_of, find_settled
 from headrace.console.explain_features import Asked, make_features
 from headrace.console.explain_rows import make_rows
 from headrace.console.explain_walk import Link, Node, Sheet
@@ -60,16 +60,21 @@ def _plain(decision: Decision) -> dict[str, Any]:
     return {**found, **{name: None if part is UNSET else bytes(part).decode() for name, part in parts.items()}}
 
 
-def tell_page(project: OpenProject, rows: Sequence[Row]) -> list[Node]:
-    """Returns the rows of a page from above, each as a node, the events that followed, and what is learned from it."""
+def tell_page(project: OpenProject, rows: Sequence[Row], settled: Sequence[Found] | None = None) -> list[Node]:
+    """Returns the rows of a page from above, each as a node, the events that followed, and what is learned from it.
+
+    `settled` is what `find_settled` gives of its id, if that was asked already.
+    """
     kept = _drop_withdrawn(rows)
     names = [_name_of(row, number) for number, row in enumerate(kept)]
     found: list[Node] = []
-    events = list(_find_events(project, kept[0]))
+    trace = kept[0]["recommendation_id"]
+    found_events = find_settled(project, trace) if settled is None else settled
+    events = [one.row for one in found_events if one.topic == EVENTS and one.row["recommendation_id"] == trace]
     trained = make_rows(project, kept[0], events)
-    again = _make_again(project, kept[0])
+    again, answers = _make_again(project, kept[0]), _find_answers(project, kept[0])
     for number, row in enumerate(kept):
-        story = _tell_decision(project, row, again)
+        story = _tell_decision(project, row, again, answers)
         known = _tell_features(project, row, names[number])
         upstream = [Link("ranked by", "bundle", row["bundle"])]
         upstream += [Link("knew", "features", names[number])] if known else []
@@ -115,17 +120,12 @@ def _tell_features(project: OpenProject, row: Row, name: str) -> Node | None:
     return make_features(project, name, asked, open_click_model(bundle), msgspec.json.decode(row["vectors"]))
 
 
-def _find_events(project: OpenProject, row: Row) -> Iterator[Row]:
-    """Yields the events of a page that its own visitor sent, the oldest first."""
-    for one in find_settled(project, row["recommendation_id"]):
-        if one.topic == EVENTS and one.row["recommendation_id"] == row["recommendation_id"]:
-            yield one.row
-
-
-def _tell_decision(project: OpenProject, row: Row, again: Mapping[str, bool]) -> dict[str, Any]:
+def _tell_decision(
+    project: OpenProject, row: Row, again: Mapping[str, bool], answers: tuple[set[str], set[str]]
+) -> dict[str, Any]:
     """Returns all that is known of a decision: who, arm, bundle and its source, chances, and what became of it."""
     bundle = _find_bundle(project, row["bundle"])
-    viewed, clicked = _answers(project, row)
+    viewed, clicked = answers
     items = [
         {
             "position": number,
@@ -175,7 +175,7 @@ def _make_again(project: OpenProject, row: Row) -> dict[str, bool]:
     return {logged["list_id"]: is_same(chosen, logged) for chosen, logged in made}
 
 
-def _answers(project: OpenProject, row: Row) -> tuple[set[str], set[str]]:
+def _find_answers(project: OpenProject, row: Row) -> tuple[set[str], set[str]]:
     """Returns which items of a page were viewed, and which clicked, as far as the lake knows."""
     goals = [one.goal for one in project.declared.experiments if one.on.name == row["page"]]
     if EVENTS not in project.tables.names() or not goals:
