@@ -251,7 +251,6 @@ def _is_held(lock: Path) -> bool:
 
 def look_out(project: OpenProject, turn: threading.Lock, stop: threading.Event) -> None:  # noqa: ARG001 - it starts nothing
     """Looks twice a second, until it is told to stop."""
-    project.make_topics()
     book, lookout = Book(project.profile.state / FILE), Lookout(project)
     while not stop.is_set():
         now = Now(machine_us(), project.clock.now_us())

@@ -10,6 +10,7 @@ from headrace.watch.alert import Finding, Now
 LAG_SECONDS = 30.0
 """A reader may be so far behind: a process that was killed is back within a few seconds, and catches up."""
 _CALM_SECONDS = 10.0
+_REST_BYTES = 5e8
 
 
 class Lag:
@@ -72,8 +73,8 @@ class Freshness:
 
 
 def judge_disk(free_bytes: int, least_bytes: float) -> Iterator[Finding]:
-    """Yields the finding if less is free than there should be; a tenth more than that is enough again."""
-    if free_bytes < least_bytes * 1.1:
+    """Yields the finding if less is free than there should be; a tenth more, or half a GB, is enough again."""
+    if free_bytes < least_bytes + min(least_bytes / 10, _REST_BYTES):
         yield Finding(
             kind="disk",
             subject="disk",
