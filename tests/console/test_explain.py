@@ -176,6 +176,14 @@ def test_an_id_with_odd_characters_cannot_steer_the_terminal(shop):
     assert (code, "\x1b" in out) == (0, False)
 
 
+def test_explain_needs_no_project_file(shop):
+    shop.click(clicked("m1"))
+    shop.run()
+    (shop.folder / "project.py").unlink()
+    assert story(shop, "m1")["state"] == "settled"
+    assert shop.call("explain", "ann/p1")[0] == 1
+
+
 def test_explain_works_without_topics(shop):
     shop.click(clicked("m1"))
     shop.run()

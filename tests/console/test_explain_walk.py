@@ -28,7 +28,7 @@ from headrace.verify.truth import read_values
 from headrace.watch.lineage import write_events
 from models.market import AT, ITEMS, PEOPLE, make_market, write_market
 from running import call, lines
-from streamline import HOUR, MINUTE, clicked, decided, tracked, viewed, write
+from streamline import HOUR, MINUTE, append, clicked, decided, tracked, viewed, write
 
 pytestmark = pytest.mark.slow
 
@@ -213,6 +213,17 @@ def test_a_decision_without_a_training_row_says_why(story):
     walk = story.tell("rec-3")
     assert node(walk, "rows").facts == (("why", "robots teach nothing"),)
     assert walk.start.record["model"] is None, "the registry has no such bundle"
+
+
+def test_a_page_that_waits_for_the_sink_knows_its_features(story):
+    vectors = Raw(json.dumps([[0, 2, 1, "drama"]]).encode())
+    served = {"known": (1, 1), "bundle": story.first.hash, "vectors": vectors, "recommendation_id": "rec-4"}
+    with open_project(story.folder) as project:
+        append(project, decisions=[decided("eve", story.items[:1], at_us=AT, **served)])
+    walk = story.tell("rec-4")
+    assert walk.start.record["in_table"] is False
+    assert node(walk, "features").record["items"][0]["values"]["taste_28d"] == 2
+    assert [link.kind for link in walk.start.downstream] == [], "nothing is learned of it yet"
 
 
 @pytest.mark.parametrize("name", ["ranker", "hash", "prefix"])

@@ -16,7 +16,7 @@ from headrace.experiments.experiment import ARMS, decode_trial
 from headrace.experiments.promotion import CHAMPION, decode_champion
 from headrace.learn import find_fit, read_offline_gate, read_tables
 from headrace.models.registry import Fitted
-from headrace.project import OpenProject
+from headrace.project import FILE, OpenProject
 
 _MOST_RUNS = 200
 
@@ -126,7 +126,7 @@ def _made(code: str, seed: int, environment: Mapping[str, str]) -> list[tuple[st
 
 
 def _find_runs(project: OpenProject, name_hash: str) -> list[tuple[str, str]]:
-    for pipeline in project.declared.pipelines:
+    for pipeline in project.declared.pipelines if (project.folder / FILE).is_file() else ():
         for run in project.runner.history.runs(pipeline.name, limit=_MOST_RUNS):
             if any(name_hash in step.outputs for step in run.steps):
                 return [("by", f"run {run.number} of the pipeline {pipeline.name}")]

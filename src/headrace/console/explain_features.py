@@ -117,7 +117,7 @@ def _find_behind(project: OpenProject, asked: Asked, columns: Sequence[Column]) 
 
 
 def _by_event(project: OpenProject, columns: Sequence[Column]) -> Iterator[tuple[Event, list[Column]]]:
-    declared = {event.name: event for event in project.declared.events}
+    declared = {event.name: event for event in project.events}
     for name in dict.fromkeys(column.event for column in columns if column.item):
         if name in declared and EVENTS in project.tables.names():
             yield declared[name], [column for column in columns if column.event == name and column.item]

@@ -14,7 +14,7 @@ from headrace.endpoints.serving import Served, Shelf
 from headrace.events.decision import DECISIONS
 from headrace.events.settled import EVENTS
 from headrace.models.linear import OpenClickModel
-from headrace.project import OpenProject
+from headrace.project import FILE, OpenProject
 from headrace.verify.truth import read_values
 
 _EVERYTHING = 1 << 60
@@ -73,6 +73,8 @@ def _narrow(known: Node, item: str) -> Node:
 
 
 def _tell_now(project: OpenProject, person: str, item: str) -> list[Node]:
+    if not (project.folder / FILE).is_file():
+        return []
     shelf = Shelf(lambda: project.registry, project.declared.pages)
     shelf.refresh()
     for page, serving in shelf.servings.items():
