@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from urllib.parse import urlencode
 
+from headrace.base.errors import RequestError
 from headrace.base.http import App, Limits, Response, Service, answering, json_response, listen
 from headrace.base.telemetry import Metrics
 from headrace.console.guard import audited, caller_of, form_token, guard, hash_token, needs
@@ -128,7 +129,7 @@ async def _secret(_):
 
 
 async def _nowhere(_):
-    return Response(404, b"nothing here")
+    raise RequestError(404, "nothing here")
 
 
 async def _ticks(_):

@@ -221,6 +221,14 @@ def test_every_answer_carries_the_headers_of_a_guarded_page(door, cookies):
         assert {"permissions-policy", "referrer-policy", "cross-origin-opener-policy"} <= set(answer.headers)
 
 
+def test_what_goes_wrong_is_a_page_to_somebody_who_reads_pages(door, cookies):
+    for path, title in (("/nowhere/<b>", "Nothing here."), ("/unstated", "Refused"), ("/admin", "Refused")):
+        page = door.ask(path, cookie=cookies["vera"], **PAGE)
+        assert title in page.body
+        assert "<b>" not in page.body
+        assert page.status in (403, 404)
+
+
 # Opening the door.
 
 

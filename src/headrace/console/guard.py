@@ -16,17 +16,20 @@ import ipaddress
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
-from html import escape
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
+
+import msgspec
 
 from headrace.base.audit import Act, Outcome
 from headrace.base.audit import audited as audited_act
 from headrace.base.clock import machine_us
 from headrace.base.errors import CallError, HeadraceError, RequestError
-from headrace.base.http import Answer, App, Request, Response, error_response, is_loopback
+from headrace.base.http import JSON, Answer, App, Request, Response, error_response, is_loopback
 from headrace.base.process import find_user
+from headrace.console.frame import put, tag
+from headrace.console.plain import respond_plainly
 from headrace.console.users import Session, Users
 from headrace.profile import ConsoleTable
 from headrace.project import OpenProject
@@ -47,6 +50,8 @@ _SAFE = ("GET", "HEAD")
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip")
 _ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - recognised, not listened at
 
+_BACK = tag("p", tag("a", "To the first page", href="/"))
+
 _HEADERS: Mapping[bytes, bytes] = {
     b"cache-control": b"private, no-store",
     b"content-security-policy": (
@@ -60,6 +65,10 @@ _HEADERS: Mapping[bytes, bytes] = {
     b"x-content-type-options": b"nosniff",
 }
 """What every answer carries that does not say it for itself."""
+
+
+class _Refusal(msgspec.Struct):
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -286,7 +295,7 @@ class GuardedApp(App):
             await self.gate.touch(caller)
         except HeadraceError as error:
             return _harden(_refuse(request, error))
-        response = _harden(await super().answer(known))
+        response = _harden(_shown(request, await super().answer(known)))
         if response.stream is None:
             return response
         return replace(response, stream=self._watch(response.stream, caller, level))
@@ -395,15 +404,19 @@ def _refuse_caller(request: Request, caller: Caller, level: str) -> Response:
 
 
 def _refuse(request: Request, error: HeadraceError) -> Response:
-    """Returns why a request is refused: as a page to somebody who reads one."""
-    plain = error_response(error)
-    if not _wants_page(request):
-        return plain
-    text = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Refused</title><h1>Refused</h1><p>{escape(str(error))}.</p><p><a href='/'>To the first page</a></p>"
+    return _shown(request, error_response(error))
+
+
+def _shown(request: Request, response: Response) -> Response:
+    """Returns an answer, why there is none as a page to somebody who reads one."""
+    if JSON not in response.headers or response.status < 400 or not _wants_page(request):
+        return response
+    message = msgspec.json.decode(response.body, type=_Refusal).message
+    text = tag("p", f"{message[:1].upper()}{message[1:]}.")
+    page = respond_plainly(
+        "Not found" if response.status == 404 else "Refused", put(text, _BACK), status=response.status
     )
-    return Response(plain.status, text.encode("utf-8", "replace"), ((b"content-type", b"text/html; charset=utf-8"),))
+    return replace(page, headers=(*page.headers, *(one for one in response.headers if one != JSON)))
 
 
 def _wants_page(request: Request) -> bool:

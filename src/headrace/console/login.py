@@ -11,14 +11,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from html import escape
 from importlib import import_module
 from types import ModuleType
 
 from headrace.base.errors import MissingExtraError, OverloadedError
 from headrace.base.http import Answer, Request, Response
 from headrace.base.telemetry import get_logger
-from headrace.console.frame import MARK, NOTHING, Html, read_asset, tag
+from headrace.console.frame import NOTHING, Html, put, tag
 from headrace.console.guard import (
     FORM_TOKEN,
     LOGIN,
@@ -34,6 +33,7 @@ from headrace.console.guard import (
     read_form,
     see,
 )
+from headrace.console.plain import respond_plainly
 from headrace.console.users import NAME
 
 LOGOUT = "/logout"
@@ -41,20 +41,6 @@ MIN_PASSWORD, MAX_PASSWORD = 12, 256
 
 _MAX_WAITING = 8
 _WRONG = "The name or the password is wrong."
-_STYLE = """
-* { box-sizing: border-box; margin: 0 }
-body { background: var(--ground); color: var(--text); min-height: 100vh; display: grid; place-items: center }
-main { width: min(26rem, 100%); padding: var(--s5) }
-main > svg { width: 44px; height: 44px }
-h1 { font-size: 1.8rem; line-height: 1.15; letter-spacing: -.025em; margin: var(--s4) 0; overflow-wrap: anywhere }
-label { display: block; font-weight: 600; margin: var(--s4) 0 var(--s1) }
-input, button { width: 100%; padding: var(--s3) var(--s4); font: inherit; border-radius: 10px }
-input { color: inherit; background: var(--raised); border: 1px solid var(--idle) }
-button { margin-top: var(--s5); font-weight: 700; border: 0; background: var(--accent); color: #0a0c11 }
-:focus-visible { outline: 3px solid var(--link); outline-offset: 2px }
-[role=alert] { border-left: 4px solid var(--bad); padding-left: var(--s3) }
-"""
-"""Beside the tokens of all pages: before the login there is nothing else to fetch."""
 
 
 @dataclass
@@ -193,30 +179,28 @@ class Login:
         return is_right and bool(kept) and len(password) <= MAX_PASSWORD
 
     def _write(self, request: Request, token: str, *, next_path: str, wrong: str = "", status: int = 200) -> Response:
-        nonce = secrets.token_hex(12)
-        form = self.gate.make_form_token(hash_token(token))
-        said = f'<p role="alert">{escape(wrong)}</p>' if wrong else ""
-        text = (
-            '<!doctype html><html lang="en" class="desk"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>Log in · {escape(self.project)}</title>"
-            f'<style nonce="{nonce}">{read_asset("tokens.css").body.decode()}{_STYLE}</style></head><body><main>'
-            f'{MARK}<h1>Log in to {escape(self.project)}</h1>{said}<form method="post" action="{LOGIN}">'
-            f'<input type="hidden" name="{FORM_TOKEN}" value="{form}">'
-            f'<input type="hidden" name="next" value="{escape(next_path)}">'
-            '<label for="name">Name</label>'
-            '<input id="name" name="name" autocomplete="username" autocapitalize="none" required autofocus>'
-            '<label for="password">Password</label>'
-            '<input id="password" name="password" type="password" autocomplete="current-password" required>'
-            "<button>Log in</button></form></main></body></html>"
+        fields = {FORM_TOKEN: self.gate.make_form_token(hash_token(token)), "next": next_path}
+        hidden = [_input(type="hidden", name=name, value=value) for name, value in fields.items()]
+        form = tag(
+            "form",
+            *hidden,
+            tag("label", "Name", for_="name"),
+            _input(id="name", name="name", autocomplete="username", autocapitalize="none", required="", autofocus=""),
+            tag("label", "Password", for_="password"),
+            _input(id="password", name="password", type="password", autocomplete="current-password", required=""),
+            tag("button", "Log in"),
+            method="post",
+            action=LOGIN,
         )
-        policy = (
-            f"default-src 'none'; style-src 'nonce-{nonce}'; img-src 'self'; form-action 'self'; base-uri 'none'; "
-            "frame-ancestors 'none'"
-        )
-        headers = [(b"content-type", b"text/html; charset=utf-8"), (b"content-security-policy", policy.encode())]
-        headers += [] if read_cookie(request) == token else [make_cookie(request, token)]
-        return Response(status, text.encode("utf-8", "replace"), headers)
+        said = tag("p", wrong, role="alert") if wrong else NOTHING
+        page = respond_plainly(f"Log in to {self.project}", put(said, form), status=status)
+        if read_cookie(request) == token:
+            return page
+        return replace(page, headers=(*page.headers, make_cookie(request, token)))
+
+
+def _input(**attributes: str) -> Html:
+    return Html(tag("input", **attributes).removesuffix("</input>"))
 
 
 def write_account(request: Request) -> Html:
@@ -224,9 +208,9 @@ def write_account(request: Request) -> Html:
     caller = caller_of(request)
     if not caller.session:
         return NOTHING
-    token = tag("input", type="hidden", name=FORM_TOKEN, value=caller.form_token).removesuffix("</input>")
+    token = _input(type="hidden", name=FORM_TOKEN, value=caller.form_token)
     who = tag("span", f"{caller.name}, {caller.level}")
-    return tag("form", who, Html(token), tag("button", "Log out"), method="post", action=LOGOUT, class_="account")
+    return tag("form", who, token, tag("button", "Log out"), method="post", action=LOGOUT, class_="account")
 
 
 def load_passwords() -> ModuleType:
