@@ -16,7 +16,7 @@ from msgspec import structs
 
 from headrace.base.clock import begin_stepped
 from headrace.console.init import write_project
-from headrace.console.verify import _BEGIN_US, Asked, make_market
+from headrace.console.verify import BEGIN_US, Asked, make_market
 from headrace.endpoints import app as endpoint
 from headrace.endpoints import carousel
 from headrace.events import settle
@@ -49,7 +49,7 @@ ASKED = Asked(
 def play_case(folder):
     """Returns the small world, played, with its project open."""
     write_project(folder, ports=(0, 0, 0), clock="stepped://")
-    begin_stepped(folder, _BEGIN_US)
+    begin_stepped(folder, BEGIN_US)
     market = make_market(ASKED)
     project = open_project(folder)
     played = play(project, market, ASKED.script)

@@ -8,8 +8,16 @@ import sys
 
 import pytest
 
-from headrace.verify.checks import CHECKS
+from headrace.base.clock import begin_stepped
+from headrace.console.init import write_project
+from headrace.console.verify import BEGIN_US, Asked, make_market
+from headrace.events.world import HOUR, MINUTE
+from headrace.project import open_project
+from headrace.verify.case import Case
+from headrace.verify.checks import CHECKS, check
+from headrace.verify.play import Script, play
 from running import headrace
+from services.cluster import cluster_of
 
 
 def verify(*options, seconds=170):
@@ -54,3 +62,23 @@ def test_worlds_go_into_an_empty_folder_only(tmp_path):
     assert code == 2
     assert "'kept' is not empty; choose another folder" in error
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["file"]
+
+
+@pytest.mark.soak
+@pytest.mark.service("kafka")
+@pytest.mark.service("hdfs")
+def test_every_check_holds_on_kafka_and_hdfs(tmp_path, kafka, hdfs):
+    folder = tmp_path / "world"
+    write_project(folder, ports=(0, 0, 0), clock="stepped://")
+    asked = Asked(seed=5, folder="", visitors=250, script=Script(portion_us=30 * MINUTE, forced_us=6 * HOUR))
+    with cluster_of(kafka, hdfs) as cluster:
+        toml = folder / "headrace.toml"
+        laptop, _, rest = toml.read_text().partition("[profile.cluster]")
+        moved = laptop.replace("sqlite:///.headrace/topics", cluster.topics)
+        toml.write_text(moved.replace("file:///.headrace/lake", cluster.tables) + "[profile.cluster]" + rest)
+        begin_stepped(folder, BEGIN_US)
+        market = make_market(asked)
+        with open_project(folder) as project:
+            played = play(project, market, asked.script)
+            lines = check(Case(project, market, played.record, played.verdict))
+    assert [line for line in lines if line.state != "holds"] == []

@@ -34,7 +34,7 @@ from headrace.verify.report import Line, Report, write_report
 from headrace.verify.worlds import World, describe, join_lines
 
 # The first night falls twelve hours after the first page: the busy half of a day is enough to learn from.
-_BEGIN_US = BORN_US + 3 * DAY + 12 * HOUR
+BEGIN_US = BORN_US + 3 * DAY + 12 * HOUR
 _VISITORS = 900
 _BEATS = 1.0
 _SIGNS = {"holds": "✓", "fails": "✗", "left out": "-"}
@@ -120,7 +120,7 @@ def play_world(asked: Asked, *, keeps: bool = False) -> World:
     folder = Path(asked.folder)
     write_project(folder, ports=(0, 0, 0), clock="stepped://")
     start_logging(path=folder / "verify.log")
-    begin_stepped(folder, _BEGIN_US)
+    begin_stepped(folder, BEGIN_US)
     market = make_market(asked)
     with open_project(folder) as project:
         played = play(project, market, asked.script)
@@ -147,7 +147,7 @@ def play_world(asked: Asked, *, keeps: bool = False) -> World:
 def make_market(asked: Asked) -> Market:
     """Returns the audience of a world, two days before it is joined."""
     habits = msgspec.structs.replace(HABITS, beats=_BEATS, taste=asked.personalisation)
-    return Market(asked.seed, visitors=asked.visitors, born_us=_BEGIN_US - asked.script.past_us, habits=habits)
+    return Market(asked.seed, visitors=asked.visitors, born_us=BEGIN_US - asked.script.past_us, habits=habits)
 
 
 def _tell(report: Report, worlds: Sequence[World], *, as_json: bool) -> None:

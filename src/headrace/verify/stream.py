@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from headrace.base.clock import machine_us
@@ -14,7 +14,16 @@ from headrace.collect.settler import Settler
 from headrace.events.settled import EVENTS
 from headrace.features.updater import Updater
 from headrace.project import OpenProject
-from headrace.stream import CODECS, METRICS, codec_of, find_columns, find_sources, list_dimensions, make_table
+from headrace.stream import (
+    CODECS,
+    METRICS,
+    codec_of,
+    find_columns,
+    find_sources,
+    list_dimensions,
+    make_table,
+    settled_offsets,
+)
 from headrace.tables.sink import Flush, Sink
 
 _MEMBER = "verify"
@@ -31,7 +40,6 @@ class Stream:
         self._metrics = Metrics(METRICS)
         folder = project.profile.state / "settler"
         self._settler = Settler(project.topics, project.rules, folder, member=_MEMBER, metrics=self._metrics)
-        self._settled = 0
         self._updater = Updater(
             project.online,
             lambda: find_columns(project),
@@ -44,47 +52,49 @@ class Stream:
 
     def turn(self) -> None:
         """Settles what has come, and counts it online."""
-        came = self._end(CLICKS)
-        _until(lambda: self._settle(came), "clicks were not settled")
-        settled = self._end(EVENTS)
-        _until(lambda: self._count(settled), "events were not counted online")
+        ends = [bound.end for bound in self._project.topics.bounds(CLICKS)]
+        _until(partial(self._settle, ends), "clicks were not settled")
+        _until(self._count, "events were not counted online")
 
     def rest(self) -> None:
         """Lets all that has come arrive in the lake."""
         self.turn()
         for name in (*CODECS, *list_dimensions(self._project)):
             sink = self._sinks.get(name) or self._sinks.setdefault(name, self._open_sink(name))
-            _until(partial(self._read, sink, self._end(name)), f"the sink of {name} did not come to its end")
+            _until(partial(self._read, sink, name), f"the sink of {name} did not come to its end")
             sink.flush()
 
     def close(self) -> None:
         """Gives back what the loops hold."""
         self._settler.close()
 
-    def _settle(self, end: int) -> bool:
-        if self._settled < end:
-            self._settled += self._settler.turn()
-        return self._settled >= end
+    def _settle(self, ends: Sequence[int]) -> bool:
+        settled = settled_offsets(self._project)
+        if all(settled[partition] >= end for partition, end in enumerate(ends)):
+            return True
+        self._settler.turn()
+        return False
 
-    def _count(self, end: int) -> bool:
+    def _count(self) -> bool:
         state = self._project.online.read_state()
-        if state is None or sum(state.offsets) < end:
-            self._updater.turn()
-            return False
-        return True
+        if state is not None and self._is_level(EVENTS, dict(enumerate(state.offsets))):
+            return True
+        self._updater.turn()
+        return False
 
-    def _read(self, sink: Sink, end: int) -> bool:
-        if sum(sink.offsets.values()) < end or not sink.offsets:
-            sink.turn()
-            return False
-        return True
+    def _read(self, sink: Sink, name: str) -> bool:
+        if sink.offsets and self._is_level(name, sink.offsets):
+            return True
+        sink.turn()
+        return False
+
+    def _is_level(self, name: str, offsets: Mapping[int, int]) -> bool:
+        """Returns whether nothing is left to read but what a log writes itself, such as markers of transactions."""
+        return next(self._project.topic(name).read_to_ends(offsets, max_records=1), None) is None
 
     def _open_sink(self, name: str) -> Sink:
         project, table = self._project, make_table(self._project, name)
         return Sink(project.topics, name, table, codec_of(name), member=(_MEMBER, _FLUSH), metrics=self._metrics)
-
-    def _end(self, topic: str) -> int:
-        return sum(bound.end for bound in self._project.topics.bounds(topic))
 
 
 def _until(done: Callable[[], bool], what: str) -> None:
