@@ -378,6 +378,21 @@ def bench_pages(*, is_full: bool) -> None:
     show("a trial of 5,000 pages rehearsed", f"{found['seconds']:.2f} s")
 
 
+def bench_live(*, is_full: bool) -> None:
+    found = part_of("live_viewers.py", 50, 10.0 if is_full else 5.0, 9 if is_full else 5)
+    show(
+        "50 viewers of Live, one core",
+        f"{found['rate']:,.0f} events/s without, {found['rate_viewed']:,.0f} with  ratio median {found['ratio']:.3f}  "
+        f"worst {found['worst']:.3f}  ({found['runs']:.0f} pairs)",
+    )
+    show(
+        "  processor time",
+        f"{found['cost']:.1f} us an event without, {found['cost_viewed']:.1f} with; at rest "
+        f"{100 * found['idle']:.1f} % of a core without, {100 * found['idle_viewed']:.1f} % with; "
+        f"{found['samples']:.0f} samples each",
+    )
+
+
 def bench_features(*, is_full: bool) -> None:
     for part, text in {
         "persons": "by person",
@@ -470,6 +485,7 @@ def main() -> None:
             "features": lambda: bench_features(is_full=given.full),
             "training": lambda: bench_training(is_full=given.full),
             "online": bench_online,
+            "live": lambda: bench_live(is_full=given.full),
             "learned": lambda: bench_learned(is_full=given.full),
         }
         cpu = next(
