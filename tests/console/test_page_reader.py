@@ -125,8 +125,7 @@ def test_sql_is_read_only_and_only_of_tables(staged):
         "COPY events TO '/tmp/x'",
         "SELECT 1; SELECT 2",
     ):
-        page = Page(send(url, "GET", "/tables?" + urlencode({"sql": sql})))
-        assert [one for one in page.all("pre") if one.get("class") == "problem"], sql
+        assert "This does not run" in text_of(send(url, "GET", "/tables?" + urlencode({"sql": sql}))), sql
     found = text_of(send(url, "GET", "/tables?" + urlencode({"sql": f"SELECT '{NASTY}' AS a, 1234567 AS n"})))
     assert NASTY in found
     assert "1,234,567" in found

@@ -271,8 +271,8 @@ def suggest(project: OpenProject) -> Any:
     found["pages"] = []
     if DECISIONS in project.tables.names():
         sql = (
-            f"SELECT recommendation_id AS id, visitor AS name FROM {DECISIONS} "  # noqa: S608 - our own names
-            "WHERE recommendation_id IS NOT NULL AND visitor IS NOT NULL ORDER BY received_us DESC LIMIT 5"
+            f"SELECT recommendation_id AS id, any_value(visitor) AS name FROM {DECISIONS} "  # noqa: S608 - our own names
+            "WHERE recommendation_id IS NOT NULL GROUP BY id ORDER BY max(received_us) DESC LIMIT 5"
         )
         found["pages"] = project.query(sql).table().to_pylist()
     return found

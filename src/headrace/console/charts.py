@@ -122,26 +122,25 @@ def band(points: Sequence[Point], *, label: str, form: Callable[[float], str], t
     edges = [(across(one.x), clip(one.high)) for one in points]
     edges += [(across(one.x), clip(one.low)) for one in reversed(points)]
     middle = [(across(one.x), clip(one.estimate)) for one in points]
+    lines, names = _grid(ticks(low, high), down, form)
     plane = _stretched(_HEIGHT, _path(edges, "band", name="polygon"), _path(middle, "line"))
     return _svg(
         _HEIGHT + _FOOT,
         label,
-        *_grid(ticks(low, high), down, form),
+        lines,
         plane,
+        names,
         _dot(100, middle[-1][1]),
         _text("0", _HEIGHT + 20, times[0]),
         _text("100%", _HEIGHT + 20, times[1], anchor="end"),
     )
 
 
-def _grid(values: Sequence[float], down: Callable[[float], float], form: Callable[[float], str]) -> list[Html]:
-    return [
-        put(
-            _line((0, down(value), 100, down(value)), "axis" if value else "zero"),
-            _text("0", down(value) - 4, form(value)),
-        )
-        for value in values
-    ]
+def _grid(values: Sequence[float], down: Callable[[float], float], form: Callable[[float], str]) -> tuple[Html, Html]:
+    """Returns lines at some values, which stand behind what is drawn, and their names, which stand before it."""
+    lines = [_line((0, down(value), 100, down(value)), "axis" if value else "zero") for value in values]
+    names = [_text("0", down(value) - 4, form(value), kind="halo") for value in values]
+    return put(*lines), put(*names)
 
 
 def calibration(bins: Sequence[tuple[float, float]], *, label: str, form: Callable[[float], str]) -> Html:
@@ -149,13 +148,15 @@ def calibration(bins: Sequence[tuple[float, float]], *, label: str, form: Callab
     most = 1.08 * max((max(pair) for pair in bins), default=1.0) or 1.0
     down, across = _scale(0, most, _HEIGHT, 12), _scale(0, most, 0, 100)
     points = [(across(expected), down(came)) for expected, came in bins]
+    lines, names = _grid(ticks(0, most), down, form)
     ideal = _path([(0, down(0)), (100, down(most))], "ideal")
     scale = [_text(f"{across(value):.2f}%", _HEIGHT + 20, form(value), anchor="middle") for value in ticks(0, most)[1:]]
     return _svg(
         _HEIGHT + _FOOT,
         label,
-        *_grid(ticks(0, most), down, form),
+        lines,
         _stretched(_HEIGHT, ideal, _path(points, "line")),
+        names,
         *[_dot(x, y) for x, y in points],
         *scale,
     )
@@ -183,12 +184,14 @@ def line(points: Sequence[tuple[float, float]], *, label: str, names: tuple[str,
     lowest, highest = min(0.0, *(y for _, y in points)), max(0.0, *(y for _, y in points))
     down = _scale(lowest, highest or 1.0, _HEIGHT, 12)
     across = _scale(points[0][0], points[-1][0], 0, 100)
+    lines, figures = _grid(ticks(lowest, highest or 1.0), down, lambda value: f"{value:,.12g}")
     path = _path([(across(x), down(y)) for x, y in points], "line")
     return _svg(
         _HEIGHT + _FOOT,
         label,
-        *_grid(ticks(lowest, highest or 1.0), down, lambda value: f"{value:,.12g}"),
+        lines,
         _stretched(_HEIGHT, path),
+        figures,
         _text("0", _HEIGHT + 20, names[0]),
         _text("100%", _HEIGHT + 20, names[1], anchor="end"),
     )

@@ -165,7 +165,7 @@ def _bundles(found: Mapping[str, Any]) -> Html:
             one["kind"],
             when(one["fitted_us"]),
             badge(*_GATES[one["passed"]]),
-            _places(one["serves"]) if one["serves"] else tag("span", "-", class_="soft"),
+            tag("span", _places(one["serves"]) if one["serves"] else "-", class_="keep"),
             format_bytes(one["size"]),
         )
         for one in _shown(found["bundles"])
@@ -198,10 +198,10 @@ def _pipelines(request: Request, found: Mapping[str, Any]) -> Html:
     rows = [
         (
             tag("strong", one["pipeline"]),
-            f"every {one['every']}",
+            tag("span", f"every {one['every']}", class_="keep"),
             put(" → ".join([*one["steps"], *([one["then"]] if one["then"] else [])])),
             badge(_STATES.get(one["state"], ""), one["state"]),
-            _due(one),
+            tag("span", _due(one), class_="keep"),
             tag("span", one["error"] or one["note"]),
             button(request, "Run now", "/pipelines/run", pipeline=one["pipeline"]),
         )

@@ -75,7 +75,9 @@ class Tables:
         try:
             found = await self._desk.ask(request, "sql", sql=sql)
         except HeadraceError as error:
-            return panel("This does not run", tag("pre", str(error), class_="problem", tabindex=0))
+            sentence, _, place = str(error).partition("\n")
+            shown = tag("pre", place, class_="problem", tabindex=0) if place else NOTHING
+            return panel("This does not run", shown, note=sentence[:1].upper() + sentence[1:])
         if found is None:
             asks = {"hx_get": request.path + "?" + request.scope["query_string"].decode("latin-1")}
             more = {"hx_trigger": "load", "hx_target": "main", "hx_select": "main", "hx_swap": "outerHTML"}
