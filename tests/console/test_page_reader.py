@@ -238,8 +238,6 @@ def test_a_reader_ends_when_nobody_asks(staged):
 
 
 def test_a_question_that_takes_too_long_ends_the_reader(staged, monkeypatch):
-    monkeypatch.setattr(reader_module, "DEADLINE_SECONDS", 3.0)
-
     async def script(reader):
         await reader.ask("experiments")
         pid = reader.pid()
