@@ -141,7 +141,7 @@ def table(
 ) -> Html:
     """Returns a table, which scrolls by itself where it is too wide.
 
-    The columns `numbers` stand to the right; the column `wide` has sentences, and stays wide enough to read them.
+    The columns `numbers` stand to the right. The column `wide` has sentences; on a phone its rows are stacked.
     """
     right = set(numbers)
     kinds = ["number" if place in right else "wide" if place == wide else None for place in range(len(heads))]
@@ -150,7 +150,7 @@ def table(
         tag("tr", *[tag("td", _shown(cell), class_=kind) for cell, kind in zip(row, kinds, strict=True)])
         for row in rows
     ]
-    inside = tag("table", tag("thead", head), tag("tbody", *body))
+    inside = tag("table", tag("thead", head), tag("tbody", *body), class_=None if wide is None else "stacks")
     return tag("div", inside, class_="scroll", tabindex=0, role="region", aria_label=name)
 
 

@@ -64,7 +64,7 @@ def _listed(title: str, lines: list[Line], *, note: str = "") -> Html:
             badge(_KINDS[line.state], line.state),
             put(line.name, tag("p", line.text, class_="note"), _witness(line)),
             tag("code", line.room),
-            f"{line.false_alarm:.1g}" if line.false_alarm else tag("span", "none", class_="soft"),
+            f"1 in {1 / line.false_alarm:,.0f}" if line.false_alarm else tag("span", "none", class_="soft"),
         )
         for line in lines
     ]
