@@ -277,7 +277,7 @@ def test_status_of_a_running_project_and_after(shop):
         assert (endpoint["state"], endpoint["url"], endpoint["events"]) == ("not ready", up.urls["endpoint"], 0)
         assert "headrace model fit popular" in endpoint["reasons"][0]
         assert (console["url"], console["events"]) == (up.urls["console"], 0)
-        assert [(one["state"], one["url"]) for one in others] == [("ready", None)] * 5
+        assert [(one["state"], one["url"]) for one in others] == [("ready", None)] * 6
         assert {pid for one in found["role"] for pid in one["pids"]} == {up.process.pid, *up.pids.values()}
         assert role["ack_p99_seconds"] > 0
         assert {one["topic"]: one["records"] for one in found["topic"]} == {

@@ -65,8 +65,8 @@ LIMITS = (
     Limit(
         "bots",
         "visitors",
-        opens=0.15,
-        closes=0.08,
+        opens=0.2,
+        closes=0.1,
         least=200,
         text="{share} of the visitors are robots ({bad} of {all}); they count in no metric, and cost their pages",
         advice="See which: headrace table sql 'SELECT address, count(*) FROM events WHERE bot GROUP BY ALL'; then keep "
