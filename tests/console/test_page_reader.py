@@ -160,6 +160,9 @@ def test_stopping_a_trial_gives_its_verdict_and_is_audited(staged):
         token = re.search(r'name="form_token" value="([^"]+)"', body)[1]
         answer = send(url, "POST", "/experiments/stop", form={"experiment": NAME, "form_token": token})
         assert answer.status in (303, 400, 500), answer.body
+        asked = send(url, "POST", "/pipelines/run", form={"pipeline": "nope", "form_token": token})
+        assert asked.status == 404
+        assert "No pipeline 'nope'" in text_of(asked)
         audit = (staged.folder / ".headrace" / "audit.jsonl").read_text()
         assert f'"what":"experiment stop","subject":"{NAME}"' in audit
     finally:

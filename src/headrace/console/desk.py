@@ -94,7 +94,7 @@ def by_first(pages: Mapping[str, Answer]) -> Answer:
 
     async def answer(request: Request) -> Response:
         place = request.path.partition("/")[2].partition("/")[0]
-        found = pages.get(place) if request.method in ("GET", "HEAD") else None
+        found = pages.get(place) if request.method == "GET" else None
         return await (found or nothing_answers)(request)
 
     return answer

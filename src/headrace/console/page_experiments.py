@@ -53,7 +53,7 @@ class Experiments:
             return pending(request, sheet, "Opening the registry")
         if not found:
             text = "project.py declares none: give it an Experiment on a page, and name it in Project(experiments=...)."
-            return replace(sheet, body=empty("No experiments", text, "headrace explain --help"))
+            return replace(sheet, body=empty("No experiments", text))
         return replace(sheet, body=put(*map(_summary, found)))
 
     async def one(self, request: Request) -> Sheet:
