@@ -100,9 +100,9 @@ class Lookout:
 
     def look(self, now: Now) -> list[Finding] | None:
         """Returns what is wrong; None as long as there is more to read first."""
-        rows = sum(self._take_decision(one) for one in self._decisions.read())
-        rows += sum(self._take_event(one) for one in self._events.read())
-        self._count(rows, now)
+        rows_us = [one.time_us for one in self._decisions.read() if self._take_decision(one)]
+        rows_us += [one.time_us for one in self._events.read() if self._take_event(one)]
+        self._count(rows_us, now)
         if time.monotonic() - self._stated_at > _STATE_SECONDS:
             self._stated_at = time.monotonic()
             self._read_state(now)
@@ -162,7 +162,7 @@ class Lookout:
 
     # What else the loop leaves behind.
 
-    def _count(self, rows: int, now: Now) -> None:
+    def _count(self, rows_us: Sequence[int], now: Now) -> None:
         values = read_values(self._project.profile.state / "metrics")
         totals = {
             "settled": values.get("headrace_settle_events_total", 0.0),
@@ -176,7 +176,7 @@ class Lookout:
         bad, whole = int(more["failed"]), int(more["settled"] + more["failed"])
         self.shares["failed"].add(bad, whole, **at)
         self.shares["duplicates"].add(int(more["repeats"]), whole + int(more["repeats"]), **at)
-        self._lake.add(rows, values.get("headrace_sink_commits_total", 0.0), machine_us=now.machine_us)
+        self._lake.add(rows_us, values.get("headrace_sink_commits_total", 0.0), machine_us=now.machine_us)
 
     def _read_state(self, now: Now) -> None:
         run = self._project.profile.state / "run"

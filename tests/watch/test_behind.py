@@ -38,12 +38,20 @@ def test_a_lake_is_old_when_rows_wait_and_nothing_is_committed():
     lake, told = Freshness(1.0), []
     for second in range(120):
         # Without rows it may rest as long as it likes.
-        rows, commits = (5 if second >= 50 else 0), float(min(second, 10))
-        lake.add(rows, commits, machine_us=second * SECOND)
+        rows_us = [second * SECOND - 9] * (5 if second >= 50 else 0)
+        lake.add(rows_us, float(min(second, 10)), machine_us=second * SECOND)
         told += [second] if clear(lake, second) else []
     assert told[0] == 82
-    lake.add(5, 11.0, machine_us=121 * SECOND)
+    lake.add([121 * SECOND - 9], 11.0, machine_us=121 * SECOND)
     assert not clear(lake, 122)
+
+
+def test_rows_of_before_a_commit_wait_for_no_other_one():
+    lake = Freshness(1.0)
+    # A watcher that begins reads all of the past, and a row may be read after the commit that holds it.
+    lake.add([1, 2, 3], 7.0, machine_us=100 * SECOND)
+    lake.add([99 * SECOND], 7.0, machine_us=101 * SECOND)
+    assert not clear(lake, 500)
 
 
 def test_a_process_that_dies_once_and_heals_is_no_alert():

@@ -43,21 +43,26 @@ class Lag:
 
 
 class Freshness:
-    """How long rows have waited for a commit of the sinks, told by their counter."""
+    """How long rows have waited for a commit of the sinks, told by their counter.
+
+    What stood in a topic when a commit was seen may have been in it, so only rows that came after it wait.
+    """
 
     def __init__(self, flush_seconds: float) -> None:
         self._limit_seconds = flush_seconds + LAG_SECONDS
         self._commits: float | None = None
+        self._committed_us = 0
         self._waiting_us: int | None = None
         self._rows = 0
 
-    def add(self, rows: int, commits: float, *, machine_us: int) -> None:
-        """Takes in how many rows have come since the last look, and how many commits there have ever been."""
+    def add(self, rows_us: Sequence[int], commits: float, *, machine_us: int) -> None:
+        """Takes in when the rows since the last look were appended, and how many commits there have ever been."""
         if commits != self._commits:
-            self._commits, self._waiting_us, self._rows = commits, None, 0
-        if rows and self._waiting_us is None:
+            self._commits, self._committed_us, self._waiting_us, self._rows = commits, machine_us, None, 0
+        waiting = [row_us for row_us in rows_us if row_us > self._committed_us]
+        if waiting and self._waiting_us is None:
             self._waiting_us = machine_us
-        self._rows += rows
+        self._rows += len(waiting)
 
     def judge(self, now: Now) -> Iterator[Finding]:
         """Yields the finding, if there is one."""
