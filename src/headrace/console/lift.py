@@ -1,4 +1,4 @@
-"""What a trial would have found at earlier cut-offs, as somebody who looked often would have seen it, from one SELECT."""
+"""What a trial would have found at earlier cut-offs, from one SELECT: what whoever looked often would have seen."""
 
 from __future__ import annotations
 

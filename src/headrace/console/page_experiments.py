@@ -197,24 +197,19 @@ def _lift(verdict: Mapping[str, Any]) -> Html:
         difference = verdict["difference"]
         text = "It cannot be estimated" + ("." if difference is None else f"; the difference is {difference:+.5f}.")
         return panel("Lift", note=text)
-    low, high = verdict["lift_interval"]
-    rows = [
-        charts.Range(
-            verdict["goal"],
-            low,
-            verdict["lift"],
-            high,
-            f"{format_share(verdict['lift'])} [{format_share(low)}, {format_share(high)}]",
-        )
-    ]
+    rows = [_range(verdict["goal"], verdict)]
     rows += [
-        charts.Range(one["name"], *one["lift_interval"][:1], one["lift"], one["lift_interval"][1],
-                     f"{format_share(one['lift'])} [{', '.join(map(format_share, one['lift_interval']))}]")
-        for one in verdict["guardrails"] if one["lift"] is not None and one["lift_interval"] is not None
-    ]  # fmt: skip
+        _range(one["name"], one) for one in verdict["guardrails"] if one["lift"] is not None and one["lift_interval"]
+    ]
     note = f"The treatment relative to the control; p {format_chance(verdict['p'])}, alpha {verdict['alpha']:g}."
     label = f"Lift of {verdict['goal']}: {rows[0].text}"
     return panel("Lift", charts.forest(rows, label=label, form=_percent), note=note)
+
+
+def _range(name: str, found: Mapping[str, Any]) -> charts.Range:
+    low, high = found["lift_interval"]
+    text = f"{format_share(found['lift'])} [{format_share(low)}, {format_share(high)}]"
+    return charts.Range(name, low, found["lift"], high, text)
 
 
 def _percent(value: float) -> str:

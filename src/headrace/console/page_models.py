@@ -322,7 +322,7 @@ def _source(found: Mapping[str, Any]) -> Html:
                      offsets(one["positions"])))
         for name, one in source.get("tables", {}).items()
     ]  # fmt: skip
-    made = [("Data up to", when(source.get("at_us"))), ("Fitted", when(found["fitted_us"]))]
+    made: list[tuple[str, object]] = [("Data up to", when(source.get("at_us"))), ("Fitted", when(found["fitted_us"]))]
     if fit:
         made += [("Code", code(fit["code"])), ("Seed", fit["seed"])]
         made += [("On", ", ".join(f"{name} {version}" for name, version in fit["environment"].items()))]
