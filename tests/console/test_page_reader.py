@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -290,3 +292,36 @@ def test_the_door_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+# What comes as it happens.
+
+
+def test_samples_stream_to_all_who_look_until_the_door_closes(tmp_path):
+    make_project(tmp_path, clock="real://")
+    with running(tmp_path, "collector", "console") as up:
+        address = urlsplit(up.urls["console"])
+        viewers = [socket.create_connection((address.hostname, address.port), timeout=20) for _ in range(3)]
+        for viewer in viewers:
+            viewer.sendall(f"GET /live/stream HTTP/1.1\r\nhost: {address.netloc}\r\n\r\n".encode())
+        files = [viewer.makefile("rb") for viewer in viewers]
+        heads = [b"".join(iter(file.readline, b"\r\n")) for file in files]
+        assert all(b"text/event-stream" in head and b"content-length" not in head for head in heads)
+        viewers.pop().close()
+        files.pop().close()
+        up.post("/v1/track", {"event": "x", "anonymousId": "ann", "messageId": "1"})
+        samples = [_read_sample(file, lambda found: "1 acknowledged" in found["parts"]["figures"]) for file in files]
+        assert samples[0] == samples[1], "the same bytes for all"
+        os.kill(up.process.pid, signal.SIGTERM)
+        assert up.process.wait(5) == 0
+        assert all(file.read() is not None for file in files)
+    for one in (*files, *viewers):
+        one.close()
+
+
+def _read_sample(file, fits):
+    """Returns the first sample that fits."""
+    for line in file:
+        if line.startswith(b"data: ") and fits(json.loads(line[6:])):
+            return line
+    raise AssertionError("the stream has ended")
