@@ -50,7 +50,8 @@ class Desk:
     def show(self, request: Request, sheet: Sheet) -> Response:
         """Returns a page in its frame."""
         caller = caller_of(request)
-        who = tag("span", caller.name) if caller.name else NOTHING
+        leave = _post("Log out", "/logout", request) if caller.session else NOTHING
+        who = put(tag("span", caller.name), leave) if caller.name else NOTHING
         return respond(sheet, project=self.project.declared.name, nonce=self.entropy(12).hex(), who=who)
 
     async def _show(self, page: Page, request: Request) -> Response:
@@ -102,8 +103,10 @@ def by_first(pages: Mapping[str, Answer]) -> Answer:
 
 def button(request: Request, text: str, action: str, **fields: str) -> Html:
     """Returns a form of one button, for those who may press it."""
-    if not caller_of(request).may("operator"):
-        return NOTHING
+    return _post(text, action, request, **fields) if caller_of(request).may("operator") else NOTHING
+
+
+def _post(text: str, action: str, request: Request, **fields: str) -> Html:
     hidden = [
         tag("input", type="hidden", name=name, value=value).removesuffix("</input>")
         for name, value in {**fields, FORM_TOKEN: form_token(request)}.items()

@@ -32,6 +32,7 @@ from headrace.console.frame import (
 
 _MOST_SQL = 4_000
 _MOST_BARS = 40
+_OURS = "headrace."
 _LEAD = "Every table of the lake, each a Delta table of Parquet files, and one SELECT at a time over all of them."
 _NEXT = ("/models", "what is learned from these rows")
 
@@ -270,7 +271,7 @@ def _files(found: Mapping[str, Any]) -> Html:
 
 
 def _place(found: Mapping[str, Any]) -> Html:
-    days = found["retention_days"]
+    days, properties = found["retention_days"], found["properties"].items()
     positions = [
         (p["partition"], "-" if p["position"] is None else p["position"], p["end"], p["records"])
         for p in found["positions"] or ()
@@ -282,7 +283,7 @@ def _place(found: Mapping[str, Any]) -> Html:
             ("At", code(found["uri"])),
             ("Divided by", ", ".join(found["partitions"]) or "nothing"),
             ("Rows kept", f"for {days:g} days" if days else "for ever"),
-            *((name, code(value)) for name, value in found["properties"].items() if name.startswith("headrace.")),
+            *((name.removeprefix(_OURS), code(value)) for name, value in properties if name.startswith(_OURS)),
         )
     )
     return panel("Where it stands", kept, tag("h3", "How far it has read its topic") if positions else NOTHING, listed)
