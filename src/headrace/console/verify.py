@@ -37,6 +37,8 @@ from headrace.verify.worlds import World, describe, join_lines
 BEGIN_US = BORN_US + 3 * DAY + 12 * HOUR
 _VISITORS = 900
 _BEATS = 1.0
+# Robots look at dozens of pages each, which cost time and tell little.
+_BOTS = 0.01
 _SIGNS = {"holds": "✓", "fails": "✗", "left out": "-"}
 
 
@@ -146,7 +148,7 @@ def play_world(asked: Asked, *, keeps: bool = False) -> World:
 
 def make_market(asked: Asked) -> Market:
     """Returns the audience of a world, two days before it is joined."""
-    habits = msgspec.structs.replace(HABITS, beats=_BEATS, taste=asked.personalisation)
+    habits = msgspec.structs.replace(HABITS, beats=_BEATS, bots=_BOTS, taste=asked.personalisation)
     return Market(asked.seed, visitors=asked.visitors, born_us=BEGIN_US - asked.script.past_us, habits=habits)
 
 
