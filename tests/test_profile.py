@@ -68,7 +68,10 @@ def test_an_unknown_profile_names_the_nearest(tmp_path):
         ),
         ("[collect]\nworker = 1\n", "[collect] no key 'worker'. Did you mean workers?  known: "),
         ("[endpoint]\nworkers = 2\n", "[endpoint] no key 'workers'.  known: host, port"),
-        ("[console]\nprot = 1\n", "[console] no key 'prot'. Did you mean port?  known: host, hosts, port, session_hours"),
+        (
+            "[console]\nprot = 1\n",
+            "[console] no key 'prot'. Did you mean port?  known: host, hosts, port, session_hours",
+        ),
         ("[endpoint]\nport = 70000\n", "Expected `int` <= 65535 - at `$.endpoint.port`"),
         ("[collect]\nport = 'x'\n", "Expected `int`, got `str` - at `$.collect.port`"),
         ("[collect]\nport = 70000\n", "Expected `int` <= 65535 - at `$.collect.port`"),

@@ -13,6 +13,8 @@ _BAR_ROW = 34
 _HEIGHT = 240
 _FOOT = 26
 _SIDE = 4.0
+# Beyond them a scale has no digits left.
+_LEAST, _MOST = 1e-290, 1e290
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def ticks(low: float, high: float, *, count: int = 4) -> list[float]:
     ([0.0, 0.2, 0.4], [0.0, 2000.0, 4000.0, 6000.0])
     """
     span = (high - low) / count
-    if not span > 0 or not math.isfinite(span):
+    if not _LEAST < span < _MOST:
         return [low]
     size = 10 ** math.floor(math.log10(span))
     # A little closer than asked for is better than one alone.

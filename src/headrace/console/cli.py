@@ -158,7 +158,7 @@ COMMANDS = (
     Command(
         "verify",
         "headrace.console.verify:verify",
-        "play the whole loop in made-up worlds whose truth is known, and judge every room; exit code 1 if a check fails",
+        "play the whole loop in worlds whose truth is known, and judge every room; exit code 1 if a check fails",
         (
             _option("--worlds", text="how many worlds (default 1)", type=int, default=1),
             _option("--seed", text="the first world's seed, the others follow (default 1)", type=int, default=1),

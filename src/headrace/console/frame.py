@@ -173,7 +173,9 @@ def empty(title: str, sentence: object, what_to_do: str = "") -> Html:
 
 def waiting(request: Request, text: str) -> Html:
     """Returns what stands where an answer is still on its way; the page asks again by itself until it is there."""
-    again = request.path + (f"?{query}" if (query := request.scope["query_string"].decode("latin-1")) else "")
+    # As it was sent: a name may hold what means something else in an address.
+    path, query = (request.scope[part].decode("latin-1") for part in ("raw_path", "query_string"))
+    again = f"{path}?{query}" if query else path
     asks = {"hx_get": again, "hx_trigger": "load", "hx_target": "main", "hx_select": "main", "hx_swap": "outerHTML"}
     return tag("section", tag("p", text, class_="wait", role="status"), class_="panel", **asks)
 

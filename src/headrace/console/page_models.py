@@ -81,7 +81,7 @@ class Models:
     async def roll_back(self, request: Request) -> Response:
         """Lets a page be served by what served it before, and shows what serves it now."""
         page = read_form(request).get("page", "")
-        async with audited(request, "model promote --rollback", subject=page):
+        async with audited(request, "model rollback", subject=page):
             await self._desk.reader.ask("roll back", page=page, reason="from the console")
         return back_to("/models")
 
@@ -91,7 +91,8 @@ class Models:
         find_pipeline(self._desk.project, name)
         if name in self._runs and not self._runs[name].done():
             raise CallError(f"a run of {name!r} that was begun here is not over yet")
-        async with audited(request, "pipeline run", subject=name):
+        async with audited(request, "pipeline run", subject=name) as outcome:
+            outcome.text = "begun"
             self._runs[name] = asyncio.create_task(self._run(name))
             # So that the page that follows tells of it.
             await asyncio.sleep(1.0)

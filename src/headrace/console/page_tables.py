@@ -31,6 +31,8 @@ from headrace.console.frame import (
 )
 
 _MOST_SQL = 4_000
+# Infinity, what is no number, and what leaves a scale without digits is not drawn.
+_LARGEST = 1e290
 _MOST_BARS = 40
 _OURS = "headrace."
 _LEAD = "Every table of the lake, each a Delta table of Parquet files, and one SELECT at a time over all of them."
@@ -151,7 +153,10 @@ def _plot(columns: Sequence[Mapping[str, str]], rows: Sequence[Sequence[str | No
     up = next((place for place in numbers if place != along), None)
     if along is None or up is None or len(rows) < 2:
         return NOTHING
-    pairs = [(str(row[along]), float(str(row[up]))) for row in rows if row[along] is not None and row[up] is not None]
+    known = [(str(row[along]), float(str(row[up]))) for row in rows if row[along] is not None and row[up] is not None]
+    pairs = [pair for pair in known if abs(pair[1]) < _LARGEST]
+    if len(pairs) < 2:
+        return NOTHING
     title = f"{columns[up]['name']} by {columns[along]['name']}"
     places = _places([name for name, _ in pairs], columns[along]["kind"])
     if places:
@@ -166,7 +171,8 @@ def _places(values: Sequence[str], kind: str) -> list[float]:
     """Returns where values stand along an axis; none for names."""
     try:
         if kind == "number" and len(values) > 2:
-            return [float(value) for value in values]
+            found = [float(value) for value in values]
+            return found if all(abs(value) < _LARGEST for value in found) else []
         return [datetime.fromisoformat(value).timestamp() for value in values] if kind == "time" else []
     except ValueError:
         return []

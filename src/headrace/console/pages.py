@@ -42,7 +42,8 @@ from headrace.events.settled import MAX_ID
 from headrace.profile import DoorTable
 from headrace.project import OpenProject
 
-LIMITS = Limits(max_body_bytes=1024)
+# A login's form, its 256 characters written in percents, is the longest that is sent.
+LIMITS = Limits(max_body_bytes=8192)
 
 _TITLE, _GENRE = "title", "genre"
 """The attributes that tell a page what an item is called."""

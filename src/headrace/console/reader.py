@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -32,6 +36,8 @@ _HEAVY = ("calibration",)
 _MOST_WAITING = 12
 _KEPT_SECONDS = 1.0
 _MOST_BYTES = 32 << 20
+_MOST_MEMORY_BYTES = 1 << 30
+_LOOK_SECONDS = 0.02
 # As much as a look at pages needs: DuckDB would take 2 GB and all cores.
 _MODEST = "duckdb://?memory=256MB&threads=1&spill_limit=2GB"
 
@@ -83,7 +89,7 @@ class Reader:
                 raise OverloadedError("too many pages wait for the reader. Try again in a moment")
             task = asyncio.create_task(self._answer(question))
             self._asked[question] = task
-            task.add_done_callback(lambda _: self._forget_later(question))
+            task.add_done_callback(lambda done: self._forget_later(question, done))
         return msgspec.json.decode(await asyncio.wait_for(asyncio.shield(task), patience))
 
     def forget(self) -> None:
@@ -100,7 +106,10 @@ class Reader:
         """Returns the process that answers at present."""
         return self._child.companion.pid if self._child else None
 
-    def _forget_later(self, question: bytes) -> None:
+    def _forget_later(self, question: bytes, done: asyncio.Task[bytes]) -> None:
+        # Whoever asked may have lost patience; the next one hears of an error.
+        if not done.cancelled():
+            done.exception()
         asyncio.get_running_loop().call_later(_KEPT_SECONDS, self._asked.pop, question, None)
 
     async def _answer(self, question: bytes) -> bytes:
@@ -115,7 +124,10 @@ class Reader:
                 raise DeadlineError(f"the reader had no answer within {DEADLINE_SECONDS:g} s and was ended") from error
             except (OSError, asyncio.IncompleteReadError) as error:
                 await self._end()
-                raise UnavailableError("the reader's process has ended; it is begun anew when you ask again") from error
+                raise UnavailableError(
+                    f"the reader's process has ended, as it does where an answer takes more than "
+                    f"{_MOST_MEMORY_BYTES >> 20:,} MB; it is begun anew when you ask again"
+                ) from error
             except asyncio.CancelledError:
                 await self._end()
                 raise
@@ -184,6 +196,7 @@ def run_reader(life: Life, *, folder: str, profile: str, descriptor: int) -> Non
     # Whoever collects or serves comes first.
     os.nice(5)
     answers = import_module("headrace.console.answers").ANSWERS
+    threading.Thread(target=_end_when_large, name="memory", daemon=True).start()
     with socket.socket(fileno=descriptor) as line, line.makefile("rwb") as file:
         opened = open_project(folder, profile=profile)
         with OpenProject(opened.folder, _modest(opened)) as project:
@@ -194,6 +207,25 @@ def run_reader(life: Life, *, folder: str, profile: str, descriptor: int) -> Non
                 file.flush()
     # Not by way of the interpreter's end: threads of Arrow abort the process there.
     os._exit(0)
+
+
+def _end_when_large() -> None:
+    """Ends this process when it takes more memory than a page is worth, whatever it does at that moment.
+
+    DuckDB's limit does not hold what is handed out as Arrow: 2,000 rows of long lists took 5.7 GB.
+    """
+    while _memory_bytes() < _MOST_MEMORY_BYTES:
+        time.sleep(_LOOK_SECONDS)
+    get_logger("reader").error("more than %d MB are needed for one answer: the reader ends", _MOST_MEMORY_BYTES >> 20)
+    os._exit(1)
+
+
+def _memory_bytes() -> int:
+    """Returns what this process holds; where the kernel does not say so, the most that it has held."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _modest(opened: OpenProject) -> Profile:

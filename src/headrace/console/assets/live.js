@@ -58,7 +58,11 @@
   const source = new EventSource("/live/stream")
   source.onmessage = take
   source.onopen = () => tell("good", "live")
-  source.onerror = () => tell("warn", "the console does not answer, trying again")
+  source.onerror = () => {
+    // Refused rather than interrupted: whoever was logged in is so no more, and is asked to by the page.
+    if (source.readyState === EventSource.CLOSED) location.reload()
+    else tell("warn", "the console does not answer, trying again")
+  }
   pause.onclick = () => {
     const paused = pause.getAttribute("aria-pressed") !== "true"
     pause.setAttribute("aria-pressed", paused)
