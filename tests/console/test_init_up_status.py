@@ -256,7 +256,7 @@ def test_status_of_a_project_that_never_ran(shop):
     }  # fmt: skip
     assert found["stream"] == [{"unsettled": 0, "failed": 0, "uncounted": None, "uncounted_seconds": None}]
     assert found["disk"][0]["free_bytes"] > 0
-    assert found.keys() == {"role", "stream", "disk"}
+    assert found.keys() == {"role", "stream", "disk", "audit"}
     code, out, _ = headrace("status", cwd=shop)
     assert code == 0
     assert "stopped" in out
