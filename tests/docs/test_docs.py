@@ -79,11 +79,13 @@ WALKED = [page for page in PAGES if any(True for _ in read_steps(_text(page), ka
 # Walked by hand before a release: faults that others provoke too, each for ten seconds.
 _SOAKED = ("break-it", "metrics-and-logs", "move-on-after-a-topic-was-recreated")
 ON_KAFKA = [page for page in PAGES if "```console kafka" in _text(page)]
+# What the tutorial does on Kafka the other pages do too; it is walked without, and by hand with it.
+_SOAKED_ON_KAFKA = ("tutorial",)
 # With a broker all blocks of a page are run, so where there must be one, its pages are not walked twice.
 WITHOUT_KAFKA = [
     pytest.param(page, marks=[pytest.mark.soak] if page.stem in _SOAKED else [])
     for page in WALKED
-    if page not in ON_KAFKA or os.environ.get(services.REQUIRED) != "required"
+    if page not in ON_KAFKA or page.stem in _SOAKED_ON_KAFKA or os.environ.get(services.REQUIRED) != "required"
 ]
 
 
@@ -94,7 +96,11 @@ def test_commands_of_a_page_run_and_print_what_it_shows(page, tmp_path, ports):
 
 
 @pytest.mark.service("kafka")
-@pytest.mark.parametrize("page", ON_KAFKA, ids=_name)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(one, marks=[pytest.mark.soak] if one.stem in _SOAKED_ON_KAFKA else []) for one in ON_KAFKA],
+    ids=_name,
+)
 def test_commands_of_a_page_run_on_kafka(page, tmp_path, ports, kafka):
     try:
         _walk(page, tmp_path, ports, kafka=True, broker=kafka.address)

@@ -147,7 +147,7 @@ def play_world(asked: Asked, *, keeps: bool = False) -> World:
 
 
 def make_market(asked: Asked) -> Market:
-    """Returns the audience of a world, two days before it is joined."""
+    """Returns the audience of a world, as old as the past that its site has seen."""
     habits = msgspec.structs.replace(HABITS, beats=_BEATS, bots=_BOTS, taste=asked.personalisation)
     return Market(asked.seed, visitors=asked.visitors, born_us=BEGIN_US - asked.script.past_us, habits=habits)
 

@@ -64,7 +64,7 @@ _LATE_EVERY = 97
 class Script:
     """How a world is played."""
 
-    past_us: int = 2 * DAY
+    past_us: int = DAY
     """What the site had seen before it joined."""
     portion_us: int = 2 * MINUTE
     """In which steps time goes on: what falls into one happens at once."""
