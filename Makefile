@@ -25,6 +25,7 @@ bench: $(VENV)/.bench
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest -m soak --timeout 3600
 	HEADRACE_FUZZ_EXAMPLES=5000 $(BIN)/python -m pytest tests/collect/test_fuzz.py --timeout 3600
+	$(BIN)/headrace verify --worlds 200
 
 $(VENV)/.core: pyproject.toml
 	PYTHON="$(PYTHON)" sh scripts/install $(VENV)

@@ -1,15 +1,18 @@
-"""Writes docs/reference/cli.md and config.md from the code: `python scripts/reference.py`. A test compares them."""
+"""Writes docs/reference/cli.md, config.md and names.md from the code: `python scripts/reference.py`. A test compares them."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import msgspec
 
+import headrace
 from headrace.base import fault
 from headrace.console.cli import COMMANDS, COMMON, Argument, Command
 from headrace.profile import (
@@ -56,6 +59,19 @@ _CONFIG_HEAD = """# headrace.toml
 Written by `python scripts/reference.py` from `headrace.profile`. Every key may be left out; one that is not listed here
 is an error that names the nearest. [Configure](../how-to/configure.md) shows a whole file.
 """
+
+_NAMES_HEAD = """# Public names
+
+What may be imported, and stays: written by `python scripts/reference.py` from the package itself. All else is
+Headrace's own and may change with any version.
+"""
+
+_MODULES = (
+    ("headrace", "What a project file and a notebook need.", tuple(headrace.__all__)),
+    ("headrace.features", "What is known of people and items.", ("count", "item", "last", "person", "total")),
+    ("headrace.models", "What is fitted.", ("click_model", "popularity", "taste")),
+    ("headrace.testing", "What a backend of yours must pass.", ("check_online", "check_topics")),
+)
 
 _TABLES = (
     (
@@ -128,6 +144,34 @@ def write_config() -> str:
     return "\n".join([*parts, _CONFIG_TAIL])
 
 
+def write_names() -> str:
+    """Returns the page of all public names, each with its signature and what it says of itself."""
+    parts = [_NAMES_HEAD]
+    for module, text, names in _MODULES:
+        listed = textwrap.fill(f">>> from {module} import ({', '.join(names)})", 110, subsequent_indent="...     ")
+        parts.append(f"## {module}\n\n{text}\n\n{textwrap.indent(listed, '    ')}\n")
+        parts += [_describe(name, getattr(import_module(module), name)) for name in sorted(names, key=str.lower)]
+    return "\n".join(parts)
+
+
+def _describe(name: str, value: object) -> str:
+    if not callable(value):
+        return f"### {name}\n\nThe constant `{value!r}`: {inspect.cleandoc(type(value).__doc__ or '')}\n"
+    text, _, example = inspect.cleandoc(value.__doc__ or "").partition("\n>>> ")
+    told = [f"### {name}\n", f"    {_signature(name, value)}\n", text.strip() + "\n"]
+    if example:
+        told.append(textwrap.indent(f">>> {example.strip()}\n", "    "))
+    return "\n".join(told)
+
+
+def _signature(name: str, value: Callable[..., object]) -> str:
+    if isinstance(value, type) and issubclass(value, Exception):
+        return name
+    found = inspect.signature(value)
+    plain = [one.replace(annotation=inspect.Parameter.empty) for one in found.parameters.values() if one.name != "self"]
+    return f"{name}{found.replace(parameters=plain, return_annotation=inspect.Signature.empty)}"
+
+
 def write_points() -> str:
     """Returns the table of crash points, as docs/how-to/break-it.md shows it."""
     return "\n".join(
@@ -189,9 +233,9 @@ def _row(argument: Argument) -> str:
 
 
 def main() -> None:
-    """Writes both pages."""
+    """Writes the pages."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    for name, text in (("cli.md", write_cli()), ("config.md", write_config())):
+    for name, text in (("cli.md", write_cli()), ("config.md", write_config()), ("names.md", write_names())):
         (FOLDER / name).write_text(text, encoding="utf-8")
         sys.stdout.write(f"{FOLDER / name}\n")
 

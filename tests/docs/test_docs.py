@@ -183,6 +183,7 @@ def test_reference_pages_are_what_the_code_says():
     reference = _reference()
     assert _text(DOCS / "reference" / "cli.md") == reference.write_cli()
     assert _text(DOCS / "reference" / "config.md") == reference.write_config()
+    assert _text(DOCS / "reference" / "names.md") == reference.write_names()
 
 
 def test_every_command_and_option_has_its_sentence():
