@@ -220,4 +220,4 @@ def test_an_operator_lets_a_page_go_back(walker, staged):
     wait_until(lambda: "its fallback" in walker.run("return document.body.innerText"))
     assert walker.run("return location.pathname") == "/models"
     audit = (staged.folder / ".headrace" / "audit.jsonl").read_text()
-    assert "model promote --rollback" in audit
+    assert "model rollback" in audit

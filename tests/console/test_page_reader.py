@@ -229,6 +229,33 @@ def test_a_reader_that_is_killed_is_begun_anew(staged):
     assert not [pid for pid in ask_reader(staged.folder, script) if is_alive(pid)]
 
 
+def test_a_reader_ends_before_an_answer_takes_all_memory(staged):
+    async def script(reader):
+        with pytest.raises(UnavailableError, match=r"takes more than 1,024 MB; it is begun anew"):
+            await reader.ask("sql", sql="SELECT range(1000000) FROM range(2000)")
+        return await reader.ask("experiments")
+
+    assert ask_reader(staged.folder, script)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "i * 5e-324",
+        "CASE WHEN i = 2 THEN 'inf'::DOUBLE ELSE i END",
+        "CASE WHEN i > 0 THEN 'nan'::DOUBLE END",
+        "1e308 * i",
+    ],
+)
+def test_numbers_that_cannot_be_drawn_leave_no_gap(staged, values):
+    sql = f"SELECT i, {values} AS v FROM range(6) t(i)"
+    answer = send(staged.urls["console"], "GET", "/tables?" + urlencode({"sql": sql}))
+    assert answer.status == 200
+    assert "6 rows" in text_of(answer)
+    drawn = b"".join(re.findall(rb"<svg class=\"chart\".*?</svg>", answer.body, re.DOTALL))
+    assert not re.search(rb'="[^"]*\b(?:nan|inf)\b', drawn)
+
+
 def test_a_reader_ends_when_nobody_asks(staged):
     async def script(reader):
         with pytest.raises(UnknownNameError):
