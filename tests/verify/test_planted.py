@@ -344,9 +344,8 @@ JUDGED = [
 
 
 TOGETHER = [
-    (drop_acknowledged, double_row, double_decision, miss_robots, serve_stale, answer_otherwise),
-    (lose_click, merge_twice, assign_unevenly, log_other_seed, promote_anybody),
-    (take_for_the_other, ignore_late),
+    (drop_acknowledged, double_row, double_decision, miss_robots, merge_twice, serve_stale, answer_otherwise),
+    (lose_click, ignore_late, assign_unevenly, log_other_seed, promote_anybody, take_for_the_other),
 ]
 """Bugs that don't hide each other, so that one world shows all of them."""
 
