@@ -28,7 +28,7 @@ def verify(*options, seconds=280):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_check_holds_in_five_worlds():
-    done = verify("--worlds", "5", "--seed", "101")
+    done = verify("--worlds", "5", "--seed", "101", "--visitors", "600")
     told = [json.loads(line) for line in done.stdout.splitlines()]
     lines = [one for one in told if one["kind"] == "line"]
     assert [one for one in lines if one["state"] != "holds"] == [], done.stderr
@@ -46,6 +46,7 @@ def test_every_check_holds_in_five_worlds():
     ("options", "said"),
     [
         (("--worlds", "0"), "--worlds 0: must be 1 to 10,000"),
+        (("--visitors", "9"), "--visitors 9: must be 200 to 1,000,000"),
         (("--personalisation", "-1"), "--personalisation -1: must be 0 to 10"),
         (("--processes", "0"), "--processes 0: must be 1 to 256"),
     ],

@@ -162,6 +162,7 @@ COMMANDS = (
         (
             _option("--worlds", text="how many worlds (default 1)", type=int, default=1),
             _option("--seed", text="the first world's seed, the others follow (default 1)", type=int, default=1),
+            _option("--visitors", text="how many come to a world (default 900)", type=int, default=900),
             _option(
                 "--personalisation",
                 text="how far tastes differ, 0 for not at all (default 0.75)",

@@ -35,7 +35,6 @@ from headrace.verify.worlds import World, describe, join_lines
 
 # The first night falls twelve hours after the first page: the busy half of a day is enough to learn from.
 BEGIN_US = BORN_US + 3 * DAY + 12 * HOUR
-_VISITORS = 900
 _BEATS = 1.0
 # Robots look at dozens of pages each, which cost time and tell little.
 _BOTS = 0.01
@@ -47,7 +46,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
     seed: int
     folder: str
-    visitors: int = _VISITORS
+    visitors: int = 900
     personalisation: float = HABITS.taste
     script: Script = Script()
 
@@ -58,12 +57,19 @@ def verify(given: argparse.Namespace) -> int:
         raise CallError(f"--worlds {given.worlds}: must be 1 to 10,000")
     if not 0 <= given.personalisation <= 10:
         raise CallError(f"--personalisation {given.personalisation:g}: must be 0 to 10")
+    if not 200 <= given.visitors <= 1_000_000:
+        raise CallError(f"--visitors {given.visitors}: must be 200 to 1,000,000; with fewer no gate can tell anything")
     if given.processes is not None and not 1 <= given.processes <= 256:
         raise CallError(f"--processes {given.processes}: must be 1 to 256")
     began_at = time.monotonic()
     with _folder(given.dir) as folder:
         asked = [
-            Asked(seed=seed, folder=str(folder / f"world-{seed}"), personalisation=given.personalisation)
+            Asked(
+                seed=seed,
+                folder=str(folder / f"world-{seed}"),
+                visitors=given.visitors,
+                personalisation=given.personalisation,
+            )
             for seed in range(given.seed, given.seed + given.worlds)
         ]
         processes = min(given.processes or os.cpu_count() or 1, len(asked))
