@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from scipy import special
 
 from headrace.experiments.analyse import Visitors
 from headrace.experiments.verdict import Verdict
 from headrace.models import popularity, taste
 from headrace.rehearse import CLICKS, Lift, judge_exposed, rehearse
 from headrace.stats.intervals import binomial_band
+from headrace.verify.worlds import error_of
 
 PROCESSES = 2
 ALPHA = 0.05
@@ -35,12 +35,9 @@ class Trial:
     @property
     def z(self) -> float:
         """The verdict's error in standard errors."""
-        found = self.verdict
+        found, error = self.verdict, error_of(self.verdict)
         assert found.difference is not None
-        assert found.difference_interval is not None
-        assert found.df is not None
-        low, high = found.difference_interval
-        error = (high - low) / 2 / -float(special.stdtrit(found.df, ALPHA / 2))
+        assert error is not None
         return (found.difference - self.truth.difference) / error
 
 

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import msgspec
-
-from headrace.collect.app import CLICKS
 from headrace.engines import Source, open_engine
 from headrace.events.decision import DECISIONS, is_decision
-from headrace.events.settled import EVENTS, FAILED, is_row
+from headrace.events.settled import EVENTS, FAILED
 from headrace.events.world import World
 from headrace.experiments.experiment import Trial
 from headrace.experiments.verdict import Exposure, Verdict
@@ -22,7 +19,7 @@ from headrace.features import Column
 from headrace.loop import find_trial_of, list_exposures
 from headrace.project import OpenProject
 from headrace.verify.audience import Record
-from headrace.verify.count import is_click
+from headrace.verify.count import count_clicks, read_settled
 from headrace.verify.exposed import Exposed, expose
 from headrace.verify.oracle import Oracle
 from headrace.verify.truth import Truth, tell_truth
@@ -51,18 +48,6 @@ class Check:
     ask: Callable[[Case], Found]
     false_alarm: float = 0.0
 
-
-class _Id(msgspec.Struct):
-    message_id: str = msgspec.field(name="messageId", default="")
-
-
-class _Settled(msgspec.Struct):
-    message_id: str
-    seq: int = -1
-
-
-_read_id = msgspec.json.Decoder(_Id).decode
-_read_settled = msgspec.json.Decoder(_Settled).decode
 
 _EVENTS = (
     "message_id, type, event, event_us, person, visitor, recommendation_id, bot, properties, attributes, "
@@ -107,22 +92,17 @@ class Case:
     @cached_property
     def clicks(self) -> Counter[str]:
         """How often each id stands in `clicks`."""
-        values = self.project.topic(CLICKS).read_to_ends()
-        return Counter(_read_id(one.value or b"{}").message_id for one in values if is_click(one))
+        return count_clicks(self.project)
 
     @cached_property
     def settled(self) -> list[tuple[str, tuple[int, int]]]:
         """Id, partition and number of each event in `events`."""
-        return [(row.message_id, (one.partition, row.seq)) for one, row in self._rows(EVENTS)]
+        return [(row.message_id, (partition, row.seq)) for partition, row in read_settled(self.project, EVENTS)]
 
     @cached_property
     def failed(self) -> list[str]:
         """The id of each event in `failed`."""
-        return [row.message_id for _, row in self._rows(FAILED)]
-
-    def _rows(self, name: str) -> list[tuple[Any, _Settled]]:
-        found = self.project.topic(name).read_to_ends()
-        return [(one, _read_settled(one.value or b"")) for one in found if is_row(one.value or b"", one.headers)]
+        return [row.message_id for _, row in read_settled(self.project, FAILED)]
 
     @cached_property
     def logged(self) -> list[tuple[int, int]]:

@@ -22,13 +22,17 @@ class _Click(msgspec.Struct):
     message_id: str = msgspec.field(name="messageId", default="")
 
 
-class _Row(msgspec.Struct):
+class Settled(msgspec.Struct):
+    """What of a settled or failed event is counted."""
+
     message_id: str
     src_offset: int
+    seq: int = -1
+    """Its number in its partition; a failed event has none."""
 
 
 _clicks = msgspec.json.Decoder(_Click)
-_rows = msgspec.json.Decoder(_Row)
+_rows = msgspec.json.Decoder(Settled)
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,8 @@ class Proof:
 
 def prove(project: OpenProject, acknowledged: Collection[str]) -> Proof:
     """Returns the count of a project at rest, for clients that saw these ids acknowledged."""
-    clicks = Counter(_clicks.decode(message.value or b"{}").message_id for message in _read(project, CLICKS))
-    settled = [_rows.decode(message.value or b"").message_id for message in _read(project, EVENTS)]
-    failed = [_rows.decode(message.value or b"").message_id for message in _read(project, FAILED)]
+    clicks = count_clicks(project)
+    settled, failed = ([row.message_id for _, row in read_settled(project, name)] for name in (EVENTS, FAILED))
     rows = [row["message_id"] for row in project.query("select message_id from events").table().to_pylist()]
     happened = {*settled, *failed}
     return Proof(
@@ -139,11 +142,17 @@ def wait_at_rest(project: OpenProject, seconds: float) -> bool:
     return True
 
 
-def _read(project: OpenProject, name: str) -> Iterator[Message]:
-    """Yields what a topic holds, of a settled one its events, of clicks all but the markers of dimensions."""
+def count_clicks(project: OpenProject) -> Counter[str]:
+    """Returns how often each id stands in `clicks`."""
+    messages = project.topic(CLICKS).read_to_ends()
+    return Counter(_clicks.decode(one.value or b"{}").message_id for one in messages if is_click(one))
+
+
+def read_settled(project: OpenProject, name: str) -> Iterator[tuple[int, Settled]]:
+    """Yields the events of `events` or `failed` from the topic, each with its partition."""
     for message in project.topic(name).read_to_ends():
-        if is_click(message) if name == CLICKS else is_row(message.value or b"", message.headers):
-            yield message
+        if is_row(message.value or b"", message.headers):
+            yield message.partition, _rows.decode(message.value or b"")
 
 
 def is_click(message: Message) -> bool:

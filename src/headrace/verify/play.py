@@ -202,9 +202,8 @@ class _Play:
                 return
 
     async def _try(self) -> bool:
-        """Takes what was fitted as far as it goes until the next night; returns whether there is a verdict."""
-        night_us = (self._clock.now_us() // DAY + 1) * DAY
-        while self._clock.now_us() < night_us:
+        """Takes what was fitted as far as it goes; returns whether there is a verdict."""
+        while True:
             self._stream.rest()
             standing = advance(self._project, self._experiment)
             if standing.state == "started":
@@ -215,7 +214,6 @@ class _Play:
             elif standing.state != "runs":
                 return False
             await self._live(max(standing.again_us or 0, self._clock.now_us() + MINUTE))
-        return await self._try()
 
     async def _force(self) -> None:
         """Tests what the pipeline fits, whatever the gates say of it."""

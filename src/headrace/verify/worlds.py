@@ -45,20 +45,24 @@ def describe(verdict: Verdict | None, truth: Truth | None) -> dict[str, object]:
     """Returns what a world says of its verdict, as fields of `World`."""
     if verdict is None or truth is None:
         return {}
-    error = None
-    if verdict.difference_interval is not None and verdict.df is not None:
-        low, high = verdict.difference_interval
-        error = (high - low) / 2 / -float(special.stdtrit(verdict.df, verdict.alpha / 2))
     return {
         "outcome": verdict.outcome,
         "alpha": verdict.alpha,
         "difference": verdict.difference,
-        "error": error,
+        "error": error_of(verdict),
         "lift": verdict.lift,
         "true_difference": truth.difference,
         "true_lift": truth.lift,
         "is_inside": truth.is_inside(verdict) if verdict.difference_interval is not None else None,
     }
+
+
+def error_of(verdict: Verdict) -> float | None:
+    """Returns the standard error of a verdict's difference, from its interval; None where it has none."""
+    if verdict.difference_interval is None or verdict.df is None:
+        return None
+    low, high = verdict.difference_interval
+    return (high - low) / 2 / -float(special.stdtrit(verdict.df, verdict.alpha / 2))
 
 
 def join_lines(worlds: Sequence[World]) -> list[Line]:
