@@ -82,6 +82,13 @@ def lazily(place: str, part: str, text: str) -> Html:
     return tag("section", tag("p", text, class_="wait", role="status"), class_="panel", **asks)
 
 
+def asking(place: str, label: str, field: Html, text: str) -> Html:
+    """Returns the form that asks a page for something else; what it asks stands in the page's address."""
+    asks = {"hx_get": place, "hx_target": "main", "hx_select": "main", "hx_swap": "outerHTML", "hx_push_url": "true"}
+    parts = (tag("label", label, field, class_="grow"), tag("button", text))
+    return tag("form", *parts, action=place, method="get", class_="line", **asks)
+
+
 def segment(request: Request, place: str) -> str:
     """Returns what a path has behind `/place/`; raises RequestError 404 for none, or for more than one name."""
     name = request.path.removeprefix(f"/{place}/")

@@ -10,7 +10,7 @@ import msgspec
 
 from headrace.base.errors import UnknownNameError
 from headrace.base.http import Request
-from headrace.console.desk import Desk, pending
+from headrace.console.desk import Desk, asking, pending
 from headrace.console.explain_walk import KINDS, Node, Step, Walk, Way, list_steps
 from headrace.console.explain_walk import Sheet as Rows
 from headrace.console.frame import NOTHING, Html, Sheet, code, empty, facts, link, panel, put, table, tag
@@ -59,23 +59,7 @@ def _form(wanted: str) -> Html:
         "spellcheck": "false",
     }
     field = Html(tag("input", **given).removesuffix("</input>"))
-    asks = {
-        "hx_get": "/lineage",
-        "hx_target": "main",
-        "hx_select": "main",
-        "hx_swap": "outerHTML",
-        "hx_push_url": "true",
-    }
-    form = tag(
-        "form",
-        tag("label", "Id", field, class_="grow"),
-        tag("button", "Walk"),
-        action="/lineage",
-        method="get",
-        class_="line",
-        **asks,
-    )
-    return tag("section", form, class_="panel")
+    return tag("section", asking("/lineage", "Id", field, "Walk"), class_="panel")
 
 
 def _begin(found: Mapping[str, Any]) -> Html:

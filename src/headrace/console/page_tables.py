@@ -11,7 +11,7 @@ from typing import Any
 from headrace.base.errors import HeadraceError
 from headrace.base.http import Request
 from headrace.console import charts
-from headrace.console.desk import Desk, pending, segment
+from headrace.console.desk import Desk, asking, pending, segment
 from headrace.console.figures import count_of, format_bytes, format_seconds
 from headrace.console.frame import (
     NOTHING,
@@ -101,22 +101,7 @@ def _form(sql: str, found: Mapping[str, Any]) -> Html:
         autocapitalize="off",
         required="",
     )
-    asks = {
-        "hx_get": "/tables",
-        "hx_target": "main",
-        "hx_select": "main",
-        "hx_swap": "outerHTML",
-        "hx_push_url": "true",
-    }
-    form = tag(
-        "form",
-        tag("label", "One SELECT, in DuckDB's dialect", area, class_="grow"),
-        tag("button", "Run"),
-        action="/tables",
-        method="get",
-        class_="line",
-        **asks,
-    )
+    form = asking("/tables", "One SELECT, in DuckDB's dialect", area, "Run")
     names = [one["table"] for one in found["tables"]] + found["views"]
     return panel("Ask with SQL", form, note=put("It may read ", _listed(names), ", and nothing else.") if sql else "")
 
