@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+from ast import literal_eval
 
 RUNS = 5
 
@@ -18,6 +19,7 @@ print(len(set(sys.modules) - before), time.process_time() - started)
 
 EXPORTS = """
 import sys
+from ast import literal_eval
 import headrace
 names = set(headrace.__all__)
 assert names <= set(dir(headrace))
@@ -63,3 +65,9 @@ def test_help_is_quick_and_names_every_command():
 
 def test_root_exports_load_lazily_and_bring_nothing_heavy():
     assert python("-c", EXPORTS).splitlines() == ["module 'headrace' has no attribute 'Evnt'", "[]"]
+
+
+def test_no_door_loads_what_reads_the_lake():
+    found = python("-c", "import sys, headrace.doors, headrace.console.pages; print(sorted(sys.modules))")
+    heavy = {"pandas", "duckdb", "pyarrow", "deltalake", "numba", "scipy", "confluent_kafka"}
+    assert not heavy & set(literal_eval(found))

@@ -22,7 +22,10 @@ def say(log, name):
 
 
 def program(name, log):
-    return Program(name, f"family:{name.partition('-')[0]}", {"log": log, "name": name})
+    """Returns a child; `quiet-after-late` is quiet, and begins after `late`."""
+    kind, _, first = name.partition("-")
+    after = (first.removeprefix("after-"),) if first.startswith("after-") else ()
+    return Program(name, f"family:{kind}", {"log": log, "name": name}, after=after)
 
 
 def quiet(life, *, log, name):

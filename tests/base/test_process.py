@@ -158,10 +158,10 @@ def test_a_killed_child_is_back_and_ready_again(family):
     assert is_alive(second)
 
 
-def test_ready_is_told_once_everybody_is(family):
-    made = family("quiet", "late")
+def test_ready_is_told_once_everybody_is_and_who_comes_after_begins_after(family):
+    made = family("quiet-after-late", "late")
     told = made.wait_for("all-ready")[0][2]
-    assert told >= made.said("ready")[0][2]
+    assert told >= made.said("quiet-after-late")[0][2] >= made.said("ready")[0][2]
 
 
 def test_a_child_may_open_as_many_files_as_the_machine_allows(family):

@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from headrace.base.errors import CallError
-from headrace.experiments.srm import ALPHA, check_ratio, explain_ratio
+from headrace.experiments.srm import check_ratio, explain_ratio
+from headrace.experiments.verdict import SRM_ALPHA
 
 NAMES = ["control", "treatment"]
 
@@ -24,7 +25,7 @@ def test_probability_is_that_of_scipy(counts, weights):
     found = check_ratio(counts, weights)
     assert found.p == pytest.approx(stats.chisquare(counts, expected).pvalue, rel=1e-9)
     assert found.expected == pytest.approx(expected)
-    assert found.is_ok == (found.p >= ALPHA)
+    assert found.is_ok == (found.p >= SRM_ALPHA)
 
 
 def test_probability_of_few_visitors_is_the_exact_one():
@@ -37,7 +38,7 @@ def test_probability_of_few_visitors_is_the_exact_one():
 def test_few_visitors_are_accused_no_more_often_than_promised(total, share):
     counts = np.arange(total + 1)
     accused = [not check_ratio([count, total - count], [share, 1 - share]).is_ok for count in counts.tolist()]
-    assert stats.binom.pmf(counts, total, share)[accused].sum() <= ALPHA
+    assert stats.binom.pmf(counts, total, share)[accused].sum() <= SRM_ALPHA
 
 
 def test_arm_that_got_nobody_is_a_mismatch():

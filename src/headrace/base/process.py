@@ -54,7 +54,7 @@ class Program:
     log: str = ""
     """The file for its stderr; nothing for this process's own."""
     after: tuple[str, ...] = ()
-    """The programs that it lets become ready first, for a few seconds at most."""
+    """The programs that it lets become ready first, for a few seconds at most; it is loaded meanwhile."""
 
 
 class _Spec(msgspec.Struct):
@@ -63,6 +63,7 @@ class _Spec(msgspec.Struct):
     parent: int
     life: int
     ready: int
+    go: int
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,21 @@ class _Child:
     program: Program
     process: subprocess.Popen[bytes]
     ready_descriptor: int
+    go_descriptor: int | None
+    """The child waits until it is closed."""
     started_at: float
     ready: bool = False
+
+    def go(self) -> None:
+        """Lets it begin."""
+        if self.go_descriptor is not None:
+            os.close(self.go_descriptor)
+            self.go_descriptor = None
+
+    def close(self) -> None:
+        """Forgets it once it has ended."""
+        self.go()
+        os.close(self.ready_descriptor)
 
 
 class Companion:
@@ -95,6 +109,7 @@ class Companion:
     def __init__(self, program: Program) -> None:
         self._life, self._own_end = os.pipe()
         self._child = _spawn(program, self._life)
+        self._child.go()
 
     def wait_ready(self, seconds: float) -> None:
         """Returns once the program said that it is ready."""
@@ -188,24 +203,26 @@ class Supervisor:
 
     def _turn(self) -> None:
         now = time.monotonic()
-        for name in [name for name, due in self._due.items() if due <= now and self._may_start(name, now)]:
+        for name in [name for name, due in self._due.items() if due <= now]:
             del self._due[name]
             self._children[name] = _spawn(self._programs[name], self._life)
             self._changed()
         for name, child in list(self._children.items()):
+            if self._may_begin(name, now):
+                child.go()
             if not child.ready and _has_byte(child.ready_descriptor):
                 child.ready = True
                 self._changed()
             if child.process.poll() is not None:
                 self._bury(name, child, now)
 
-    def _may_start(self, name: str, now: float) -> bool:
+    def _may_begin(self, name: str, now: float) -> bool:
         first = [self._children.get(other) for other in self._programs[name].after]
         return now - self._began_at > _PATIENCE_SECONDS or all(child is not None and child.ready for child in first)
 
     def _bury(self, name: str, child: _Child, now: float) -> None:
         del self._children[name]
-        os.close(child.ready_descriptor)
+        child.close()
         steady = now - child.started_at > _STEADY_SECONDS
         pause = _FIRST_PAUSE_SECONDS if steady else self._pauses.get(name, _FIRST_PAUSE_SECONDS / 2) * 2
         self._pauses[name] = min(pause, _LONGEST_PAUSE_SECONDS)
@@ -227,7 +244,7 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 child.process.kill()
                 child.process.wait()
-            os.close(child.ready_descriptor)
+            child.close()
         self._children.clear()
         os.close(self._own_end)
         os.close(self._life)
@@ -292,16 +309,18 @@ class Loops:
 
 def _spawn(program: Program, life: int) -> _Child:
     reading, writing = os.pipe()
-    spec = _Spec(program.target, dict(program.arguments), os.getpid(), life, writing)
+    going, go = os.pipe()
+    spec = _Spec(program.target, dict(program.arguments), os.getpid(), life, writing, going)
     with open(program.log or os.devnull, "ab") as log:  # noqa: PTH123 - an empty name means none
         process = subprocess.Popen(  # noqa: S603 - our own program
             [sys.executable, "-m", "headrace.base.process", msgspec.json.encode(spec).decode()],
-            pass_fds=(life, writing, *program.descriptors),
+            pass_fds=(life, writing, going, *program.descriptors),
             stderr=log if program.log else None,
         )
     os.close(writing)
+    os.close(going)
     os.set_blocking(reading, False)
-    return _Child(program, process, reading, time.monotonic())
+    return _Child(program, process, reading, go, time.monotonic())
 
 
 def _has_byte(descriptor: int) -> bool:
@@ -347,7 +366,10 @@ def main(text: str) -> None:
     start_logging()
     module, _, name = spec.target.partition(":")
     try:
-        getattr(import_module(module), name)(Life(spec.ready), **spec.arguments)
+        run = getattr(import_module(module), name)
+        os.read(spec.go, 1)
+        os.close(spec.go)
+        run(Life(spec.ready), **spec.arguments)
     except HeadraceError as error:
         get_logger("process").error("%s: %s", type(error).__name__, error)
         sys.exit(error.exit_code)

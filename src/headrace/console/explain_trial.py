@@ -11,8 +11,7 @@ from headrace.console.show import format_time
 from headrace.endpoints.serving import TRIAL
 from headrace.experiments.experiment import ARMS, Trial, decode_trial
 from headrace.experiments.promotion import CHALLENGER, CHAMPION, decode_champion, decode_refusal
-from headrace.experiments.srm import ALPHA
-from headrace.experiments.verdict import OUTCOMES, Verdict, decode_verdict
+from headrace.experiments.verdict import OUTCOMES, SRM_ALPHA, Verdict, decode_verdict
 from headrace.loop import VERDICT
 from headrace.project import OpenProject
 
@@ -99,7 +98,7 @@ def make_verdict(project: OpenProject, trial: str) -> Node | None:
 
 def _list_health(verdict: Verdict) -> Iterator[tuple[str, str]]:
     if verdict.srm_p is not None:
-        yield "health", f"{'✗' if verdict.srm_p < ALPHA else '✓'} sample ratio p {verdict.srm_p:.2g}"
+        yield "health", f"{'✗' if verdict.srm_p < SRM_ALPHA else '✓'} sample ratio p {verdict.srm_p:.2g}"
     yield "left out", f"{verdict.multiple:,} visitors in both arms, {verdict.bots:,} robots"
 
 

@@ -30,8 +30,7 @@ from headrace.console.frame import (
     when,
 )
 from headrace.console.guard import audited, read_form
-from headrace.experiments.srm import ALPHA
-from headrace.experiments.verdict import OUTCOMES
+from headrace.experiments.verdict import OUTCOMES, SRM_ALPHA
 
 _LEAD = "Every experiment of the project, what it asks of visitors, and what they answered."
 _NEXT = ("/lineage", "what any of this came from, down to the clicks")
@@ -167,7 +166,7 @@ def _in_words(verdict: Mapping[str, Any]) -> str:
 
 def _health(verdict: Mapping[str, Any]) -> Html:
     srm, gate = verdict["srm_p"], verdict["gate"]
-    is_mismatch = srm is not None and srm < ALPHA
+    is_mismatch = srm is not None and srm < SRM_ALPHA
     ratio = (
         badge("", "nobody counts yet")
         if srm is None
@@ -179,7 +178,7 @@ def _health(verdict: Mapping[str, Any]) -> Html:
         split = badge("good" if gate["significant"] <= gate["band"][1] else "bad", differ)
     degraded = [f"{count:,} {what.replace('/', ': ')}" for what, count in verdict["degraded"].items()]
     rows = [
-        ("Sample ratio", ratio, f"Below {ALPHA:g} visitors are lost or doubled in one arm, and no number counts."),
+        ("Sample ratio", ratio, f"Below {SRM_ALPHA:g} visitors are lost or doubled in one arm, and no number counts."),
         ("A/A before it", split, f"Of logged visitors split at random; up to {gate['band'][1]:,} may." if gate else
          "The same visitors split at random show whether the test finds what is not there."),
         ("In both arms", badge("warn" if verdict["multiple"] else "good", count_of(verdict["multiple"], "visitor")),

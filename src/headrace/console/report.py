@@ -15,8 +15,7 @@ from headrace.console.frame import MARK, Html, badge, code, facts, figures, pane
 from headrace.console.lift import follow
 from headrace.experiments.analyse import trial_scope
 from headrace.experiments.experiment import ARMS, Trial
-from headrace.experiments.srm import ALPHA
-from headrace.experiments.verdict import OUTCOMES, Guardrail, Outcome, Verdict
+from headrace.experiments.verdict import OUTCOMES, SRM_ALPHA, Guardrail, Outcome, Verdict
 from headrace.loop import find_trial_of
 from headrace.project import OpenProject
 
@@ -148,8 +147,8 @@ def _list_checks(verdict: Verdict) -> Iterator[tuple[str, str, str]]:
     if verdict.srm_p is None:
         yield "warn", "Sample ratio", "no visitor counts, so there is no ratio to check"
     else:
-        text = f"p {format_chance(verdict.srm_p)}; below {ALPHA:g} visitors are lost or doubled in one arm"
-        yield "bad" if verdict.srm_p < ALPHA else "good", "Sample ratio", text
+        text = f"p {format_chance(verdict.srm_p)}; below {SRM_ALPHA:g} visitors are lost or doubled in one arm"
+        yield "bad" if verdict.srm_p < SRM_ALPHA else "good", "Sample ratio", text
     gate = verdict.gate
     if gate is None:
         yield "warn", "A/A", "not run before this trial"
@@ -159,7 +158,7 @@ def _list_checks(verdict: Verdict) -> Iterator[tuple[str, str, str]]:
             f"up to {gate.band[1]:,} may"
         )
         yield "good" if gate.is_passed else "bad", "A/A", text
-    mixed = verdict.outcome == "unhealthy" and verdict.multiple > 0 and (verdict.srm_p or 1.0) >= ALPHA
+    mixed = verdict.outcome == "unhealthy" and verdict.multiple > 0 and (verdict.srm_p or 1.0) >= SRM_ALPHA
     yield "bad" if mixed else "good", "In both arms", f"{count_of(verdict.multiple, 'visitor')}, left out"
     yield "", "Robots", f"{verdict.bots:,} left out"
     listed = ", ".join(

@@ -10,8 +10,7 @@ from rich.text import Text
 
 from headrace.console.show import format_time, shown
 from headrace.experiments.experiment import ARMS, Gate
-from headrace.experiments.srm import ALPHA
-from headrace.experiments.verdict import OUTCOMES, Arm, Guardrail, Verdict
+from headrace.experiments.verdict import OUTCOMES, SRM_ALPHA, Arm, Guardrail, Verdict
 from headrace.verify.truth import Truth
 
 WIDTH = 80
@@ -64,11 +63,11 @@ def _fact(name: str, text: str, *, mark: str = " ", style: str = "") -> list[Tex
 
 
 def _health(verdict: Verdict) -> Iterator[Text]:
-    is_mismatch = verdict.srm_p is not None and verdict.srm_p < ALPHA
+    is_mismatch = verdict.srm_p is not None and verdict.srm_p < SRM_ALPHA
     if verdict.srm_p is None:
         yield from _fact("sample ratio", "no visitor counts, so there is no ratio to check", mark=_NOTED)
     else:
-        text = f"p {_probability(verdict.srm_p)}; below {ALPHA:g} visitors are lost or doubled in one arm"
+        text = f"p {_probability(verdict.srm_p)}; below {SRM_ALPHA:g} visitors are lost or doubled in one arm"
         yield from _fact("sample ratio", text, mark=_BAD if is_mismatch else _GOOD)
     yield from _gate_lines(verdict.gate)
     is_mixed = verdict.outcome == "unhealthy" and not is_mismatch

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from scipy import special
 
 from headrace.base.errors import CallError
-
-ALPHA = 0.001
-"""Below this p value the counts do not fit the weights; one healthy experiment in a thousand is accused."""
+from headrace.experiments.verdict import SRM_ALPHA
 
 # With fewer visitors expected in an arm chi-square accuses too often: 3.2 healthy experiments in a thousand where 5 of
 # 50 are expected, but at most 1.3 from 25 on.
@@ -49,7 +47,7 @@ def check_ratio(counts: Sequence[int], weights: Sequence[float]) -> Srm:
         raise CallError(f"weights are 0 or more and not all 0, got {weights!r}")
     expected = tuple(total * (weight / whole) for weight in weights)
     p = _probability(counts, expected)
-    return Srm(p, tuple(counts), expected, is_ok=p >= ALPHA)
+    return Srm(p, tuple(counts), expected, is_ok=p >= SRM_ALPHA)
 
 
 def _probability(counts: Sequence[int], expected: Sequence[float]) -> float:

@@ -11,6 +11,8 @@ from headrace.experiments.experiment import Gate, check_version
 
 VERSION = 1
 VERDICTS = "verdicts"
+SRM_ALPHA = 0.001
+"""Below this p value the counts do not fit the weights; one healthy trial in a thousand is accused."""
 
 Outcome = Literal["better", "worse", "undecided", "early", "unhealthy", "empty"]
 
