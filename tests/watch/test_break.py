@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from headrace.base.errors import CallError, HeadraceError
+from headrace.console.harm import FAULTS
 from headrace.console.init import write_project
+from headrace.console.state import sole
 from headrace.lookout import post_alerts, read_webhook
 from headrace.project import open_project
 from headrace.watch.alert import FILE, Book, Finding, Now, read_alerts
-from running import headrace, lines, running, wait_until
+from running import call, headrace, lines, running, wait_until
 
 
 class Hook(ThreadingHTTPServer):
@@ -101,6 +104,28 @@ def test_break_refuses_where_nothing_runs(tmp_path):
     assert error == "no watcher runs that could notice it. Start the project with: headrace up"
     code, error = told(shop, "duplicat")
     assert (code, "Did you mean duplicate?" in error) == (2, True)
+
+
+def test_harm_that_cannot_be_undone_is_told_beside_its_alert(tmp_path, monkeypatch):
+    def prepare(victim):
+        book = Book(victim.project.profile.state / FILE)
+
+        def harm(stop):
+            book.note([Finding(kind="disk", subject="disk", text="full", advice="make room")], Now(0, 0))
+            stop.wait()
+            # Undoing it took so long that the alert is over.
+            book.note([], Now(1, 1))
+            book.note([], Now(20_000_000, 2))
+            raise OSError("the ballast cannot be removed")
+
+        return harm
+
+    monkeypatch.setitem(FAULTS, "disk", replace(FAULTS["disk"], prepare=prepare))
+    shop = make_project(tmp_path / "shop")
+    with open_project(shop) as project, sole(project, "watcher"):
+        code, out, error = call("break", "disk", "--project", shop, "--json")
+    assert (code, lines(out)[0]["alert"]["id"], lines(out)[0]["others"]) == (3, "a-1", 0)
+    assert "the ballast cannot be removed" in error
 
 
 def test_a_webhook_that_failed_hears_each_line_once_also_after_a_restart(tmp_path):

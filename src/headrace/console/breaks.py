@@ -11,6 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import msgspec
@@ -23,6 +24,15 @@ from headrace.project import OpenProject, open_project
 from headrace.watch.alert import FILE, Alert, read_alerts
 
 _LOOK_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    alert: Alert | None
+    seconds: float
+    """Until the alert was there, or none was waited for any longer."""
+    problem: HeadraceError | None
+    """Why the harm could not be done, or not be undone."""
 
 
 def break_it(given: argparse.Namespace) -> int:
@@ -41,12 +51,14 @@ def break_it(given: argparse.Namespace) -> int:
         harm = fault.prepare(victim)
         if not given.json:
             print_facts((("break", f"{given.fault}: {fault.does}"), ("undo", fault.undo)))
-        began_at = time.monotonic()
-        found = _wait(harm, partial(_find, project, fault.kind, set(before)), seconds=given.seconds)
-        took = time.monotonic() - began_at
-        others = [one for one in _read(project) if one.id not in before and one != found]
-    _report(given, (found, took), others)
-    return int(found is None)
+        outcome = _wait(harm, partial(_find, project, fault.kind, set(before)), seconds=given.seconds)
+        known = {*before, outcome.alert.id if outcome.alert else ""}
+        others = [one for one in _read(project) if one.id not in known]
+    if outcome.alert is not None or outcome.problem is None:
+        _report(given, outcome, others)
+    if outcome.problem is not None:
+        raise outcome.problem
+    return int(outcome.alert is None)
 
 
 def _read(project: OpenProject) -> list[Alert]:
@@ -57,7 +69,7 @@ def _find(project: OpenProject, kind: str, before: set[str]) -> Alert | None:
     return next((one for one in _read(project) if one.kind == kind and one.id not in before), None)
 
 
-def _wait(harm: Harm, find: Callable[[], Alert | None], *, seconds: float) -> Alert | None:
+def _wait(harm: Harm, find: Callable[[], Alert | None], *, seconds: float) -> _Outcome:
     """Lets harm be done until there is something to be found; it always ends in order."""
     stop = threading.Event()
     problems: list[HeadraceError] = []
@@ -68,30 +80,31 @@ def _wait(harm: Harm, find: Callable[[], Alert | None], *, seconds: float) -> Al
         except HeadraceError as error:
             problems.append(error)
         except (OSError, sqlite3.Error) as error:
-            problems.append(UnavailableError(f"the harm could not be done: {error}"))
+            problems.append(UnavailableError(f"the harm could not be done, or not be undone: {error}"))
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    # Under nohup a terminal may be closed.
+    ends = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in ends}
     thread = threading.Thread(target=act, name="harm")
-    deadline, found = time.monotonic() + seconds, None
+    began_at, took, found = time.monotonic(), 0.0, None
     thread.start()
     try:
-        while found is None and time.monotonic() < deadline and not problems:
+        while found is None and took < seconds and not problems:
             time.sleep(_LOOK_SECONDS)
-            found = find()
+            found, took = find(), time.monotonic() - began_at
     finally:
         stop.set()
         thread.join()
-        signal.signal(signal.SIGTERM, before)
-    if found is None and problems:
-        raise problems[0]
-    return found
+        for number, action in before.items():
+            signal.signal(number, action)
+    return _Outcome(found, took, problems[0] if problems else None)
 
 
-def _report(given: argparse.Namespace, answer: tuple[Alert | None, float], others: Sequence[Alert]) -> None:
-    found, seconds = answer
+def _report(given: argparse.Namespace, outcome: _Outcome, others: Sequence[Alert]) -> None:
+    found, seconds = outcome.alert, outcome.seconds
     if given.json:
         alert = None if found is None else msgspec.to_builtins(found)
         print_lines([{"fault": given.fault, "seconds": round(seconds, 2), "alert": alert, "others": len(others)}])

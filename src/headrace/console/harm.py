@@ -302,7 +302,8 @@ def _kill(victim: Victim) -> Harm:
 
     def harm(stop: threading.Event) -> None:
         killed: set[int] = set()
-        while not stop.wait(_LOOK_SECONDS):
+        # Of an `up` that has ended the ids are anybody's.
+        while not stop.wait(_LOOK_SECONDS) and is_running(victim.project, role):
             fresh = set(read_state(victim.project, role)["pids"].values()) - killed
             # Each lives for a moment: it is meant to come back, and to die again.
             if fresh and not stop.wait(_LIVES_SECONDS if killed else 0.0):
@@ -323,12 +324,14 @@ def _disk(victim: Victim) -> Harm:
             f"[watch] free_gb = {limit / 1e9:g} cannot be gone below without danger: at least "
             f"{format_bytes(int(_SAFE_BYTES))} stay free. Set it to 0.5 or more"
         )
+    path = project.profile.state / "break.ballast"
+    # What a kill -9 of the last one has left.
+    path.unlink(missing_ok=True)
     size = int(shutil.disk_usage(project.folder).free - left)
     if size <= 0:
         raise CallError("the disk is as full already")
     if size > _MUCH_BYTES and not victim.given.yes:
         raise CallError(f"this takes {format_bytes(size)} of the disk for a moment; say --yes to that")
-    path = project.profile.state / "break.ballast"
 
     def harm(stop: threading.Event) -> None:
         try:
