@@ -156,7 +156,7 @@ class Lookout:
             if made.trial and made.arm:
                 self._find_arms(made.trial).add(made.visitor, made.arm)
             if not made.above and not made.degraded:
-                self._scores.add(made.visitor, (made.bundle, made.arm or ""), made.scores)
+                self._scores.add(made.visitor, (made.bundle, made.arm or ""), made.scores, made.received_us)
         self.skew.add(made)
         return True
 

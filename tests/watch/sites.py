@@ -142,7 +142,7 @@ class Site:
         )
         if not bot:
             self.arms.add(visitor, ARMS[arm])
-            self.scores.add(visitor, (ARMS[arm], ARMS[arm]), made.scores)
+            self.scores.add(visitor, (ARMS[arm], ARMS[arm]), made.scores, at_us)
         self.skew.add(made)
         return made.items
 

@@ -3,7 +3,8 @@
 import pytest
 
 from headrace.watch.alert import read_alerts
-from watch.sites import BROKEN_US, HOUR, Site
+from headrace.watch.drift import Stretch
+from watch.sites import BORN_US, BROKEN_US, HOUR, Site
 
 FAULTS = {
     "duplicate": "duplicates", "late": "lateness", "bots": "bots", "drift": "drift", "srm": "srm", "skew": "skew",
@@ -31,3 +32,11 @@ def test_each_fault_raises_its_own_alert_and_no_other(tmp_path, fault):
     assert "headrace" in alert.advice
     (opened, *_) = site.path.read_text().splitlines()
     assert BROKEN_US <= int(opened.partition('"project_us":')[2].partition(",")[0]) <= BROKEN_US + 5 * HOUR
+
+
+def test_what_came_before_a_long_silence_is_no_reference():
+    for hours, is_known in ((10, True), (13, False)):
+        stretch = Stretch()
+        for number in range(800):
+            stretch.add("drama" if number < 500 else "crime", BORN_US + number + (hours * HOUR if number >= 500 else 0))
+        assert (stretch.compare() is not None) == is_known

@@ -26,6 +26,8 @@ REFERENCE, RECENT = 1500, 300
 SCORES_REFERENCE = 600
 """Of scores fewer: they grow with what features count, which is no fault."""
 _LEAST_SHARE = 1 / 3
+SILENCE_US = 12 * 3_600_000_000
+"""What came before so long a pause is no reference: features are empty after it, so pages and clicks are others."""
 RATE = 1e-4
 """The share of false ones among what stands out, of all inputs looked at together."""
 PSI_OPENS, PSI_CLOSES = 0.4, 0.2
@@ -45,9 +47,13 @@ class Stretch:
     def __init__(self, reference: int = REFERENCE) -> None:
         self._values: deque[Any] = deque(maxlen=reference + RECENT)
         self._least = int(reference * _LEAST_SHARE) + RECENT
+        self._newest_us = 0
 
-    def add(self, value: Any) -> None:
-        """Takes in a value."""
+    def add(self, value: Any, at_us: int) -> None:
+        """Takes in a value, and when that was by the project's clock."""
+        if at_us - self._newest_us > SILENCE_US:
+            self._values.clear()
+        self._newest_us = max(self._newest_us, at_us)
         self._values.append(value)
 
     def compare(self) -> Drift | None:
@@ -112,7 +118,7 @@ class Inputs:
             return
         for one, stretch in self._by_event.get(row.event, ()):
             for value in one.read(row):
-                stretch.add(value)
+                stretch.add(value, row.event_us)
 
     def judge(self, now: Now) -> Iterator[Finding]:  # noqa: ARG002 - it is counted in values
         """Yields the inputs that have changed."""
@@ -144,14 +150,14 @@ class Scores:
         self._stretches: OrderedDict[tuple[str, str], Stretch] = OrderedDict()
         self._visitors: OrderedDict[str, None] = OrderedDict()
 
-    def add(self, visitor: str, bundle: tuple[str, str], scores: Sequence[float]) -> None:
-        """Takes in the first row of a page: who asked, which bundle ranked it in which arm, and the scores."""
+    def add(self, visitor: str, bundle: tuple[str, str], scores: Sequence[float], at_us: int) -> None:
+        """Takes in the first row of a page: who asked, which bundle ranked it in which arm, the scores, and when."""
         if visitor not in self._visitors:
             self._visitors[visitor] = None
             if len(self._visitors) > 100_000:
                 self._visitors.popitem(last=False)
         elif scores:
-            self._stretches.setdefault(bundle, Stretch(SCORES_REFERENCE)).add(sum(scores) / len(scores))
+            self._stretches.setdefault(bundle, Stretch(SCORES_REFERENCE)).add(sum(scores) / len(scores), at_us)
             self._stretches.move_to_end(bundle)
             if len(self._stretches) > _MOST_BUNDLES:
                 self._stretches.popitem(last=False)

@@ -28,7 +28,10 @@ class Follower:
         """Whether at its last read all but the newest was read."""
 
     def read(self) -> Sequence[Message]:
-        """Returns what comes next; raises PositionError for a topic that was created anew, or has been outrun."""
+        """Returns what comes next, by its time.
+
+        Raises PositionError for a topic that was created anew, or has been outrun.
+        """
         if time.monotonic() - self._checked_at > _CHECK_SECONDS:
             self._check()
         messages = self._topics.read(self._name, self._offsets, max_records=_PORTION, wait_seconds=0)
@@ -37,7 +40,8 @@ class Follower:
         # A read ends early where records are long.
         left = sum(bound.end - self._offsets[p] for p, bound in enumerate(self._topics.bounds(self._name)))
         self.is_level = not messages or left < _PORTION
-        return messages
+        # Partitions are read one after the other.
+        return sorted(messages, key=lambda message: message.time_us)
 
     def _check(self) -> None:
         self._checked_at = time.monotonic()
