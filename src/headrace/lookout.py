@@ -80,7 +80,8 @@ class Lookout:
         self._late_us = late_us_of(project.clock)
         self._events = Follower(project.topics, EVENTS, most=_MOST_EVENTS)
         self._decisions = Follower(project.topics, DECISIONS, most=_MOST_DECISIONS)
-        self._dimensions = Dimensions(project.topics, [one.name for one in project.declared.dimensions])
+        self._named = [one.name for one in project.declared.dimensions]
+        self._dimensions = Dimensions(project.topics, self._named)
         self._columns_of = lru_cache(maxsize=64)(self._find_columns)
         columns = self._all_columns()
         self._tally = Tally(columns)
@@ -225,6 +226,8 @@ class Lookout:
             return ()
 
     def _find_attributes(self, dimension: str, item: str, end: int) -> Mapping[str, str | None]:
+        if dimension and dimension not in self._named:
+            raise LookupError(dimension)
         known = self._dimensions.history(dimension).at(item, end) if dimension and end else None
         return {f"@{name}": text_of(value) for name, value in (known or {}).items()}
 

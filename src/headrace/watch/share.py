@@ -104,16 +104,17 @@ class Share:
 
     def add(self, bad: int, whole: int, *, machine_us: int, project_us: int) -> None:
         """Takes in so many of `whole` that were bad, and when that was by both clocks."""
-        if project_us > self._project_us:
-            left = 0.5 ** ((project_us - self._project_us) / _HALF_LIFE_US)
-            self._bad, self._all, self._project_us = self._bad * left, self._all * left, project_us
-        self._bad += bad
-        self._all += whole
+        newest_us = max(project_us, self._project_us)
+        left, counts = (0.5 ** ((newest_us - at_us) / _HALF_LIFE_US) for at_us in (self._project_us, project_us))
+        self._bad, self._all = self._bad * left + bad * counts, self._all * left + whole * counts
+        self._project_us = newest_us
         step = machine_us // _STEP_US
         if not self._recent or self._recent[-1][0] < step:
             self._recent.append([step, 0, 0])
-        self._recent[-1][1] += bad
-        self._recent[-1][2] += whole
+        # The partitions of a topic are read in turns: one may be hours behind the one before.
+        if step > self._recent[-1][0] - _RECENT_US // _STEP_US:
+            self._recent[-1][1] += bad
+            self._recent[-1][2] += whole
 
     def judge(self, now: Now) -> Iterator[Finding]:
         """Yields the finding, if there is one."""

@@ -23,6 +23,7 @@ from headrace.watch.alert import Finding, Now
 
 MOST_COUNTED = 300_000
 """So many additions are kept in memory; where there are more, a sample of people and items is followed."""
+_KEPT = 0.75
 _MOST_WAITING = 200
 _PER_LOOK = 20
 # Items that very many click: it takes 10 ms.
@@ -77,6 +78,8 @@ class Tally:
         self.examined = 0
         """How many single events were looked at."""
         self._fold = Fold(columns)
+        self._longest_us = max((column.window_us for column in columns), default=0)
+        self._newest_us = 0
         self._counted: dict[_Key, list[_Counted]] = {}
         self._size = 0
         self._mask = 0
@@ -86,14 +89,15 @@ class Tally:
         if row.seq < self.read[partition]:
             return
         self.read[partition] = row.seq + 1
+        self._newest_us = max(self._newest_us, row.event_us)
         for entity, one in self._fold.additions(row):
             if self._follows(entity):
                 counted = _Counted(one.event_us, partition, one.src_offset, one.value, row.seq)
                 # Sorted by time: a late one goes where it belongs.
                 insort(self._counted.setdefault((one.family, entity, one.rest), []), counted)
                 self._size += 1
-        while self._size > MOST_COUNTED:
-            self._thin()
+        if self._size > MOST_COUNTED:
+            self._forget()
 
     def value(self, column: Column, parts: Mapping[str, str | None], at_us: int, known: Sequence[int]) -> Any:
         """Returns the value of a column; raises LookupError if it is not known here."""
@@ -118,17 +122,24 @@ class Tally:
     def _follows(self, entity: bytes) -> bool:
         return not crc32(entity) & self._mask
 
-    def _thin(self) -> None:
-        self._mask = self._mask << 1 | 1
-        self._counted = {key: found for key, found in self._counted.items() if self._follows(key[1])}
-        self._size = sum(map(len, self._counted.values()))
+    def _forget(self) -> None:
+        """Makes room: what no window reaches goes first, then half of those who are followed, and half of the rest."""
+        oldest_us = self._newest_us - 2 * self._longest_us
+        self.horizon_us = max(self.horizon_us, oldest_us)
+        for counted in self._counted.values():
+            del counted[: bisect_left(counted, (oldest_us,))]
+        while (size := sum(map(len, self._counted.values()))) > MOST_COUNTED * _KEPT:
+            self._mask = self._mask << 1 | 1
+            self._counted = {key: found for key, found in self._counted.items() if self._follows(key[1])}
+        self._counted = {key: found for key, found in self._counted.items() if found}
+        self._size = size
 
 
 ColumnsOf = Callable[[str], Sequence[Column]]
 """Returns the columns of a bundle by its hash; none if it is not known."""
 
 AttributesOf = Callable[[str, str, int], Mapping[str, str | None]]
-"""Returns the attributes (`@genre`) of an item of a dimension, as known below an offset."""
+"""Returns the attributes (`@genre`) of an item of a dimension, as known below an offset; or raises LookupError."""
 
 
 class Skew:
@@ -164,9 +175,9 @@ class Skew:
         assert not isinstance(made.vectors, UnsetType)
         for item, vector in zip(made.items, _read_vectors(made.vectors), strict=False):
             for column, served in zip(columns, vector, strict=False):
-                known = self._attributes_of(column.dimension, item, ends.get(column.dimension, 0))
-                parts = {"person": made.person, "item": item, **known}
                 try:
+                    known = self._attributes_of(column.dimension, item, ends.get(column.dimension, 0))
+                    parts = {"person": made.person, "item": item, **known}
                     counted = tally.value(column, parts, made.at_us, made.known)
                 except LookupError:
                     continue
