@@ -187,6 +187,54 @@ def test_no_edit_of_the_bytes_goes_unseen(written, data):
     assert (found.is_whole and not found.torn_bytes) == (edited == whole)
 
 
+# What was written before lines were chained.
+
+
+OLD = [
+    b'{"at": "2026-11-21T10:00:00+00:00", "action": "topic replay", "by": "ann", "topic": "clicks", "partition": 0}\n',
+    b'{"at": "2026-11-21T11:00:00+00:00", "action": "table load", "by": "bob", "table": "items", "new": 40}\n',
+]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"at": "2026-', b'{"seq":1,"at_us":'])
+def test_a_log_from_before_the_chain_is_told_as_such_and_gone_on_with(tmp_path, torn):
+    found = _check(tmp_path, [*OLD, torn])
+    assert (found.num_lines, found.num_unchained, found.is_whole, found.head) == (2, 2, True, "")
+    lines = _fill(tmp_path, 2)
+    found = check_audit(tmp_path)
+    assert (found.num_unchained, found.is_whole, lines[:2]) == (2, True, OLD)
+    chained, *acts = map(json.loads, lines[2 + bool(torn) :])
+    assert (chained["seq"], chained["what"], chained["given"]["lines"]) == (1, "audit chained", "2")
+    assert [one["what"] for one in acts] == ["model promote"] * 2
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda a: [a[0].replace(b"ann", b"eve"), *a[1:]],
+        lambda a: a[1:],
+        lambda a: a[2:],
+        lambda a: [*a[:2], OLD[0], *a[2:]],
+        lambda a: [*a[:3], OLD[0], *a[3:]],
+        lambda a: [*a[:2], *a[3:]],
+        lambda a: a[:2],
+    ],
+)
+def test_what_the_chain_began_with_is_held_by_it(tmp_path, forge):
+    (tmp_path / FILE).write_bytes(b"".join(OLD))
+    lines = _fill(tmp_path, 2)
+    for _ in range(2):
+        assert not _check(tmp_path, forge(lines)).is_whole
+        lines = _fill(tmp_path, 1)
+        forge = list
+
+
+def test_lines_without_a_chain_are_none_that_it_began_with(tmp_path):
+    lines = _fill(tmp_path, 1)
+    for forged in ([OLD[0], *lines], [*lines, OLD[0]]):
+        assert not _check(tmp_path, forged).is_whole
+
+
 # Deaths and company.
 
 

@@ -2,6 +2,7 @@
 
 An edited, removed, exchanged or inserted line breaks the chain, and a file beside it notes the newest hash, so that
 lines missing at the end are found too. Whoever may write both can make both anew: only a hash noted elsewhere tells.
+Lines from before there was a chain stay where they are; its first line notes their hash, and holds them from then on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from headrace.base.errors import FullError, HeadraceError, OutsideError, Unavail
 
 FILE = "audit.jsonl"
 HEAD = "audit.head"
-BEGUN, DONE, HEALED = "begun", "done", "audit healed"
+BEGUN, DONE, HEALED, CHAINED = "begun", "done", "audit healed", "audit chained"
 
 _TAIL_BYTES = 1 << 18
 _MAX_TEXT = 500
@@ -58,6 +59,14 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hash: str = ""
 
 
+class _Unchained(msgspec.Struct, frozen=True):
+    """What every line had before lines were chained, beside what it told."""
+
+    at: str
+    action: str
+    by: str
+
+
 class _Head(msgspec.Struct, frozen=True):
     seq: int = 0
     hash: str = ""
@@ -73,6 +82,8 @@ class Checked:
     damages: tuple[str, ...] = ()
     torn_bytes: int = 0
     """What a death in the middle of a line left at the end; whatever it was to tell was not begun."""
+    num_unchained: int = 0
+    """How many of the lines were written before lines were chained."""
 
     @property
     def is_whole(self) -> bool:
@@ -136,16 +147,20 @@ def _opened(path: Path, flags: int, lock: int) -> Iterator[int]:
 
 def _append(descriptor: int, path: Path, act: Act, outcome: str, *, at_us: int) -> int:
     last, torn = _read_end(descriptor)
-    head = _note_unless_noted(path, last, _read_head(path) or _Head())
+    head = after = _note_unless_noted(path, last, _read_head(path) or _Head())
+    given = {} if head.seq or last is not None else _read_unchained(path)
     if torn:
         _write(descriptor, b"\n")
         after = _note_unless_noted(path, _parse(torn), head)
-        if after == head and head.seq == (last.seq if last is not None else 0):
+        if after != head:
+            given = {}
+        elif head.seq == (last.seq if last is not None else 0):
             # Of a line that was noted something was cut off: that is no accident, and is not healed.
-            healed = Act(act.who, act.level, HEALED, FILE, {"torn": hashlib.sha256(torn).hexdigest()}, act.address)
-            after = _note(path, _write_act(descriptor, head, healed, DONE, at_us=at_us))
-        head = after
-    return _note(path, _write_act(descriptor, head, act, outcome, at_us=at_us)).seq
+            given["torn"] = hashlib.sha256(torn).hexdigest()
+    if given:
+        mended = Act(act.who, act.level, CHAINED if "lines" in given else HEALED, FILE, given, act.address)
+        after = _note(path, _write_act(descriptor, after, mended, DONE, at_us=at_us))
+    return _note(path, _write_act(descriptor, after, act, outcome, at_us=at_us)).seq
 
 
 def _note_unless_noted(path: Path, line: Line | None, head: _Head) -> _Head:
@@ -204,6 +219,28 @@ def _parse(data: bytes) -> Line | None:
     return line if msgspec.json.encode(line) == data else None
 
 
+def _read_unchained(path: Path) -> dict[str, str]:
+    """Returns number and hash of the lines of a log from before lines were chained; nothing for any other log."""
+    digest, count = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        for data in file:
+            if not data.endswith(b"\n"):
+                break
+            if not _is_unchained(data):
+                return {}
+            digest.update(data)
+            count += 1
+    return {"lines": str(count), "sha256": digest.hexdigest()} if count else {}
+
+
+def _is_unchained(data: bytes) -> bool:
+    try:
+        msgspec.json.decode(data, type=_Unchained)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return False
+    return data.endswith(b"\n")
+
+
 def _read_head(path: Path) -> _Head | None:
     try:
         return msgspec.json.decode(path.with_name(HEAD).read_bytes(), type=_Head)
@@ -255,10 +292,16 @@ class _Walk:
         self._number = 0
         self._torn = b""
         self._torn_number = 0
+        self._unchained = 0
+        self._digest = hashlib.sha256()
 
     def take(self, data: bytes) -> None:
         """Looks at the next line of the file."""
         self._number += 1
+        if self._unchained == self._number - 1 and _is_unchained(data):
+            self._unchained += 1
+            self._digest.update(data)
+            return
         line = _parse(data.removesuffix(b"\n"))
         if self._torn and not (line is not None and self._heals(line)):
             self._damages.append(f"line {self._torn_number} is none that was written")
@@ -271,11 +314,18 @@ class _Walk:
         if (line.seq, line.previous) != (self._last.seq + 1, self._last.hash):
             after = f"the act {self._last.seq}" if self._last.seq else "the beginning"
             self._damages.append(f"line {self._number}, the act {line.seq}, does not follow {after}")
+        if line.what == CHAINED or (self._unchained and not self._last.seq):
+            self._check_unchained(line)
         self._before, self._last = self._last, _Head(line.seq, line.hash)
+
+    def _check_unchained(self, line: Line) -> None:
+        held = {"lines": str(self._unchained), "sha256": self._digest.hexdigest()}
+        if line.what != CHAINED or line.given | held != line.given or self._last.seq:
+            self._damages.append(f"what stands before line {self._number} is not what the chain began with")
 
     def _heals(self, line: Line) -> bool:
         torn = hashlib.sha256(self._torn.removesuffix(b"\n")).hexdigest()
-        return line.what == HEALED and line.given == {"torn": torn}
+        return line.what in (HEALED, CHAINED) and line.given.get("torn") == torn
 
     def end(self, head: _Head | None, *, is_noted: bool) -> Checked:
         """Returns what was found, given the newest hash that was noted beside the file."""
@@ -289,4 +339,5 @@ class _Walk:
             self._damages.append(f"the end is missing: {HEAD} knows {noted.seq} acts, the log {self._last.seq}")
         elif noted not in (self._last, self._before):
             self._damages.append(f"{HEAD} notes another act {noted.seq} than the log, which goes to {self._last.seq}")
-        return Checked(self._number - bool(torn), self._last.hash, tuple(self._damages[:_MAX_DAMAGES]), torn)
+        damages = tuple(self._damages[:_MAX_DAMAGES])
+        return Checked(self._number - bool(torn), self._last.hash, damages, torn, self._unchained)

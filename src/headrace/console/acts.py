@@ -48,9 +48,11 @@ def describe_audit(state: Path) -> dict[str, Any]:
     try:
         found = check_audit(state)
     except UnavailableError as error:
-        return {"lines": None, "whole": False, "head": "", "torn_bytes": 0, "damages": [str(error)]}
+        nothing = {"lines": None, "unchained": None, "whole": False, "head": "", "torn_bytes": 0}
+        return {**nothing, "damages": [str(error)]}
     return {
         "lines": found.num_lines,
+        "unchained": found.num_unchained,
         "whole": found.is_whole,
         "head": found.head,
         "torn_bytes": found.torn_bytes,
@@ -63,6 +65,9 @@ def show_audit(found: dict[str, Any]) -> None:
     if found["whole"]:
         head = f", head {found['head'][:12]}" if found["head"] else ""
         print(f"audit      {found['lines']:,} lines, whole{head}")
+    if found["unchained"]:
+        proof = "the chain holds them as they stood when it began" if found["head"] else "nothing proves them so far"
+        print(f"audit      {found['unchained']:,} of them are from before lines were chained: {proof}")
     for damage in found["damages"]:
         print(f"audit      {FILE} is not whole: {damage}")
     if found["torn_bytes"]:
