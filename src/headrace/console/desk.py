@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
-from urllib.parse import quote
 
 from headrace.base.errors import DeadlineError, HeadraceError, OutsideError, RequestError, UnknownNameError
 from headrace.base.http import Answer, Request, Response, nothing_answers
@@ -16,8 +15,6 @@ from headrace.console.reader import PATIENCE_SECONDS, Reader
 from headrace.project import OpenProject
 
 Page = Callable[[Request], Awaitable[Sheet]]
-
-_SEE_OTHER = 303
 
 
 @dataclass(frozen=True)
@@ -114,18 +111,9 @@ def button(request: Request, text: str, action: str, **fields: str) -> Html:
 
 
 def _post(text: str, action: str, request: Request, **fields: str) -> Html:
-    hidden = [
-        tag("input", type="hidden", name=name, value=value).removesuffix("</input>")
-        for name, value in {**fields, FORM_TOKEN: form_token(request)}.items()
-    ]
-    inside = [*map(Html, hidden), tag("button", text, class_="quiet")]
-    return tag("form", *inside, action=action, method="post", class_="line")
-
-
-def back_to(path: str) -> Response:
-    """Returns the answer to a form: the page that shows what came of it."""
-    headers = ((b"location", quote(path).encode()), (b"cache-control", b"no-store"))
-    return Response(_SEE_OTHER, b"", headers)
+    given = {**fields, FORM_TOKEN: form_token(request)}
+    hidden = [tag("input", type="hidden", name=name, value=value) for name, value in given.items()]
+    return tag("form", *hidden, tag("button", text, class_="quiet"), action=action, method="post", class_="line")
 
 
 def _explain(request: Request, error: HeadraceError) -> Sheet:

@@ -37,9 +37,10 @@ NAV = (
 SHORT = 12
 """So much of a hash is shown."""
 
-NOSNIFF = (b"x-content-type-options", b"nosniff")
 _YEAR = (b"cache-control", b"public, max-age=31536000, immutable")
 _STYLES = ("tokens.css", "console.css", "uplot.css")
+_VOID = frozenset(("input", "link", "meta"))
+"""Elements that have no end."""
 _KINDS = {"css": b"text/css; charset=utf-8", "js": b"text/javascript; charset=utf-8"}
 
 
@@ -72,7 +73,17 @@ def tag(kind: str, *inside: object, **attributes: object) -> Html:
         for key, value in attributes.items()
         if value is not None
     )
-    return put(Html(f"<{kind}{listed}>"), *inside, Html(f"</{kind}>"))
+    return put(Html(f"<{kind}{listed}>"), *inside, Html("" if kind in _VOID else f"</{kind}>"))
+
+
+def document(title: str, head: Html, body: Html, *, kind: str | None = "desk") -> str:
+    """Returns a whole page: what the head of each has, then its own; all but the kind `desk` are always dark."""
+    start = Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">')
+    inside = put(tag("head", start, tag("title", title), head), tag("body", body))
+    return f"<!doctype html>{tag('html', inside, lang='en', class_=kind)}"
+
+
+FAVICON = tag("link", rel="icon", href="/favicon.ico", type="image/svg+xml")
 
 
 def address(path: str, **query: str | None) -> str:
@@ -206,36 +217,25 @@ def respond(sheet: Sheet, *, project: str, nonce: str, who: Html = NOTHING) -> R
         f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src 'self'; "
         "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     )
-    headers = (
-        (b"content-type", b"text/html; charset=utf-8"),
-        (b"cache-control", b"private, no-store"),
-        (b"content-security-policy", policy.encode("latin-1")),
-        (b"referrer-policy", b"same-origin"),
-        NOSNIFF,
-    )
+    headers = ((b"content-type", b"text/html; charset=utf-8"), (b"content-security-policy", policy.encode("latin-1")))
     return Response(sheet.status, _write(sheet, project, nonce, who).encode("utf-8", "replace"), headers)
 
 
 def _write(sheet: Sheet, project: str, nonce: str, who: Html) -> str:
-    styles = [
-        tag("link", rel="stylesheet", href=asset_path(name), nonce=nonce).removesuffix("</link>") for name in _STYLES
-    ]
-    scripts = [tag("script", src=asset_path(name), nonce=nonce, defer="") for name in sheet.scripts]
-    # Nothing of htmx that would need eval or styles of its own.
-    config = tag("meta", name="htmx-config", content='{"includeIndicatorCSS":false}').removesuffix("</meta>")
     head = put(
-        Html('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Html('<link rel="icon" href="/favicon.ico" type="image/svg+xml">'),
-        tag("title", f"{sheet.title} · Headrace"),
-        *(Html(text) for text in (config, *styles)),
-        *scripts,
+        FAVICON,
+        # Nothing of htmx that would need eval or styles of its own.
+        tag("meta", name="htmx-config", content='{"includeIndicatorCSS":false}'),
+        *[tag("link", rel="stylesheet", href=asset_path(name), nonce=nonce) for name in _STYLES],
+        *[tag("script", src=asset_path(name), nonce=nonce, defer="") for name in sheet.scripts],
     )
-    return (
-        f'<!doctype html><html lang="en" class="desk"><head>{head}</head><body>'
-        f'<a class="skip" href="#main">Skip to the page</a>{_bar(sheet.place, project, who)}'
-        f'<main id="main">{_heading(sheet)}{sheet.body}{_next(sheet)}</main>'
-        f"<footer>Headrace, project {escape(project)}. Times are UTC.</footer></body></html>"
+    body = put(
+        tag("a", "Skip to the page", class_="skip", href="#main"),
+        _bar(sheet.place, project, who),
+        tag("main", _heading(sheet), sheet.body, _next(sheet), id="main"),
+        tag("footer", f"Headrace, project {project}. Times are UTC."),
     )
+    return document(f"{sheet.title} · Headrace", head, body)
 
 
 def _bar(place: str, project: str, who: Html) -> Html:
@@ -294,7 +294,7 @@ ASSETS = ("tokens.css", "console.css", "uplot.css", "htmx.js", "uplot.js", "live
 async def show_asset(name: str, request: Request) -> Response:
     """Returns an asset, which a browser may keep for ever."""
     asset = read_asset(name)
-    headers = [(b"content-type", asset.kind), _YEAR, (b"vary", b"accept-encoding"), NOSNIFF]
+    headers = [(b"content-type", asset.kind), _YEAR, (b"vary", b"accept-encoding")]
     if "gzip" in request.header(b"accept-encoding"):
         return Response(200, asset.packed, (*headers, (b"content-encoding", b"gzip")))
     return Response(200, asset.body, headers)

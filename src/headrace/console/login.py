@@ -17,7 +17,7 @@ from types import ModuleType
 from headrace.base.errors import MissingExtraError, OverloadedError
 from headrace.base.http import Answer, Request, Response
 from headrace.base.telemetry import get_logger
-from headrace.console.frame import NOTHING, Html, put, tag
+from headrace.console.frame import NOTHING, put, tag
 from headrace.console.guard import (
     FORM_TOKEN,
     LOGIN,
@@ -41,6 +41,7 @@ MIN_PASSWORD, MAX_PASSWORD = 12, 256
 
 _MAX_WAITING = 8
 _WRONG = "The name or the password is wrong."
+_TYPED = {"required": "", "autocapitalize": "none"}
 
 
 @dataclass
@@ -180,14 +181,14 @@ class Login:
 
     def _write(self, request: Request, token: str, *, next_path: str, wrong: str = "", status: int = 200) -> Response:
         fields = {FORM_TOKEN: self.gate.make_form_token(hash_token(token)), "next": next_path}
-        hidden = [_input(type="hidden", name=name, value=value) for name, value in fields.items()]
+        hidden = [tag("input", type="hidden", name=name, value=value) for name, value in fields.items()]
         form = tag(
             "form",
             *hidden,
             tag("label", "Name", for_="name"),
-            _input(id="name", name="name", autocomplete="username", autocapitalize="none", required="", autofocus=""),
+            tag("input", id="name", name="name", autocomplete="username", autofocus="", **_TYPED),
             tag("label", "Password", for_="password"),
-            _input(id="password", name="password", type="password", autocomplete="current-password", required=""),
+            tag("input", id="password", name="password", type="password", autocomplete="current-password", **_TYPED),
             tag("button", "Log in"),
             method="post",
             action=LOGIN,
@@ -197,20 +198,6 @@ class Login:
         if read_cookie(request) == token:
             return page
         return replace(page, headers=(*page.headers, make_cookie(request, token)))
-
-
-def _input(**attributes: str) -> Html:
-    return Html(tag("input", **attributes).removesuffix("</input>"))
-
-
-def write_account(request: Request) -> Html:
-    """Returns who has logged in, with the form that ends the session; nothing where nobody need log in."""
-    caller = caller_of(request)
-    if not caller.session:
-        return NOTHING
-    token = _input(type="hidden", name=FORM_TOKEN, value=caller.form_token)
-    who = tag("span", f"{caller.name}, {caller.level}")
-    return tag("form", who, token, tag("button", "Log out"), method="post", action=LOGOUT, class_="account")
 
 
 def load_passwords() -> ModuleType:

@@ -9,7 +9,7 @@ from html import escape
 from importlib import resources
 from urllib.parse import quote, urlencode
 
-from headrace.console.frame import MARK, nav
+from headrace.console.frame import FAVICON, MARK, Html, document, nav, put
 from headrace.endpoints.endpoint import Row, Shown, ShownItem
 
 ICON = MARK.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"')
@@ -92,17 +92,15 @@ def write_watch(frame: Frame, named: Named, *, recommendation: str, session: str
 
 def _page(frame: Frame, names: tuple[str, str], bar: str, body: str, *, head: str = "") -> str:
     name, title = names
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="theme-color" content="#0a0c11">'
-        f'<title>{escape(title)}</title><link rel="icon" href="/favicon.ico" type="image/svg+xml">{head}'
-        f'<style nonce="{frame.nonce}">{_text("assets/tokens.css")}{_text("pages.css")}</style>'
-        f"{_snippet(frame, name)}</head><body>"
-        f'<a class="skip" href="#main">Skip to the titles</a><header class="bar">'
-        f'<a class="brand" href="{escape(frame.link("/"))}">{MARK}Streamline</a>{nav("/")}{bar}</header>'
-        f"{body}</body></html>"
+    own = (
+        f'<meta name="theme-color" content="#0a0c11">{head}'
+        f'<style nonce="{frame.nonce}">{_text("assets/tokens.css")}{_text("pages.css")}</style>{_snippet(frame, name)}'
     )
+    inside = (
+        '<a class="skip" href="#main">Skip to the titles</a><header class="bar">'
+        f'<a class="brand" href="{escape(frame.link("/"))}">{MARK}Streamline</a>{nav("/")}{bar}</header>{body}'
+    )
+    return document(title, put(FAVICON, Html(own)), Html(inside), kind=None)
 
 
 def _snippet(frame: Frame, name: str) -> str:

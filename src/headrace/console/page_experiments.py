@@ -9,7 +9,7 @@ from typing import Any
 from headrace.base.errors import HeadraceError
 from headrace.base.http import Request, Response
 from headrace.console import charts
-from headrace.console.desk import Desk, back_to, button, lazily, pending, segment
+from headrace.console.desk import Desk, button, lazily, pending, segment
 from headrace.console.figures import count_of, format_chance, format_seconds, format_share, format_time
 from headrace.console.frame import (
     NOTHING,
@@ -29,7 +29,7 @@ from headrace.console.frame import (
     tag,
     when,
 )
-from headrace.console.guard import audited, read_form
+from headrace.console.guard import audited, read_form, see
 from headrace.experiments.verdict import OUTCOMES, SRM_ALPHA
 
 _LEAD = "Every experiment of the project, what it asks of visitors, and what they answered."
@@ -79,7 +79,7 @@ class Experiments:
         name = read_form(request).get("experiment", "")
         async with audited(request, "experiment stop", subject=name):
             await self._desk.reader.ask("stop", name=name)
-        return back_to(f"/experiments/{name}")
+        return see(address(f"/experiments/{name}"))
 
 
 def _summary(row: Mapping[str, Any]) -> Html:

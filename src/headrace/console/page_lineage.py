@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,10 +15,15 @@ from headrace.console.desk import Desk, asking, pending
 from headrace.console.explain_walk import KINDS, Node, Step, Walk, Way, list_steps
 from headrace.console.explain_walk import Sheet as Rows
 from headrace.console.frame import NOTHING, Html, Sheet, code, empty, facts, link, panel, put, table, tag
+from headrace.events.settled import MAX_ID
 
 _LEAD = "Type the id of a page, an event, a person's item, a bundle or a trial: what it came from, and what came of it."
 _NEXT = ("/verify", "whether all of it holds")
-_MOST_ID = 500
+_MOST_ID = 2 * MAX_ID + 1
+"""A person's item is two ids."""
+
+_MOST_WALKS = 20
+_MOST_STEPS = 200
 _WAYS: tuple[tuple[Way, str], ...] = (("upstream", "Where it came from"), ("downstream", "What came of it"))
 _PAGES = {"bundle": "/models/", "snapshot": "/models/"}
 
@@ -46,7 +52,8 @@ class Lineage:
         if not walks:
             text = f"No page, event, item, bundle or trial has the id {wanted!r}. An event may still be on its way."
             return replace(sheet, body=put(sheet.body, empty("Nothing is known of it", text)), status=404)
-        return replace(sheet, body=put(sheet.body, *map(_walk, walks)))
+        shown = map(_walk, walks[:_MOST_WALKS])
+        return replace(sheet, body=put(sheet.body, *shown, _more(len(walks) - _MOST_WALKS, "of this id", wanted)))
 
 
 def _form(wanted: str) -> Html:
@@ -58,8 +65,7 @@ def _form(wanted: str) -> Html:
         "autocomplete": "off",
         "spellcheck": "false",
     }
-    field = Html(tag("input", **given).removesuffix("</input>"))
-    return tag("section", asking("/lineage", "Id", field, "Walk"), class_="panel")
+    return tag("section", asking("/lineage", "Id", tag("input", **given), "Walk"), class_="panel")
 
 
 def _begin(found: Mapping[str, Any]) -> Html:
@@ -79,13 +85,20 @@ def _walk(walk: Walk) -> Html:
     parts = [panel(start.title, tag("p", KINDS[start.kind], class_="note"), _node(start))]
     for way, title in _WAYS:
         steps = list_steps(walk, way)
-        parts.append(_steps(title, steps) if steps else panel(title, note="Nothing that is known."))
+        parts.append(_steps(title, start, steps) if steps else panel(title, note="Nothing that is known."))
     return put(*parts)
 
 
-def _steps(title: str, steps: Sequence[Step]) -> Html:
-    items = [tag("li", _step(step), class_=f"deep-{min(len(step.path), 6)}") for step in steps]
-    return panel(title, tag("ol", *items, class_="walk"))
+def _steps(title: str, start: Node, steps: Sequence[Step]) -> Html:
+    items = [tag("li", _step(step), class_=f"deep-{min(len(step.path), 6)}") for step in steps[:_MOST_STEPS]]
+    return panel(title, tag("ol", *items, class_="walk"), _more(len(steps) - _MOST_STEPS, "on this way", start.id))
+
+
+def _more(number: int, what: str, wanted: str) -> Html:
+    """Returns what says that there is more than a page should hold."""
+    if number <= 0:
+        return NOTHING
+    return tag("p", f"{number:,} more {what}: headrace explain {shlex.quote(wanted)} --json has all", class_="note")
 
 
 def _step(step: Step) -> Html:

@@ -23,7 +23,7 @@ from headrace.collect.app import CLICKS
 from headrace.console import charts
 from headrace.console.desk import Desk
 from headrace.console.figures import count_of, format_rate
-from headrace.console.frame import NOSNIFF, NOTHING, Html, Sheet, badge, figures, link, panel, put, table, tag, when
+from headrace.console.frame import NOTHING, Html, Sheet, badge, figures, link, panel, put, table, tag, when
 from headrace.console.state import is_running
 from headrace.events.settled import REASONS
 from headrace.events.taxonomy import FUNNEL
@@ -158,8 +158,7 @@ class Live:
     async def stream(self, request: Request) -> Response:
         """Returns the samples as they come, as server-sent events."""
         del request
-        headers = ((b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), NOSNIFF)
-        return Response(200, b"retry: 2000\n\n", headers, self._follow())
+        return Response(200, b"retry: 2000\n\n", ((b"content-type", b"text/event-stream"),), self._follow())
 
     async def _follow(self) -> AsyncGenerator[bytes, None]:
         self._viewers += 1

@@ -11,7 +11,7 @@ from headrace.base.errors import CallError, HeadraceError
 from headrace.base.http import Request, Response
 from headrace.base.process import Companion, Life, Program
 from headrace.console import charts
-from headrace.console.desk import Desk, back_to, button, lazily, pending, segment
+from headrace.console.desk import Desk, button, lazily, pending, segment
 from headrace.console.figures import count_of, format_bytes, format_seconds
 from headrace.console.frame import (
     NOTHING,
@@ -30,7 +30,7 @@ from headrace.console.frame import (
     tag,
     when,
 )
-from headrace.console.guard import audited, read_form
+from headrace.console.guard import audited, read_form, see
 from headrace.project import open_project
 from headrace.work import find_pipeline, run_pipeline
 
@@ -83,7 +83,7 @@ class Models:
         page = read_form(request).get("page", "")
         async with audited(request, "model rollback", subject=page):
             await self._desk.reader.ask("roll back", page=page, reason="from the console")
-        return back_to("/models")
+        return see("/models")
 
     async def run_pipeline(self, request: Request) -> Response:
         """Begins a run of a pipeline in a process of its own, and shows that it runs."""
@@ -96,7 +96,7 @@ class Models:
             self._runs[name] = asyncio.create_task(self._run(name))
             # So that the page that follows tells of it.
             await asyncio.sleep(1.0)
-        return back_to("/models")
+        return see("/models")
 
     async def _run(self, name: str) -> None:
         project = self._desk.project

@@ -24,7 +24,7 @@ from headrace.collect.dimensions import Dimensions
 from headrace.collect.keys import DEV_KEY, Keys
 from headrace.console.desk import Desk, by_first
 from headrace.console.frame import ASSETS, asset_path, show_asset
-from headrace.console.guard import guard, needs
+from headrace.console.guard import guard, is_secure, needs
 from headrace.console.markup import ICON, Frame, Named, write_empty, write_home, write_watch
 from headrace.console.page_experiments import Experiments
 from headrace.console.page_lineage import Lineage
@@ -52,7 +52,6 @@ _TITLES_SECONDS = 0.5
 _PATIENCE_SECONDS = 2.0
 _AGAIN_SECONDS = 5
 _SVG = (b"content-type", b"image/svg+xml")
-_NOSNIFF = (b"x-content-type-options", b"nosniff")
 _ANYWHERE = ("0.0.0.0", "::")  # noqa: S104 - recognised, not listened at
 _HOST = re.compile(r"[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]")
 
@@ -232,12 +231,12 @@ async def show_poster(request: Request) -> Response:
     cached = (b"cache-control", b"public, max-age=3600")
     # Opened by itself a drawing is a document, which could hold scripts.
     policy = (b"content-security-policy", b"default-src 'none'")
-    return Response(200, text.encode(), (_SVG, cached, policy, _NOSNIFF))
+    return Response(200, text.encode(), (_SVG, cached, policy))
 
 
 async def show_icon(request: Request) -> Response:  # noqa: ARG001 - a route is given the request
     """Returns the icon of the pages."""
-    return Response(200, ICON.encode(), (_SVG, (b"cache-control", b"public, max-age=86400"), _NOSNIFF))
+    return Response(200, ICON.encode(), (_SVG, (b"cache-control", b"public, max-age=86400")))
 
 
 async def _post(url: str, path: str, body: bytes) -> tuple[int, bytes]:
@@ -293,13 +292,9 @@ def _respond(request: Request, frame: Frame, text: str) -> Response:
     )
     headers = [
         (b"content-type", b"text/html; charset=utf-8"),
-        (b"cache-control", b"private, no-store"),
         (b"content-security-policy", policy.encode("latin-1")),
-        (b"referrer-policy", b"same-origin"),
-        _NOSNIFF,
     ]
     if read_visitor(request.header(b"cookie")) != frame.visitor:
-        is_secure = request.scope["scheme"] == "https"
-        cookie = visitor_cookie(frame.visitor, CookieOptions(), secure=is_secure)
+        cookie = visitor_cookie(frame.visitor, CookieOptions(), secure=is_secure(request))
         headers += [(b"set-cookie", cookie)] if cookie else []
     return Response(200, text.encode("utf-8", "replace"), headers)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from html import escape
 
 from headrace.base.http import Response
-from headrace.console.frame import MARK, Html, read_asset
+from headrace.console.frame import MARK, Html, document, put, read_asset, tag
 
 _STYLE = """
 * { box-sizing: border-box; margin: 0 }
@@ -29,13 +28,9 @@ button { margin-top: var(--s5); font-weight: 700; border: 0; background: var(--a
 def respond_plainly(title: str, inside: Html, *, status: int = 200) -> Response:
     """Returns a page that asks nobody for anything."""
     nonce = secrets.token_hex(12)
-    text = (
-        '<!doctype html><html lang="en" class="desk"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} · Headrace</title>"
-        f'<style nonce="{nonce}">{read_asset("tokens.css").body.decode()}{_STYLE}</style></head>'
-        f"<body><main>{MARK}<h1>{escape(title)}</h1>{inside}</main></body></html>"
-    )
+    style = tag("style", Html(read_asset("tokens.css").body.decode() + _STYLE), nonce=nonce)
+    main = tag("main", Html(MARK), tag("h1", title), inside)
+    text = document(f"{title} · Headrace", style, put(main))
     policy = (
         f"default-src 'none'; style-src 'nonce-{nonce}'; img-src 'self'; form-action 'self'; base-uri 'none'; "
         "frame-ancestors 'none'"

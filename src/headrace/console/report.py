@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from headrace.base.errors import CallError
 from headrace.console.charts import Point, Range, band, bars, forest
 from headrace.console.figures import count_of, format_chance, format_seconds, format_share, format_time
-from headrace.console.frame import MARK, Html, badge, code, facts, figures, panel, put, table, tag
+from headrace.console.frame import MARK, Html, badge, code, document, facts, figures, panel, put, table, tag
 from headrace.console.lift import follow
 from headrace.experiments.analyse import trial_scope
 from headrace.experiments.experiment import ARMS, Trial
@@ -70,14 +69,10 @@ def write_report(project: OpenProject, verdict: Verdict, *, is_final: bool) -> s
         _counting(trial, verdict),
         _audit(trial, verdict),
     )
-    title = escape(f"{verdict.trial} · experiment report")
-    return (
-        '<!doctype html><html lang="en" class="desk"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"content-security-policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>{title}</title><style>{_styles()}</style></head>"
-        f'<body><main class="report">{body}</main>{_foot(verdict)}</body></html>\n'
-    )
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    head = put(tag("meta", http_equiv="content-security-policy", content=policy), tag("style", Html(_styles())))
+    main = put(tag("main", body, class_="report"), _foot(verdict))
+    return document(f"{verdict.trial} · experiment report", head, main) + "\n"
 
 
 def _styles() -> str:
@@ -158,7 +153,8 @@ def _list_checks(verdict: Verdict) -> Iterator[tuple[str, str, str]]:
             f"up to {gate.band[1]:,} may"
         )
         yield "good" if gate.is_passed else "bad", "A/A", text
-    mixed = verdict.outcome == "unhealthy" and verdict.multiple > 0 and (verdict.srm_p or 1.0) >= SRM_ALPHA
+    has_ratio = verdict.srm_p is None or verdict.srm_p >= SRM_ALPHA
+    mixed = verdict.outcome == "unhealthy" and verdict.multiple > 0 and has_ratio
     yield "bad" if mixed else "good", "In both arms", f"{count_of(verdict.multiple, 'visitor')}, left out"
     yield "", "Robots", f"{verdict.bots:,} left out"
     listed = ", ".join(
