@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -36,6 +35,8 @@ ALONE_SECONDS = 5.0
 
 _POINTS = 600
 _RATE_SECONDS = 10.0
+# Each has all metrics of all processes: no more are kept than the rates are counted from.
+_SAMPLES = int(_RATE_SECONDS / LOOKED_AT_SECONDS) + 2
 _CLOSED_SHOWN = 5
 _EVENTS = "headrace_collect_events_total"
 _PAGES = 'headrace_endpoint_requests_total{status="200"}'
@@ -112,7 +113,9 @@ class Live:
 
     desk: Desk
     sampler: Sampler
-    _samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=_POINTS))
+    _samples: deque[Sample] = field(default_factory=lambda: deque(maxlen=_SAMPLES))
+    _points: deque[tuple[float, float, float]] = field(default_factory=lambda: deque(maxlen=_POINTS))
+    """Times with events and pages a second."""
     _parts: dict[str, Html] = field(default_factory=dict)
     _frame: bytes = b""
     _next: asyncio.Event = field(default_factory=asyncio.Event)
@@ -134,7 +137,8 @@ class Live:
         del request
         if not self._parts:
             await self._tick()
-        points = msgspec.json.encode(self._points()).decode()
+        columns = [*zip(*self._points, strict=True)] or [(), (), ()]
+        points = msgspec.json.encode(columns).decode()
         plot = tag(
             "div", class_="plot", id="plot", data_points=points, role="img", aria_label="Events and pages a second"
         )
@@ -191,27 +195,23 @@ class Live:
                 await asyncio.wait_for(self._come.wait(), ALONE_SECONDS - LOOKED_AT_SECONDS)
 
     async def _tick(self) -> None:
-        self._samples.append(await asyncio.to_thread(self.sampler.sample))
+        newest = await asyncio.to_thread(self.sampler.sample)
+        if self._samples:
+            events, pages = (round(_rate(self._samples[-1], newest, name), 2) for name in (_EVENTS, _PAGES))
+            self._points.append((round(newest.at, 2), events, pages))
+        self._samples.append(newest)
         self._parts = write_parts(self._samples)
         told = {
             "parts": {name: str(html) for name, html in self._parts.items()},
-            "points": [column[-1:] for column in self._points()],
+            "points": [[value] for value in self._points[-1]] if self._points else [[], [], []],
         }
         self._frame = b"data: " + msgspec.json.encode(told) + b"\n\n"
 
-    def _points(self) -> list[list[float]]:
-        """Returns times and rates, a column each, as the plot has them."""
-        samples = list(self._samples)
-        pairs = list(pairwise(samples))
-        return [
-            [round(two.at, 2) for _, two in pairs],
-            *[[round(_rate(one, two, name), 2) for one, two in pairs] for name in (_EVENTS, _PAGES)],
-        ]
-
 
 def _rate(one: Sample, two: Sample, name: str) -> float:
-    grown = two.values.get(name, 0.0) - one.values.get(name, 0.0)
-    return max(grown, 0.0) / max(two.at - one.at, 1e-3)
+    grown, seconds = two.values.get(name, 0.0) - one.values.get(name, 0.0), two.at - one.at
+    # A clock that was set back says nothing.
+    return max(grown, 0.0) / seconds if seconds > 0 else 0.0
 
 
 def write_parts(samples: Sequence[Sample]) -> dict[str, Html]:
