@@ -49,6 +49,7 @@ _MOST_TEXT = 300
 _MOST_FILES = 40
 _MOST_VERSIONS = 30
 _MOST_HISTORY = 12
+_MOST_PAGES, _MOST_RECORDS = 5, 100
 
 
 # Tables.
@@ -270,11 +271,13 @@ def suggest(project: OpenProject) -> Any:
     ]
     found["pages"] = []
     if DECISIONS in project.tables.names():
+        # A page has a record for each of its rows. Grouped they would be held all at once, and they are many.
         sql = (
-            f"SELECT recommendation_id AS id, any_value(visitor) AS name FROM {DECISIONS} "  # noqa: S608 - our own names
-            "WHERE recommendation_id IS NOT NULL GROUP BY id ORDER BY max(received_us) DESC LIMIT 5"
+            f"SELECT recommendation_id AS id, visitor AS name FROM {DECISIONS} "  # noqa: S608 - our own names
+            f"WHERE recommendation_id IS NOT NULL ORDER BY received_us DESC LIMIT {_MOST_RECORDS}"
         )
-        found["pages"] = project.query(sql).table().to_pylist()
+        pages = {one["id"]: one for one in project.query(sql).table().to_pylist()}
+        found["pages"] = [*pages.values()][:_MOST_PAGES]
     return found
 
 

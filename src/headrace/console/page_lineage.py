@@ -40,8 +40,9 @@ class Lineage:
         sheet = Sheet("/lineage", "Lineage", _LEAD, _form(wanted), _NEXT)
         if not wanted:
             found = await self._desk.ask(request, "suggest")
-            return replace(sheet, body=put(sheet.body, _begin(found) if found else NOTHING)) if found else pending(
-                request, sheet, "Looking for ids to begin with")  # fmt: skip
+            if found is None:
+                return pending(request, sheet, "Looking for ids to begin with")
+            return replace(sheet, body=put(sheet.body, _begin(found)))
         try:
             found = await self._desk.ask(request, "walk", id=wanted)
         except UnknownNameError as error:
