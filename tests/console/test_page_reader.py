@@ -20,10 +20,12 @@ from console.stage import NAME, NASTY, make_stage
 from console.test_pages import Page
 from endpoints.door import make_popular, make_tastes, make_trial, write_trial
 from headrace.base.errors import DeadlineError, OverloadedError, UnavailableError, UnknownNameError
+from headrace.console import charts
 from headrace.console import reader as reader_module
 from headrace.console.answers import ANSWERS
 from headrace.console.reader import Reader
 from headrace.project import open_project
+from headrace.verify.report import FILE as REPORT
 from running import Answer, is_alive, running, wait_until
 from streamline import make_project
 
@@ -126,6 +128,7 @@ def test_sql_is_read_only_and_only_of_tables(staged):
         "SELECT * FROM read_csv('/etc/passwd')",
         "COPY events TO '/tmp/x'",
         "SELECT 1; SELECT 2",
+        "SELECT 1" + 4_000 * " " + "WHERE false",
     ):
         assert "This does not run" in text_of(send(url, "GET", "/tables?" + urlencode({"sql": sql}))), sql
     found = text_of(send(url, "GET", "/tables?" + urlencode({"sql": f"SELECT '{NASTY}' AS a, 1234567 AS n"})))
@@ -185,8 +188,11 @@ def test_an_empty_project_says_why_and_what_to_do(tmp_path):
             ("/experiments/taste-home", "Not started yet", "headrace experiment start taste-home"),
             ("/lineage", "Nothing to walk from", "headrace up"),
             ("/verify", "Nothing was checked yet", "headrace verify"),
+            ("/verify", "The report cannot be read", "headrace verify"),
             ("/live", "No list was viewed yet", "open Home"),
         ):
+            if "report" in why:
+                (tmp_path / ".headrace" / REPORT).write_text('{"version": 0}')
             found = text_of(send(url, "GET", path))
             assert why in found, path
             assert what in found, path
@@ -236,6 +242,13 @@ def test_a_reader_ends_before_an_answer_takes_all_memory(staged):
         return await reader.ask("experiments")
 
     assert ask_reader(staged.folder, script)
+
+
+def test_small_numbers_are_drawn_as_large_ones_are():
+    drawn = charts.line([(0, -2e-15), (1, -1e-15), (2, -4e-15)], label="", names=("", ""))
+    heights = re.search('points="([^"]+)"', drawn)[1].split()
+    assert heights == ["0.00,126.0", "50.00,69.0", "100.00,240.0"]
+    assert charts.ticks(0, 4e-15) == [0.0, 1e-15, 2e-15, 3e-15, 4e-15]
 
 
 @pytest.mark.parametrize(

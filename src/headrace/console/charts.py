@@ -51,7 +51,7 @@ def ticks(low: float, high: float, *, count: int = 4) -> list[float]:
     # A little closer than asked for is better than one alone.
     step = next(size * times for times in (1, 2, 5, 10) if size * times >= 0.7 * span)
     first, last = math.ceil(low / step), math.floor(high / step)
-    return [round(number * step, 12) + 0.0 for number in range(first, last + 1)]
+    return [float(f"{number * step:.12g}") + 0.0 for number in range(first, last + 1)]
 
 
 def _svg(height: float, label: str, *inside: object) -> Html:
@@ -184,9 +184,9 @@ def bars(rows: Sequence[tuple[str, float, str]], *, label: str) -> Html:
 def line(points: Sequence[tuple[float, float]], *, label: str, names: tuple[str, str]) -> Html:
     """Returns values joined by a line; the first and the last of those along the page are named."""
     lowest, highest = min(0.0, *(y for _, y in points)), max(0.0, *(y for _, y in points))
-    down = _scale(lowest, highest or 1.0, _HEIGHT, 12)
+    down = _scale(lowest, highest, _HEIGHT, 12)
     across = _scale(points[0][0], points[-1][0], 0, 100)
-    lines, figures = _grid(ticks(lowest, highest or 1.0), down, lambda value: f"{value:,.12g}")
+    lines, figures = _grid(ticks(lowest, highest), down, lambda value: f"{value:,.12g}")
     path = _path([(across(x), down(y)) for x, y in points], "line")
     return _svg(
         _HEIGHT + _FOOT,

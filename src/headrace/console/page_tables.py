@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from headrace.base.errors import HeadraceError
+from headrace.base.errors import CallError, HeadraceError
 from headrace.base.http import Request
 from headrace.console import charts
 from headrace.console.desk import Desk, asking, pending, segment
@@ -27,6 +27,7 @@ from headrace.console.frame import (
     put,
     table,
     tag,
+    waiting,
     when,
 )
 
@@ -48,7 +49,7 @@ class Tables:
     async def all(self, request: Request) -> Sheet:
         """Returns the catalog, below it a statement and its answer if one was asked for."""
         sheet = Sheet("/tables", "Tables", _LEAD, NOTHING, _NEXT)
-        sql = request.query.get("sql", "")[:_MOST_SQL]
+        sql = request.query.get("sql", "")
         found = await self._desk.ask(request, "tables")
         if found is None:
             return pending(request, sheet, "Opening the lake")
@@ -76,16 +77,15 @@ class Tables:
 
     async def _answer(self, request: Request, sql: str) -> Html:
         try:
+            if len(sql) > _MOST_SQL:
+                # Cut off it would be another statement.
+                raise CallError(f"the statement has {len(sql):,} letters, this page takes {_MOST_SQL:,}")
             found = await self._desk.ask(request, "sql", sql=sql)
         except HeadraceError as error:
             sentence, _, place = str(error).partition("\n")
             shown = tag("pre", place, class_="problem", tabindex=0) if place else NOTHING
             return panel("This does not run", shown, note=sentence[:1].upper() + sentence[1:])
-        if found is None:
-            asks = {"hx_get": request.path + "?" + request.scope["query_string"].decode("latin-1")}
-            more = {"hx_trigger": "load", "hx_target": "main", "hx_select": "main", "hx_swap": "outerHTML"}
-            return panel("Answer", tag("p", "DuckDB reads the lake", class_="wait", role="status"), **asks, **more)
-        return _result(found)
+        return waiting(request, "DuckDB reads the lake") if found is None else _result(found)
 
 
 # SQL.

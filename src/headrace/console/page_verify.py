@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from headrace.base.http import Request
 from headrace.console.desk import Desk
 from headrace.console.figures import count_of, format_seconds
@@ -11,6 +13,7 @@ from headrace.console.frame import NOTHING, Html, Sheet, badge, code, empty, fig
 from headrace.verify.report import Line, Report, read_report
 
 _LEAD = "Whether the loop does what it promises, counted from outside in a world whose truth is known."
+_COMMAND = "headrace verify --worlds 1"
 _KINDS = {"holds": "good", "fails": "bad", "left out": ""}
 
 
@@ -23,8 +26,12 @@ class Verify:
     async def page(self, request: Request) -> Sheet:
         """Returns the newest report."""
         del request
-        report = await asyncio.to_thread(read_report, self._desk.project.profile.state)
-        body = _unchecked() if report is None else _checked(report)
+        try:
+            report = await asyncio.to_thread(read_report, self._desk.project.profile.state)
+            body = _unchecked() if report is None else _checked(report)
+        except msgspec.MsgspecError as error:
+            text = f"What stands in this project is no report of this Headrace: {error}. A new one takes its place."
+            body = empty("The report cannot be read", text, _COMMAND)
         return Sheet("/verify", "Verify", _LEAD, body, ("/live", "the same loop while it runs"))
 
 
@@ -33,7 +40,7 @@ def _unchecked() -> Html:
         "No report stands in this project. The command plays whole worlds and leaves one here; the demo does the same "
         "with its own world at its end."
     )
-    return empty("Nothing was checked yet", text, "headrace verify --worlds 1")
+    return empty("Nothing was checked yet", text, _COMMAND)
 
 
 def _checked(report: Report) -> Html:
