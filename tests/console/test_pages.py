@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
 import socket
 import threading
+import time
 from html.parser import HTMLParser
 from urllib.parse import parse_qs, urlsplit
 from xml.etree import ElementTree
@@ -14,6 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 from endpoints.door import make_popular, make_tastes, make_trial, write_trial
+from headrace.console import pages as pages_module
 from headrace.console.posters import _STYLES, draw_poster, draw_wide
 from headrace.events.dimension import VERSION, Member, encode
 from headrace.project import open_project
@@ -228,6 +231,22 @@ def test_titles_are_read_when_they_are_there(home):
     assert page.all("data-headrace-item")[0]["data-headrace-category"] == "comedy", "as it was decided"
     home.name({})
     wait_until(lambda: "The Paper Moon" not in home.open().text)
+
+
+def test_titles_are_read_by_one_thread_at_a_time(home, monkeypatch):
+    monkeypatch.setattr(pages_module, "_TITLES_SECONDS", 0.0)
+    with open_project(home.up.folder) as project:
+        pages = pages_module.Pages(project)
+        inside = []
+        monkeypatch.setattr(
+            pages._dimensions, "refresh", lambda: inside.append(pages._reading.locked()) or time.sleep(0.1)
+        )
+
+        async def ask():
+            return await asyncio.gather(*[pages._names([("item-1", "")]) for _ in range(5)])
+
+        assert len(asyncio.run(ask())) == 5
+    assert inside == [True]
 
 
 def test_a_title_has_a_page_on_which_it_plays(home):

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from urllib.parse import urlsplit
 
@@ -122,6 +122,7 @@ class Pages:
     project: OpenProject
     entropy: Callable[[int], bytes] = os.urandom
     _read_at: float = -math.inf
+    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @cached_property
     def _dimensions(self) -> Dimensions:
@@ -206,12 +207,14 @@ class Pages:
 
     async def _names(self, items: Iterable[tuple[str, str]]) -> list[Named]:
         """Returns what items are called, as far as a dimension knows, given their ids and categories."""
-        if time.monotonic() - self._read_at > _TITLES_SECONDS:
-            self._read_at = time.monotonic()
-            try:
-                await asyncio.to_thread(self._dimensions.refresh)
-            except HeadraceError as error:
-                get_logger("console").warning("titles are as they were: %s", error)
+        # One at a time: two would add the same members to one history.
+        if not self._reading.locked() and time.monotonic() - self._read_at > _TITLES_SECONDS:
+            async with self._reading:
+                try:
+                    await asyncio.to_thread(self._dimensions.refresh)
+                except HeadraceError as error:
+                    get_logger("console").warning("titles are as they were: %s", error)
+                self._read_at = time.monotonic()
         return [self._name(item, category) for item, category in items]
 
     def _name(self, item: str, category: str) -> Named:
