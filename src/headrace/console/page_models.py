@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from headrace.base.errors import CallError, HeadraceError
+from headrace.base.errors import DeadlineError, HeadraceError, StopError, UnavailableError
 from headrace.base.http import Request, Response
 from headrace.base.process import Companion, Life, Program
+from headrace.base.telemetry import get_logger
 from headrace.console import charts
 from headrace.console.desk import Desk, button, lazily, pending, segment
 from headrace.console.figures import count_of, format_bytes, format_seconds
@@ -39,6 +40,8 @@ _NEXT = ("/experiments", "where visitors decide between two of them")
 _GATES = {True: ("good", "passed"), False: ("bad", "refused"), None: ("", "not asked")}
 _STATES = {"done": "good", "failed": "bad", "running": "warn"}
 _RUN_SECONDS = 3600.0
+_BEGINNING_SECONDS = 5.0
+_LOOK_SECONDS = 0.2
 _MOST_SHOWN = 12
 
 
@@ -47,7 +50,7 @@ class Models:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._runs: set[asyncio.Task[None]] = set()
 
     async def all(self, request: Request) -> Sheet:
         """Returns what serves, the bundles, and what pipelines do."""
@@ -89,40 +92,56 @@ class Models:
         """Begins a run of a pipeline in a process of its own, and shows that it runs."""
         name = read_form(request).get("pipeline", "")
         find_pipeline(self._desk.project, name)
-        if name in self._runs and not self._runs[name].done():
-            raise CallError(f"a run of {name!r} that was begun here is not over yet")
         async with audited(request, "pipeline run", subject=name) as outcome:
             outcome.text = "begun"
-            self._runs[name] = asyncio.create_task(self._run(name))
-            # So that the page that follows tells of it.
-            await asyncio.sleep(1.0)
+            run = asyncio.create_task(_watch(name, await self._begin(name)))
+            self._runs.add(run)
+            run.add_done_callback(self._runs.discard)
         return see("/models")
 
-    async def _run(self, name: str) -> None:
+    async def _begin(self, name: str) -> Companion:
+        """Returns a run that has begun; raises StopError for one that has not, as while another one goes on."""
         project = self._desk.project
         arguments = {"folder": str(project.folder), "profile": project.profile.name, "pipeline": name}
         program = Program(f"run-{name}", "headrace.console.page_models:run_apart", arguments)
         # In this thread: the kernel ends a child with the thread that has begun it.
-        companion = Companion(program)
+        run = Companion(program)
         try:
-            async with asyncio.timeout(_RUN_SECONDS):
-                while companion.poll() is None:
-                    await asyncio.sleep(0.2)
-        finally:
-            await asyncio.to_thread(companion.__exit__, None, None, None)
+            await asyncio.to_thread(run.wait_ready, _BEGINNING_SECONDS)
+        except DeadlineError:
+            get_logger("console").warning("a run of %s takes long to begin", name)
+        except UnavailableError as error:
+            await asyncio.to_thread(run.__exit__, None, None, None)
+            raise StopError(
+                f"no run of {name!r} has begun, and the log says why. Another one may go on: headrace pipeline status"
+            ) from error
+        return run
 
     async def close(self) -> None:
         """Ends what runs; it is gone on with by the runner, or by the next run."""
-        for task in self._runs.values():
-            task.cancel()
-        await asyncio.gather(*self._runs.values(), return_exceptions=True)
+        runs = list(self._runs)
+        for run in runs:
+            run.cancel()
+        await asyncio.gather(*runs, return_exceptions=True)
+
+
+async def _watch(name: str, run: Companion) -> None:
+    """Returns once a run is over, or was ended because it took too long."""
+    try:
+        async with asyncio.timeout(_RUN_SECONDS):
+            while run.poll() is None:
+                await asyncio.sleep(_LOOK_SECONDS)
+    except TimeoutError:
+        get_logger("console").error("a run of %s took more than %g s and is ended", name, _RUN_SECONDS)
+    finally:
+        await asyncio.to_thread(run.__exit__, None, None, None)
 
 
 def run_apart(life: Life, *, folder: str, profile: str, pipeline: str) -> None:
-    """Runs a pipeline once."""
-    life.tell_ready()
+    """Runs a pipeline once; it is ready when its first step has begun, with the run in the history."""
     with open_project(folder, profile=profile) as project:
-        run_pipeline(project, find_pipeline(project, pipeline))
+        run_pipeline(project, find_pipeline(project, pipeline), told=lambda _: life.tell_ready())
+        life.tell_ready()
 
 
 # What stands on /models.
