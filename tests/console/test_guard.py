@@ -392,6 +392,16 @@ def test_a_session_survives_a_new_process_and_a_user_taken_away_does_not(fresh):
     assert (fresh.ask("/admin", cookie=again).status, fresh.token_of(again) == token) == (200, False)
 
 
+def test_a_file_of_users_that_cannot_be_read_closes_this_door_alone(tmp_path):
+    (tmp_path / "project.py").write_text('from headrace import Project\nproject = Project("shop")\n')
+    (tmp_path / "headrace.toml").write_text(project_toml(extra=f"[console]\nport = 0\n{OPEN}"))
+    (tmp_path / ".headrace").mkdir()
+    (tmp_path / ".headrace" / "console.db").write_bytes(b"no database" * 100)
+    # A CallError is what a door may have wrong without closing those beside it.
+    with open_project(tmp_path) as project, pytest.raises(CallError, match=r"cannot be read: .*headrace key create"):
+        guard(project, App({}))
+
+
 def test_a_login_on_the_way_while_its_user_is_taken_away_opens_nothing(tmp_path):
     with closing(Users(tmp_path)) as users:
         users.open_session(b"hash", "nobody", password="kept", now_us=1, since_us=0)

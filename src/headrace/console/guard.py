@@ -25,7 +25,7 @@ import msgspec
 from headrace.base.audit import Act, Outcome
 from headrace.base.audit import audited as audited_act
 from headrace.base.clock import machine_us
-from headrace.base.errors import CallError, HeadraceError, RequestError
+from headrace.base.errors import CallError, HeadraceError, OutsideError, RequestError, StopError
 from headrace.base.http import JSON, Answer, App, Request, Response, error_response, is_loopback
 from headrace.base.process import find_user
 from headrace.console.frame import put, tag
@@ -325,8 +325,12 @@ class GuardedApp(App):
 def guard(project: OpenProject, app: App) -> GuardedApp:
     """Returns an application with the same routes, which answers whoever may ask."""
     table = project.profile.settings.console
-    refuse_open_door(project)
-    users = Users(project.profile.state) if demands_login(table) else None
+    try:
+        refuse_open_door(project)
+        users = Users(project.profile.state) if demands_login(table) else None
+    except (StopError, OutsideError) as error:
+        # This door alone stays closed by it: the collector stands in the same process.
+        raise CallError(str(error)) from error
     # Without a login a page that stands while the doors are started anew must be loaded again.
     gate = Gate(table, project.profile.state, users, users.secret() if users else secrets.token_bytes(32))
     routes = dict(app.routes)

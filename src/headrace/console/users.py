@@ -163,4 +163,5 @@ class Users:
             yield connection
 
     def _told(self) -> AbstractContextManager[None]:
-        return told(f"the file of users {str(self._path)!r}")
+        hint = ". Take it away and name its users again: headrace key create NAME --console LEVEL"
+        return told(f"the file of users {str(self._path)!r}", hint=hint)
