@@ -8,8 +8,11 @@ from urllib.parse import urljoin, urlsplit
 import pytest
 
 from clients.test_home import DESKTOP, PHONE, resize
+from console.conftest import Shop
 from console.stage import NAME, NASTY, make_stage
+from console.test_page_reader import begin_trial
 from console.test_pages import Page, get
+from headrace.base.audit import check_audit
 from headrace.console.frame import ASSETS, NAV, read_asset
 from running import running, wait_until
 
@@ -97,6 +100,11 @@ class Walker:
 def staged(tmp_path_factory):
     """A console on a project that has something for every page."""
     shop = make_stage(tmp_path_factory.mktemp("pages"))
+    declared = (shop.folder / "project.py").read_text().replace("Page, Project", "Page, Pipeline, Project")
+    nightly = 'pipelines=(Pipeline("nightly", every="1d", steps=(popular,)),))'
+    (shop.folder / "project.py").write_text(
+        declared.replace("experiments=(trial,))", f"experiments=(trial,), {nightly}")
+    )
     with running(shop.folder, "collector", "endpoint", "console") as up:
         yield up
 
@@ -213,11 +221,29 @@ def test_live_shows_what_comes_in_while_it_comes(walker, staged):
     assert walker.run("return document.querySelector('#plot canvas').height") > 200
 
 
-def test_an_operator_lets_a_page_go_back(walker, staged):
+def test_an_operator_stops_a_trial_lets_a_page_go_back_and_runs_a_pipeline(walker, staged):
+    def press(action, until):
+        walker.run(f"document.querySelector('[action=\"{action}\"] button').click()")
+        wait_until(lambda: until in walker.run("return document.body.innerText"))
+
+    # What the other tests have sent and been shown must be in the lake before a verdict or a fit.
+    Shop(staged.folder, is_new=False).run()
+    begin_trial(staged.folder)
+    walker.go(f"/experiments/{NAME}")
+    press("/experiments/stop", "The verdict")
+    assert f"{NAME}-2" in walker.run("return document.body.innerText")
     walker.go("/models")
-    pressed = walker.run("const one = document.querySelector('[action$=roll-back] button'); one?.click(); return !!one")
-    assert pressed
-    wait_until(lambda: "its fallback" in walker.run("return document.body.innerText"))
-    assert walker.run("return location.pathname") == "/models"
-    audit = (staged.folder / ".headrace" / "audit.jsonl").read_text()
-    assert "model rollback" in audit
+    press("/models/roll-back", "its fallback")
+    press("/pipelines/run", "run 1 running")
+    wait_until(lambda: walker.go("/models") or "run 1 done" in walker.run("return document.body.innerText"))
+    log = (staged.folder / ".headrace" / "audit.jsonl").read_text().splitlines()
+    acts = [(one["what"], one["subject"], one["outcome"]) for one in map(json.loads, log) if one["level"] == "admin"]
+    assert acts == [
+        ("experiment stop", NAME, "begun"),
+        ("experiment stop", NAME, "done"),
+        ("model rollback", "home", "begun"),
+        ("model rollback", "home", "done"),
+        ("pipeline run", "nightly", "begun"),
+        ("pipeline run", "nightly", "begun"),
+    ]
+    assert check_audit(staged.folder / ".headrace").is_whole

@@ -21,7 +21,6 @@ from console.test_pages import Page
 from endpoints.door import make_popular, make_tastes, make_trial, write_trial
 from headrace.base.errors import DeadlineError, OverloadedError, UnavailableError, UnknownNameError
 from headrace.console import charts
-from headrace.console import reader as reader_module
 from headrace.console.answers import ANSWERS
 from headrace.console.reader import Reader
 from headrace.project import open_project
@@ -154,25 +153,51 @@ def test_forms_are_refused_without_their_token(staged):
         assert send(url, "GET", path).status == 404
 
 
-def test_stopping_a_trial_gives_its_verdict_and_is_audited(staged):
+def test_a_trial_can_be_stopped_and_judged_while_a_question_keeps_the_reader_busy(staged):
     url = staged.urls["console"]
-    with open_project(staged.folder) as project:
-        hashes = [project.registry.add(bundle) for bundle in (make_popular(), make_tastes())]
-        write_trial(project.registry, make_trial(*hashes, number=2))
+    begin_trial(staged.folder)
+    assert "Stop and judge" in send(url, "GET", f"/experiments/{NAME}").body.decode()
+    begin_trial(staged.folder, status="stopped")
+    # Answers are shared for a second.
+    wait_until(lambda: "has ended and is not judged" in send(url, "GET", f"/experiments/{NAME}").body.decode())
+    body = send(url, "GET", f"/experiments/{NAME}").body.decode()
+    assert "Judge it" in body
+    token = re.search(r'name="form_token" value="([^"]+)"', body)[1]
+    (reader,) = children_of(staged)
+    form = {"experiment": NAME, "form_token": token}
+    os.kill(reader, signal.SIGSTOP)
     try:
-        body = send(url, "GET", f"/experiments/{NAME}").body.decode()
-        assert "Stop and judge" in body
-        token = re.search(r'name="form_token" value="([^"]+)"', body)[1]
-        answer = send(url, "POST", "/experiments/stop", form={"experiment": NAME, "form_token": token})
-        assert answer.status in (303, 400, 500), answer.body
-        asked = send(url, "POST", "/pipelines/run", form={"pipeline": "nope", "form_token": token})
-        assert asked.status == 404
-        assert "No pipeline 'nope'" in text_of(asked)
-        audit = (staged.folder / ".headrace" / "audit.jsonl").read_text()
-        assert f'"what":"experiment stop","subject":"{NAME}"' in audit
+        refused = send(url, "POST", "/experiments/stop", form={**form, "trial": f"{NAME}-1"})
+        answer = send(url, "POST", "/experiments/stop", form={**form, "trial": f"{NAME}-2"})
     finally:
-        with open_project(staged.folder) as project:
-            write_trial(project.registry, make_trial(*hashes, number=2, status="stopped"))
+        os.kill(reader, signal.SIGCONT)
+    assert "The newest trial of 'taste-home' is 'taste-home-2' by now" in text_of(refused)
+    served = send(url, "POST", "/models/roll-back", form={"page": "home", "bundle": "old", "form_token": token})
+    assert "by now, not by 'old'" in text_of(served)
+    assert (answer.status, answer.headers.get("location")) == (303, f"/experiments/{NAME}"), answer.body
+    found = text_of(send(url, "GET", f"/experiments/{NAME}"))
+    assert "The verdict" in found
+    assert "Judge it" not in found
+    asked = send(url, "POST", "/pipelines/run", form={"pipeline": "nope", "form_token": token})
+    assert (asked.status, "No pipeline 'nope'" in text_of(asked)) == (404, True)
+    lines = [json.loads(line) for line in (staged.folder / ".headrace" / "audit.jsonl").read_text().splitlines()]
+    acts = [(one["level"], one["what"], one["subject"], one["outcome"][:9]) for one in lines[-6:-2]]
+    assert acts == [("admin", "experiment stop", NAME, outcome) for outcome in ("begun", "CallError", "begun", "done")]
+
+
+def begin_trial(folder, **more):
+    """Makes a trial of two bundles the newest one of the stage's experiment."""
+    with open_project(folder) as project:
+        topics = {name: project.topics.describe(name).incarnation for name in ("decisions", "events")}
+        ends = {name: tuple(bound.end for bound in project.topics.bounds(name)) for name in topics}
+        hashes = [project.registry.add(bundle) for bundle in (make_popular(), make_tastes())]
+        known = {"number": 2, "started_us": project.clock.now_us(), "positions": ends, "incarnations": topics}
+        write_trial(project.registry, make_trial(*hashes, **known, **more))
+
+
+def children_of(up):
+    (door,) = set(up.pids.values())
+    return [int(one) for one in Path(f"/proc/{door}/task/{door}/children").read_text().split()]
 
 
 # Where there is nothing to show.
@@ -282,11 +307,11 @@ def test_a_reader_ends_when_nobody_asks(staged):
     assert not is_alive(ask_reader(staged.folder, script, idle_seconds=0.1))
 
 
-def test_a_question_that_takes_too_long_ends_the_reader(staged, monkeypatch):
+def test_a_question_that_takes_too_long_ends_the_reader(staged):
     async def script(reader):
         await reader.ask("experiments")
         pid = reader.pid()
-        monkeypatch.setattr(reader_module, "DEADLINE_SECONDS", 0.3)
+        reader.deadline_seconds = 0.3
         with pytest.raises(DeadlineError, match="no answer within"):
             await reader.ask("sql", sql="SELECT count(*) FROM range(3000000000) t(n) WHERE n % 7 = 3")
         return pid
@@ -305,7 +330,10 @@ def test_the_same_question_is_answered_once(staged):
 
 def test_more_questions_than_can_wait_are_refused(staged):
     async def script(reader):
-        asked = [reader.ask("table", name=f"nothing-{number}") for number in range(30)]
+        asked = [asyncio.ensure_future(reader.ask("table", name=f"nothing-{number}")) for number in range(30)]
+        await asyncio.sleep(0)
+        reader.forget()
+        asked += [asyncio.ensure_future(reader.ask("table", name=f"nothing-{number}")) for number in range(9)]
         return await asyncio.gather(*asked, return_exceptions=True)
 
     found = [type(one) for one in ask_reader(staged.folder, script)]
@@ -317,8 +345,8 @@ def test_no_reader_outlives_its_door(tmp_path):
     make_project(tmp_path, clock="real://")
     with running(tmp_path, "console") as up:
         send(up.urls["console"], "GET", "/tables")
+        children = children_of(up)
         (door,) = set(up.pids.values())
-        children = [int(one) for one in Path(f"/proc/{door}/task/{door}/children").read_text().split()]
         assert len(children) == 1
         os.kill(door, signal.SIGKILL)
         wait_until(lambda: not is_alive(children[0]))

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace import loop, survey
-from headrace.base.errors import HeadraceError, unknown_name
+from headrace.base.errors import CallError, HeadraceError, unknown_name
 from headrace.console.experiments import list_declared
 from headrace.console.explain_walk import encode_walks
 from headrace.console.lift import follow
@@ -245,14 +245,23 @@ def follow_lift(project: OpenProject, *, name: str, trial: str = "") -> Any:
     return follow(project, found, trial_scope(found, cutoff_us=cutoff_us, positions=positions))
 
 
-def stop_trial(project: OpenProject, *, name: str) -> Any:
-    """Returns the verdict on an experiment's trial, which ends with it."""
+def stop_trial(project: OpenProject, *, name: str, trial: str) -> Any:
+    """Returns the verdict on an experiment's trial, which ends with it; refuses one that another has followed."""
+    newest = loop.find_trial(project, name).id
+    if trial != newest:
+        raise CallError(
+            f"the newest trial of {name!r} is {newest!r} by now, not {trial!r}. Look at it before it is stopped"
+        )
     return msgspec.to_builtins(loop.stop(project, name))
 
 
-def roll_back(project: OpenProject, *, page: str, reason: str) -> Any:
-    """Returns the champion that served a page before, and serves it again."""
-    return msgspec.to_builtins(loop.roll_back(project, page, reason=reason))
+def roll_back(project: OpenProject, *, page: str, bundle: str) -> Any:
+    """Returns the champion that served a page before a bundle, and serves it again; refuses if another one serves."""
+    champion = loop.find_champion(project, page)
+    if champion is not None and champion.bundle != bundle:
+        serves = champion.bundle or "its fallback"
+        raise CallError(f"the page {page!r} is served by {serves} by now, not by {bundle!r}. Look at it first")
+    return msgspec.to_builtins(loop.roll_back(project, page, reason="from the console"))
 
 
 # Lineage.

@@ -23,6 +23,8 @@ class Desk:
 
     project: OpenProject
     reader: Reader
+    changer: Reader
+    """A process of its own for what changes something: it waits behind no question."""
     entropy: Callable[[int], bytes]
 
     def reads(self, page: Page) -> Guarded:
@@ -65,6 +67,7 @@ class Desk:
             return self.show(request, _explain(request, error))
         finally:
             self.reader.forget()
+            self.changer.forget()
 
 
 def pending(request: Request, sheet: Sheet, text: str) -> Sheet:

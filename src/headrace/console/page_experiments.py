@@ -76,9 +76,10 @@ class Experiments:
 
     async def stop(self, request: Request) -> Response:
         """Ends a trial, and shows its verdict."""
-        name = read_form(request).get("experiment", "")
-        async with audited(request, "experiment stop", subject=name):
-            await self._desk.reader.ask("stop", name=name)
+        form = read_form(request)
+        name, trial = form.get("experiment", ""), form.get("trial", "")
+        async with audited(request, "experiment stop", subject=name, given={"trial": trial}):
+            await self._desk.changer.ask("stop", name=name, trial=trial)
         return see(address(f"/experiments/{name}"))
 
 
@@ -117,13 +118,12 @@ def _body(request: Request, found: Mapping[str, Any]) -> Html:
             f"{found['goal']}. Its pipeline starts it as soon as one waits, and so does the command."
         )
         return empty("Not started yet", text, f"headrace experiment start {found['experiment']}")
-    ending = button(request, "Stop and judge", "/experiments/stop", experiment=found["experiment"])
-    running = trial["status"] == "running"
+    ending = _ending(request, found)
     if verdict is None:
         why = found["problem"] or "The lake holds nothing of it yet."
-        return put(empty("Nothing to read yet", why, "headrace status"), ending if running else NOTHING, _plan(found))
+        return put(empty("Nothing to read yet", why, "headrace status"), ending, _plan(found))
     return put(
-        _verdict(verdict, ending if running else NOTHING, is_final=found["is_final"]),
+        panel("The verdict", *_judged(verdict)) if found["is_final"] else _so_far(found, ending),
         _health(verdict),
         _lift(verdict),
         lazily(
@@ -138,18 +138,31 @@ def _body(request: Request, found: Mapping[str, Any]) -> Html:
     )
 
 
-def _verdict(verdict: Mapping[str, Any], ending: Html, *, is_final: bool) -> Html:
+def _ending(request: Request, found: Mapping[str, Any]) -> Html:
+    """Returns the form that brings the verdict, as long as there is none; it is about the newest trial."""
+    if found["is_final"] or found["row"]["id"] != found["trial"]:
+        return NOTHING
+    text = "Stop and judge" if found["row"]["status"] == "running" else "Judge it"
+    return button(request, text, "/experiments/stop", experiment=found["experiment"], trial=found["trial"])
+
+
+def _judged(verdict: Mapping[str, Any]) -> tuple[Html, ...]:
     outcome = verdict["outcome"]
     head = tag("p", badge(_KINDS[outcome], outcome.capitalize()), ": ", OUTCOMES[outcome], ".", class_="say")
     words = tag("p", _in_words(verdict), class_="say") if verdict["lift"] is not None else NOTHING
     reasons = tag("ul", *[tag("li", reason) for reason in verdict["reasons"]], class_="reasons")
-    if is_final:
-        return panel("The verdict", head, words, reasons if verdict["reasons"] else NOTHING)
+    return head, words, reasons if verdict["reasons"] else NOTHING
+
+
+def _so_far(found: Mapping[str, Any], ending: Html) -> Html:
+    verdict = found["verdict"]
     note = (
         f"Not final, the trial goes on. Who stops at the first p below {verdict['alpha']:g} finds lifts that are not "
         "there; wait for the visitors that were planned."
     )
-    return panel("So far", head, words, reasons if verdict["reasons"] else NOTHING, ending, note=note)
+    if found["row"]["status"] != "running":
+        note = "The trial has ended and is not judged yet: the lake lacked something when it was to be."
+    return panel("So far", *_judged(verdict), ending, note=note)
 
 
 def _in_words(verdict: Mapping[str, Any]) -> str:
@@ -221,7 +234,7 @@ def _over_time(found: Sequence[Mapping[str, Any]] | None) -> Html:
         return panel("Over time", note="Too few visitors so far to draw a line.", id="over-time")
     points = [charts.Point(one["at_us"], one["interval"][0], one["lift"], one["interval"][1]) for one in looks]
     times = (format_time(looks[0]["at_us"])[5:16], format_time(looks[-1]["at_us"])[5:16])
-    first = next((one for one in looks if one["p"] is not None and one["p"] < 0.05), None)
+    first = next((one for one in looks if not one["interval"][0] <= 0 <= one["interval"][1]), None)
     peek = "" if first is None else (
         f" Whoever looked at these {len(looks)} points would have stopped at {format_time(first['at_us'])[5:16]}, "
         f"with {format_share(first['lift'])}, from {sum(first['visitors']):,} visitors.")  # fmt: skip

@@ -83,9 +83,10 @@ class Models:
 
     async def roll_back(self, request: Request) -> Response:
         """Lets a page be served by what served it before, and shows what serves it now."""
-        page = read_form(request).get("page", "")
-        async with audited(request, "model rollback", subject=page):
-            await self._desk.reader.ask("roll back", page=page, reason="from the console")
+        form = read_form(request)
+        page, bundle = form.get("page", ""), form.get("bundle", "")
+        async with audited(request, "model rollback", subject=page, given={"bundle": bundle}):
+            await self._desk.changer.ask("roll back", page=page, bundle=bundle)
         return see("/models")
 
     async def run_pipeline(self, request: Request) -> Response:
@@ -156,7 +157,7 @@ def _serving(request: Request, found: Mapping[str, Any]) -> Html:
             continue
         name = link(put(champion["model"], " ", code(champion["bundle"], short=True)), f"/models/{champion['bundle']}")
         why = put(champion["reason"], _of_trial(champion["trial"])) if champion["reason"] else champion["how"]
-        form = button(request, "Roll back", "/models/roll-back", page=one["page"])
+        form = button(request, "Roll back", "/models/roll-back", page=one["page"], bundle=champion["bundle"])
         rows.append((tag("strong", one["page"]), name, champion["how"], tag("span", why), form))
     if not rows:
         return NOTHING

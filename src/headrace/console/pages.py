@@ -33,7 +33,7 @@ from headrace.console.page_models import Models
 from headrace.console.page_tables import Tables
 from headrace.console.page_verify import Verify
 from headrace.console.posters import draw_poster, draw_wide
-from headrace.console.reader import Reader
+from headrace.console.reader import CHANGE_SECONDS, Reader
 from headrace.console.state import read_state
 from headrace.doors import Behind
 from headrace.endpoints.endpoint import Ask, Context, Shown
@@ -67,7 +67,8 @@ _read_refusal = msgspec.json.Decoder(_Refusal).decode
 
 async def open_console(behind: Behind) -> tuple[App, Limits]:
     """Returns the console's pages."""
-    desk = Desk(behind.project, Reader(behind.project), os.urandom)
+    changer = Reader(behind.project, deadline_seconds=CHANGE_SECONDS)
+    desk = Desk(behind.project, Reader(behind.project), changer, os.urandom)
     live = Live(desk, Sampler(behind.project))
     models = Models(desk)
     routes, others = _list_routes(desk, Pages(behind.project), (live, models))
@@ -76,6 +77,7 @@ async def open_console(behind: Behind) -> tuple[App, Limits]:
         await live.close()
         await models.close()
         await desk.reader.close()
+        await changer.close()
 
     fallback = needs("viewer", by_first(others))
     app = guard(behind.project, App(routes, fallback, metrics_text=behind.metrics.text, close=close))

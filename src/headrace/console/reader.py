@@ -1,7 +1,8 @@
 """The process beside the console that reads the lake for its pages, so that no door imports Arrow, Delta or DuckDB.
 
 It is begun when a page needs it, answers one question at a time, and ends when nobody has asked for a while. One that
-is killed, or takes too long and is ended, is begun anew at the next question.
+is killed, or takes too long and is ended, is begun anew at the next question. What changes something is done by another
+such process: no question keeps it waiting, nor it a question.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from headrace.project import OpenProject, open_project
 
 IDLE_SECONDS = 30.0
 DEADLINE_SECONDS = 30.0
+# A verdict waits a minute for the lake before it says who is late.
+CHANGE_SECONDS = 90.0
 # Whoever waits longer than this gets a page that says so, and asks again by itself.
 PATIENCE_SECONDS = 0.4
 
@@ -71,8 +74,12 @@ class Reader:
 
     project: OpenProject
     idle_seconds: float = IDLE_SECONDS
+    deadline_seconds: float = DEADLINE_SECONDS
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _asked: dict[bytes, asyncio.Task[bytes]] = field(default_factory=dict)
+    """What is shared, by the question."""
+    _open: set[asyncio.Task[bytes]] = field(default_factory=set)
+    """What is not answered yet, shared or not."""
     _child: _Child | None = None
     _idle: asyncio.TimerHandle | None = None
     _closing: set[asyncio.Task[None]] = field(default_factory=set)
@@ -85,10 +92,11 @@ class Reader:
         question = msgspec.json.encode(_Question(what, arguments), order="deterministic")
         task = self._asked.get(question)
         if task is None:
-            if sum(not one.done() for one in self._asked.values()) >= _MOST_WAITING:
+            if len(self._open) >= _MOST_WAITING:
                 raise OverloadedError("too many pages wait for the reader. Try again in a moment")
             task = asyncio.create_task(self._answer(question))
             self._asked[question] = task
+            self._open.add(task)
             task.add_done_callback(lambda done: self._forget_later(question, done))
         return msgspec.json.decode(await asyncio.wait_for(asyncio.shield(task), patience))
 
@@ -98,7 +106,7 @@ class Reader:
 
     async def close(self) -> None:
         """Ends the process."""
-        for task in list(self._asked.values()):
+        for task in self._open:
             task.cancel()
         await self._end()
 
@@ -110,18 +118,26 @@ class Reader:
         # Whoever asked may have lost patience; the next one hears of an error.
         if not done.cancelled():
             done.exception()
-        asyncio.get_running_loop().call_later(_KEPT_SECONDS, self._asked.pop, question, None)
+        self._open.discard(done)
+        asyncio.get_running_loop().call_later(_KEPT_SECONDS, self._forget, question, done)
+
+    def _forget(self, question: bytes, done: asyncio.Task[bytes]) -> None:
+        # Another one may be on its way by now.
+        if self._asked.get(question) is done:
+            del self._asked[question]
 
     async def _answer(self, question: bytes) -> bytes:
         async with self._turn:
             if self._idle is not None:
                 self._idle.cancel()
             try:
-                async with asyncio.timeout(DEADLINE_SECONDS):
+                async with asyncio.timeout(self.deadline_seconds):
                     answer = await self._talk(question)
             except TimeoutError as error:
                 await self._end()
-                raise DeadlineError(f"the reader had no answer within {DEADLINE_SECONDS:g} s and was ended") from error
+                raise DeadlineError(
+                    f"the reader had no answer within {self.deadline_seconds:g} s and was ended"
+                ) from error
             except (OSError, asyncio.IncompleteReadError) as error:
                 await self._end()
                 raise UnavailableError(
@@ -141,6 +157,9 @@ class Reader:
         return bytes(found.found)
 
     async def _talk(self, question: bytes) -> bytes:
+        if self._child is not None and self._child.companion.poll() is not None:
+            # It died while nobody asked, which is nothing that whoever asks now must hear of.
+            await self._end()
         if self._child is None:
             self._child = await self._begin()
         self._child.writing.write(question + b"\n")
