@@ -19,7 +19,6 @@ from headrace.verify.audience import (
     ask_for,
     make_faulty,
     past_deliveries,
-    read_page,
     shown_of,
 )
 
@@ -69,7 +68,7 @@ class Crowd:
     @property
     def pages(self) -> int:
         """How many pages were answered."""
-        return len(self.record.pages)
+        return self.record.answered
 
     async def send_history(self, days: float) -> None:
         """Sends what happened in the days before now, on the site's own lists, as a product does that joins later."""
@@ -143,8 +142,7 @@ class Crowd:
             self.record.unanswered += status != 200
             await asyncio.sleep(_RESEND_SECONDS)
         self.page_times.seconds.append(time.perf_counter() - started_at)
-        page = read_page(answer)
-        self.record.pages.append(page)
+        page = self.record.note_page(answer)
         return shown_of(page, delay_us=max(self.clock.now_us() - wanted.at_us, 0))
 
     async def _send_all(self, queue: asyncio.Queue[Delivery | None], pool: Pool) -> None:

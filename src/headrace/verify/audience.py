@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -23,7 +24,7 @@ FAULTY_EVERY = 150
 
 _BATCH = 200
 
-read_page = msgspec.json.Decoder(Shown).decode
+_read_page = msgspec.json.Decoder(Shown).decode
 
 
 @dataclass
@@ -32,20 +33,34 @@ class Record:
 
     acknowledged: set[str] = field(default_factory=set)
     """The events that a door said are durable."""
-    pages: list[Shown] = field(default_factory=list)
-    """The pages that were answered, in the order of their answers."""
     unanswered: int = 0
     """Requests for pages that nobody answered: such a page may have been made all the same."""
+    unlogged: int = 0
+    """How many pages came without an id."""
+    _answers: list[bytes] = field(default_factory=list)
+    """A fifth of their bytes, a tenth of what they weigh as objects."""
+
+    def note_page(self, answer: bytes) -> Shown:
+        """Returns the page that an answer is."""
+        page = _read_page(answer)
+        self.unlogged += page.recommendation_id is None
+        self._answers.append(zlib.compress(answer, 1))
+        return page
+
+    @property
+    def answered(self) -> int:
+        """How many pages there are."""
+        return len(self._answers)
+
+    @property
+    def pages(self) -> Iterator[Shown]:
+        """The pages, in the order of their answers."""
+        return (_read_page(zlib.decompress(answer)) for answer in self._answers)
 
     @property
     def recommended(self) -> list[str]:
         """The id of each page that had one."""
         return [page.recommendation_id for page in self.pages if page.recommendation_id is not None]
-
-    @property
-    def unlogged(self) -> int:
-        """How many pages came without an id."""
-        return sum(page.recommendation_id is None for page in self.pages)
 
 
 def ask_for(wanted: PageWanted, page: str, *, deadline_ms: int = 250) -> bytes:

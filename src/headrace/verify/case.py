@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
+
+import pyarrow as pa
 
 from headrace.engines import Source, open_engine
 from headrace.events.decision import DECISIONS, is_decision
@@ -24,7 +26,21 @@ from headrace.verify.exposed import Exposed, expose
 from headrace.verify.oracle import Oracle
 from headrace.verify.truth import Truth, tell_truth
 
-Rows = Sequence[Mapping[str, Any]]
+_BATCH = 1_000
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a table, made as they are looked at: all those of a demo at once would weigh 450 MB."""
+
+    found: pa.Table
+
+    def __len__(self) -> int:
+        return int(self.found.num_rows)
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        for batch in self.found.to_batches(max_chunksize=_BATCH):
+            yield from batch.to_pylist()
 
 
 class Found(NamedTuple):
@@ -49,6 +65,7 @@ class Check:
     false_alarm: float = 0.0
 
 
+_WITHDRAWN = "SELECT recommendation_id FROM found WHERE list_contains(degraded, 'unlogged')"
 _EVENTS = (
     "message_id, type, event, event_us, person, visitor, recommendation_id, bot, properties, attributes, "
     "log_partition, log_offset, src_offset, seq"
@@ -64,14 +81,13 @@ class Case:
     record: Record
     verdict: Verdict | None
 
-    def read(self, table: str, columns: str = "*") -> Rows:
-        """Returns the rows of a table's Parquet files, in their order."""
+    def read(self, table: str, columns: str = "*", *, where: str = "true") -> Rows:
+        """Returns the rows of a table's Parquet files, in their order; `where` may ask `found` again."""
         found = self.project.tables.open(table)
         source = Source("found", found.schema, found.local_files, found.partitions)
         with closing(open_engine("duckdb://?threads=1")) as engine:
-            sql = f"SELECT {columns} FROM found ORDER BY log_partition, log_offset"  # noqa: S608 - names of ours
-            rows: Rows = engine.query(sql, sources=[source]).table().to_pylist()
-            return rows
+            sql = f"SELECT {columns} FROM found WHERE {where} ORDER BY log_partition, log_offset"  # noqa: S608 - ours
+            return Rows(engine.query(sql, sources=[source]).table())
 
     @cached_property
     def events(self) -> Rows:
@@ -80,14 +96,13 @@ class Case:
 
     @cached_property
     def decided(self) -> Rows:
-        """The rows of `decisions`, all of them."""
-        return self.read(DECISIONS)
+        """Who was decided for, and where each row of `decisions` was logged."""
+        return self.read(DECISIONS, "visitor, bot, log_partition, log_offset")
 
     @cached_property
     def decisions(self) -> Rows:
-        """The rows of pages that were answered with their id."""
-        withdrawn = {row["recommendation_id"] for row in self.decided if "unlogged" in row["degraded"]}
-        return [row for row in self.decided if row["recommendation_id"] not in withdrawn]
+        """The rows of `decisions` of pages that were answered with their id."""
+        return self.read(DECISIONS, where=f"recommendation_id NOT IN ({_WITHDRAWN})")
 
     @cached_property
     def clicks(self) -> Counter[str]:

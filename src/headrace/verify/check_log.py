@@ -44,10 +44,12 @@ def _is_decision_once(case: Case) -> Found:
 
 
 def _are_bots_flagged(case: Case) -> Found:
-    mine = [row for row in case.events if row["visitor"] in case.visitors]
-    wrong = (row["message_id"] for row in mine if row["bot"] != case.is_bot(row["visitor"]))
-    bots = sum(row["bot"] for row in mine)
-    return Found(f"{len(mine):,} events, {bots:,} of robots", _first("event", wrong))
+    events, bots, wrong = 0, 0, []
+    for row in case.events:
+        if row["visitor"] in case.visitors:
+            events, bots = events + 1, bots + row["bot"]
+            wrong += [row["message_id"]] if row["bot"] != case.is_bot(row["visitor"]) else []
+    return Found(f"{events:,} events, {bots:,} of robots", _first("event", wrong))
 
 
 def _first(noun: str, found: Iterable[Any]) -> str | None:

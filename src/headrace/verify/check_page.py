@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -18,7 +19,7 @@ from headrace.learn import view_of
 from headrace.models import open_bundle
 from headrace.models.linear import ClickModel
 from headrace.models.rows import encode_numbers
-from headrace.verify.case import Case, Check, Found, LeftOutError, Rows
+from headrace.verify.case import Case, Check, Found, LeftOutError
 from headrace.verify.truth import read_values
 
 _FALSE_ALARM = 1e-6
@@ -31,40 +32,41 @@ _MOST_ROWS = 400
 # Where one of these is said, another bundle than planned has ranked.
 _INSTEAD = {"bundle", "fallback", "features"}
 
+_Place = tuple[int, str, int]
+"""Instant, item and position."""
+
 
 def _is_logged_as_answered(case: Case) -> Found:
-    logged: dict[str, dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    # Their hashes, since the rows themselves are most of a demo's memory.
+    logged: dict[str, dict[str, int]] = defaultdict(dict)
     for row in case.decisions:
-        logged[row["recommendation_id"]][row["list_id"]] = row
-    answered = [page for page in case.record.pages if page.recommendation_id]
-    for page in answered:
-        if not _is_same_page(page, logged.get(page.recommendation_id or "", {})):
-            return Found(f"{len(answered):,} pages were answered", f"recommendation {page.recommendation_id}")
-    return Found(f"{len(answered):,} pages, {len(case.record.pages) - len(answered):,} more had no id")
+        items = zip(row["items"], row["scores"], row["propensities"], strict=True)
+        logged[row["recommendation_id"]][row["list_id"]] = hash((row["bundle"], row["arm"], tuple(items)))
+    wrong = (
+        f"recommendation {page.recommendation_id}"
+        for page in case.record.pages
+        if page.recommendation_id and _hash_rows(page) != logged.get(page.recommendation_id, {})
+    )
+    unlogged = case.record.unlogged
+    return Found(f"{case.record.answered - unlogged:,} pages, {unlogged:,} more had no id", next(wrong, None))
 
 
-def _is_same_page(page: Shown, rows: Mapping[str, Mapping[str, Any]]) -> bool:
-    told = {
-        row.title: (row.bundle, [(item.id, item.score, item.propensity) for item in row.items], page.arm)
+def _hash_rows(page: Shown) -> dict[str, int]:
+    return {
+        row.title: hash((row.bundle, page.arm, tuple((item.id, item.score, item.propensity) for item in row.items)))
         for row in page.rows
     }
-    kept = {
-        title: (row["bundle"], list(zip(row["items"], row["scores"], row["propensities"], strict=True)), row["arm"])
-        for title, row in rows.items()
-    }
-    return told == kept
 
 
 def _is_pinned(case: Case) -> Found:
     trial = case.trial
     tested = {row.title for row in case.project.declared.pages[0].carousels if row.ranker == _ranker(case)}
     mine = [
-        row
+        (row["recommendation_id"], row["bundle"] == trial.bundle_of(row["arm"]))
         for row in case.decisions
         if row["trial"] == trial.id and row["list_id"] in tested and not _INSTEAD & set(row["degraded"])
     ]
-    wrong = (row["recommendation_id"] for row in mine if row["bundle"] != trial.bundle_of(row["arm"]))
-    witness = next((f"recommendation {one}" for one in wrong), None)
+    witness = next((f"recommendation {one}" for one, is_right in mine if not is_right), None)
     return Found(f"{len(mine):,} rows in the trial of {trial.control[:8]} and {trial.treatment[:8]}", witness)
 
 
@@ -76,7 +78,11 @@ def _is_made_again(case: Case) -> Found:
 
 def _are_chances_true(case: Case) -> Found:
     """Draws one frozen request again and again; within the same slots above, each item must come by its chance."""
-    row = next(row for row in reversed(_in_trial(case)) if len(row["items"]) > 1)
+    mine = (row for row in case.decisions if row["trial"] == case.trial.id and row["arm"] == "treatment")
+    newest = deque((row for row in mine if len(row["items"]) > 1), maxlen=1)
+    if not newest:
+        raise LeftOutError("the treatment has shown no row of two items")
+    row = newest.pop()
     scorer = open_bundle(case.project.registry.load(row["bundle"]))
     (values,) = read_values(case.project, scorer, [row])
     rule = Rule(row["per_row"], row["explore"], tuple(row["above"] or ()))
@@ -140,12 +146,13 @@ def _texts(case: Case) -> Mapping[str, Sequence[str | None]]:
 
 
 def _is_served_as_counted(case: Case) -> Found:
-    served = [row for row in case.decisions if row["vectors"]]
-    if not served:
+    size = sum(bool(row["vectors"]) for row in case.decisions)
+    if not size:
         raise LeftOutError("no page was ranked by features")
+    served = (row for row in case.decisions if row["vectors"])
     counted = 0
     columns: dict[str, Sequence[Column]] = {}
-    for row in served[:: max(len(served) // _MOST_DECISIONS, 1)]:
+    for row in islice(served, 0, None, max(size // _MOST_DECISIONS, 1)):
         if row["bundle"] not in columns:
             columns[row["bundle"]] = open_bundle(case.project.registry.load(row["bundle"])).columns
         for item, vector in zip(row["items"], msgspec.json.decode(row["vectors"]), strict=True):
@@ -155,7 +162,7 @@ def _is_served_as_counted(case: Case) -> Found:
                 if found != wanted:
                     told = f"{column.name} of {item}: {found!r}, events say {wanted!r}"
                     return Found(f"{counted:,} values", f"recommendation {row['recommendation_id']}, {told}")
-    return Found(f"{counted:,} values of {len(served):,} rows served")
+    return Found(f"{counted:,} values of {size:,} rows served")
 
 
 def _count(case: Case, column: Column, row: Mapping[str, Any], item: str) -> Any:
@@ -174,30 +181,36 @@ def _is_learned_as_counted(case: Case) -> Found:
     if newest is None:
         raise LeftOutError(f"no bundle of {ranker.name!r} was fitted")
     rows = ranker.read(view_of(case.project, case.project.registry.load(newest.hash)))
-    pages = defaultdict(list)
-    for row in case.decisions:
-        for position, item in enumerate(row["items"], len(row["above"] or ()) + 1):
-            pages[row["at_us"], item, position].append(row)
-    numbers = [number for number, column in enumerate(ranker.columns) if not column.is_text]
     chosen = range(0, len(rows), max(len(rows) // _MOST_ROWS, 1))
-    for place in chosen:
-        item, at_us = rows.names[rows.items[place]], int(rows.at_us[place])
+    asked = {
+        place: (int(rows.at_us[place]), rows.names[rows.items[place]], int(rows.positions[place])) for place in chosen
+    }
+    pages = _find_pages(case, asked.values())
+    numbers = [number for number, column in enumerate(ranker.columns) if not column.is_text]
+    for place, key in asked.items():
+        item = key[1]
         told = [float(rows.inputs[number][place]) for number in numbers]
         wanted = [
             encode_numbers(np.array([_count(case, ranker.columns[number], row, item) for number in numbers])).tolist()
-            for row in pages[at_us, item, int(rows.positions[place])]
+            for row in pages[key]
         ]
         if told not in wanted:
             return Found(f"{len(rows):,} rows", f"training row {place} on {item}: {told}, its page says {wanted}")
     return Found(f"{len(chosen):,} of {len(rows):,} rows, {len(numbers)} features each")
 
 
+def _find_pages(case: Case, asked: Iterable[_Place]) -> Mapping[_Place, Sequence[Mapping[str, Any]]]:
+    """Returns the rows that showed an item at an instant at a position."""
+    pages: dict[_Place, list[Mapping[str, Any]]] = {one: [] for one in asked}
+    for row in case.decisions:
+        for position, item in enumerate(row["items"], len(row["above"] or ()) + 1):
+            if (found := pages.get((row["at_us"], item, position))) is not None:
+                found.append(row)
+    return pages
+
+
 def _ranker(case: Case) -> Any:
     return case.project.declared.pages[0].ranker
-
-
-def _in_trial(case: Case) -> Rows:
-    return [row for row in case.decisions if row["trial"] == case.trial.id and row["arm"] == "treatment"]
 
 
 CHECKS = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,11 +20,11 @@ class Exposing(Protocol):
     """What is folded."""
 
     @property
-    def decisions(self) -> Sequence[Mapping[str, Any]]:
+    def decisions(self) -> Iterable[Mapping[str, Any]]:
         """The rows of pages that were answered with their id."""
 
     @property
-    def events(self) -> Sequence[Mapping[str, Any]]:
+    def events(self) -> Iterable[Mapping[str, Any]]:
         """The rows of `events`."""
 
     @property

@@ -45,7 +45,6 @@ from headrace.verify.audience import (
     ask_for,
     make_faulty,
     past_deliveries,
-    read_page,
     shown_of,
 )
 from headrace.verify.stream import Stream
@@ -257,8 +256,7 @@ class _Play:
         while True:
             status, answer = await self._pages.post(b"/v1/page", body)
             if status == 200:
-                shown = read_page(answer)
-                self.played.record.pages.append(shown)
+                shown = self.played.record.note_page(answer)
                 if is_taken(shown) or time.monotonic() > latest_at:
                     return shown
             elif time.monotonic() > latest_at:
@@ -319,8 +317,7 @@ class _Play:
         )
         if status != 200:
             raise StopError(f"the endpoint answers {status} to a page: {answer.decode('utf-8', 'replace')[:500]}")
-        page = read_page(answer)
-        self.played.record.pages.append(page)
+        page = self.played.record.note_page(answer)
         shown = shown_of(page, delay_us=max(self._clock.now_us() - one.wanted.at_us, 0))
         try:
             self._wait(replace(one, wanted=one.visiting.send(shown)))
