@@ -112,8 +112,10 @@ def outcomes_of(lake: Lake, metric: RatioMetric, only: str | None = None) -> pa.
 
     Events count that had arrived by the instant of the fit: what arrives later changes nothing.
     """
+    # The join alone would let all events of the lake be read: 8.5 s and 2 GB of 3M, and with it 0.1 s.
+    asked = "" if only is None else f" AND recommendation_id = {quote_text(only)}"
     below, above = (
-        f"SELECT * FROM ({lake.items_of(event)}) WHERE received_us <= $at_us"  # noqa: S608 - quoted
+        f"SELECT * FROM ({lake.items_of(event)}) WHERE received_us <= $at_us{asked}"  # noqa: S608 - quoted
         for event in (metric.below, metric.above)
     )
     outcomes = outcomes_sql(below, above, within_us=metric.within_us, inside="true", key="page")
