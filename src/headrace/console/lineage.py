@@ -47,6 +47,7 @@ def gather(project: OpenProject) -> list[Run]:
     """Returns the runs of sinks, pipelines, fits, endpoints and verdicts that the project's stores tell of."""
     places = _Places(project)
     found = [*_list_settlers(project, places), *_list_sinks(project, places), *_list_fits(project, places)]
+    found += _list_updaters(project, places)
     return [*found, *_list_endpoints(project, places), *_list_verdicts(project, places)]
 
 
@@ -54,9 +55,17 @@ class _Places:
     """Where the project's data is, as namespaces of datasets: the URLs of its stores, without secrets."""
 
     def __init__(self, project: OpenProject) -> None:
-        self.topics, self.tables, self.registry, self.online = (
+        self.topics, self._tables, self.registry, self.online = (
             _address(project, noun) for noun in ("topics", "tables", "registry", "online")
         )
+        self._columns = {
+            name: tuple((field.name, str(field.type)) for field in project.tables.open(name).schema)
+            for name in project.tables.names()
+        }
+
+    def table(self, name: str, version: str = "", **more: Any) -> Data:
+        """Returns a table, with the columns that it has now: they are only added to."""
+        return Data(self._tables, name, version, columns=self._columns.get(name, ()), **more)
 
 
 def _address(project: OpenProject, noun: str) -> str:
@@ -83,7 +92,8 @@ def _list_settlers(project: OpenProject, places: _Places) -> Iterator[Run]:
         events = Data(places.topics, EVENTS, positions=spans, incarnation=incarnation)
         times = (min(row["began_us"] for row in rows), max(row["ended_us"] for row in rows))
         outputs = (events, Data(places.topics, FAILED))
-        yield Run("SETTLER", "settler", incarnation, *times, (clicks,), outputs, "RUNNING")
+        # Where the table forgets its first days, the run is the same.
+        yield Run("SETTLER", "settler", incarnation, *times, (clicks,), outputs, "RUNNING", stamp_us=0)
 
 
 def _list_sinks(project: OpenProject, places: _Places) -> Iterator[Run]:
@@ -106,7 +116,7 @@ def _sink(places: _Places, table: str, commit: Commit) -> Run:
         commit.time_us,
         commit.time_us,
         inputs=(source,),
-        outputs=(Data(places.tables, table, str(commit.version), rows=commit.rows),),
+        outputs=(places.table(table, str(commit.version), rows=commit.rows),),
         facts={"by": note.get("producer", "")},
     )
 
@@ -149,9 +159,7 @@ def _fit(
     began_us = source.get("at_us", 0)
     ended_us = entry.at_us if entry else began_us
     tables = tuple(
-        Data(
-            places.tables, name, str(one["version"]), positions=_ends(one["positions"]), incarnation=one["incarnation"]
-        )
+        places.table(name, str(one["version"]), positions=_ends(one["positions"]), incarnation=one["incarnation"])
         for name, one in read_tables(source).items()
     )
     inputs = tables
@@ -172,7 +180,22 @@ def _ends(positions: Sequence[int]) -> dict[str, list[int]]:
     return {str(partition): [end] for partition, end in enumerate(positions)}
 
 
-# Endpoints.
+# Tiles, and endpoints.
+
+
+def _list_updaters(project: OpenProject, places: _Places) -> Iterator[Run]:
+    """Yields the one run that counts events in the tiles that serve, by the newest event that they know."""
+    state = project.online.read_state()
+    if state is None or not state.newest_us:
+        return
+    events = Data(places.topics, EVENTS, positions=_ends(state.offsets), incarnation=state.incarnation)
+    name, newest_us = f"{state.incarnation}/{state.generation}", max(state.newest_us)
+    tiles, facts = Data(places.online, "tiles"), {"definitions": state.definitions}
+    yield Run(
+        "UPDATER", "updater", name, newest_us, newest_us, (events,), (tiles,), "RUNNING", facts,
+        stamp_us=state.generation,
+    )  # fmt: skip
+
 
 _SERVED = f"""SELECT page, bundle, events, min(received_us) AS began_us, max(received_us) AS ended_us,
   count(*)::BIGINT AS decisions, count(DISTINCT trial)::BIGINT AS trials, arg_max(applied, received_us) AS applied
@@ -183,13 +206,14 @@ def _list_endpoints(project: OpenProject, places: _Places) -> Iterator[Run]:
     """Yields a run for each bundle on each page: it serves until another does, and may again."""
     if DECISIONS not in project.tables.names():
         return
-    names = {one.hash: one.name for one in project.registry.bundles()}
+    bundles = {one.hash: one for one in project.registry.bundles()}
     incarnation = project.tables.open(DECISIONS).properties.get(INCARNATION, "")
     with query(project, _SERVED) as found:
         rows = found.table().to_pylist()
     for row in rows:
+        bundle = bundles.get(row["bundle"])
         inputs = (
-            Data(places.registry, f"bundle/{names.get(row['bundle'], 'unknown')}", row["bundle"]),
+            Data(places.registry, f"bundle/{bundle.name if bundle else 'unknown'}", row["bundle"]),
             Data(places.topics, EVENTS, positions=_ends(row["applied"]), incarnation=row["events"]),
             Data(places.online, "tiles"),
         )
@@ -197,7 +221,10 @@ def _list_endpoints(project: OpenProject, places: _Places) -> Iterator[Run]:
         name = f"{row['bundle']}/{row['events']}"
         times = (row["began_us"], row["ended_us"])
         facts = {"decisions": row["decisions"], "trials": row["trials"]}
-        yield Run("ENDPOINT", f"endpoint.{row['page']}", name, *times, inputs, (output,), "RUNNING", facts)
+        # The first decisions may reach the table late, and leave it.
+        stamp_us = bundle.at_us if bundle else 0
+        job = f"endpoint.{row['page']}"
+        yield Run("ENDPOINT", job, name, *times, inputs, (output,), "RUNNING", facts, stamp_us=stamp_us)
 
 
 # Verdicts.
@@ -217,12 +244,12 @@ def _list_verdicts(project: OpenProject, places: _Places) -> Iterator[Run]:
         for entry in registry.entries(VERDICT, experiment):
             verdict = decode_verdict(entry.value)
             inputs = [
-                Data(places.tables, name, positions=_ends(ends), incarnation=verdict.incarnations.get(name, ""))
+                places.table(name, positions=_ends(ends), incarnation=verdict.incarnations.get(name, ""))
                 for name, ends in verdict.positions.items()
             ]
             arms = (verdict.control_bundle, verdict.treatment_bundle)
             inputs += [Data(places.registry, f"bundle/{names.get(one, 'unknown')}", one) for one in arms]
-            outputs = [Data(places.tables, VERDICTS, verdict.trial, rows=1)]
+            outputs = [places.table(VERDICTS, verdict.trial, rows=1)]
             if verdict.trial in champions:
                 won = champions[verdict.trial]
                 outputs.append(Data(places.registry, f"champion/{won.page}", won.bundle))

@@ -16,6 +16,7 @@ _EVENT = "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent"
 _FACET = "https://openlineage.io/spec/facets/{version}/{name}.json#/$defs/{name}"
 _OWN = "urn:headrace:lineage:{name}:1"
 _FACETS = {
+    "schema": ("SchemaDatasetFacet", "1-2-0"),
     "version": ("DatasetVersionDatasetFacet", "1-0-1"),
     "outputStatistics": ("OutputStatisticsOutputDatasetFacet", "1-0-2"),
     "jobType": ("JobTypeJobFacet", "2-0-4"),
@@ -26,9 +27,9 @@ _FACETS = {
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 State = Literal["RUNNING", "COMPLETE", "FAIL", "ABORT"]
-Kind = Literal["SETTLER", "SINK", "JOIN", "FIT", "ENDPOINT", "VERDICT", "PIPELINE"]
+Kind = Literal["SETTLER", "SINK", "UPDATER", "JOIN", "FIT", "ENDPOINT", "VERDICT", "PIPELINE"]
 
-_STREAMS: tuple[Kind, ...] = ("SETTLER", "SINK", "ENDPOINT")
+_STREAMS: tuple[Kind, ...] = ("SETTLER", "SINK", "UPDATER", "ENDPOINT")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Data:
     """Of each partition the offset from which on, and the one that came next; or the latter alone."""
     incarnation: str = ""
     """Which topic of this name."""
+    columns: Sequence[tuple[str, str]] = ()
+    """The names and types of a table's columns."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,14 @@ class Run:
     parent: Run | None = None
     """The run that it was a step of."""
     error: str = ""
+    stamp_us: int | None = None
+    """What the id of a run begins with whose beginning is only known as far as rows still tell of it."""
 
     @property
     def id(self) -> str:
         """The id of the run: the same from each reading of the record, sorted by its beginning."""
-        return make_run_id(self.began_us, f"{self.job}/{self.name}")
+        stamp_us = self.began_us if self.stamp_us is None else self.stamp_us
+        return make_run_id(stamp_us, f"{self.job}/{self.name}")
 
 
 def make_run_id(began_us: int, name: str) -> str:
@@ -107,8 +113,8 @@ class _Writer:
             "schemaURL": _EVENT,
             "run": {"runId": run.id, "facets": self._of_run(run)},
             "job": {"namespace": self.project, "name": run.job, "facets": {"jobType": self._job_type(run)}},
-            "inputs": [self._dataset(data) for data in run.inputs],
-            "outputs": [self._dataset(data, counts=is_over) for data in run.outputs],
+            "inputs": [self._dataset(data, is_over=is_over) for data in run.inputs],
+            "outputs": [self._output(data, is_over=is_over) for data in run.outputs],
         }
 
     @property
@@ -136,14 +142,20 @@ class _Writer:
         processing = "STREAMING" if run.kind in _STREAMS else "BATCH"
         return self._facet("jobType", processingType=processing, integration="HEADRACE", jobType=run.kind)
 
-    def _dataset(self, data: Data, *, counts: bool = False) -> dict[str, Any]:
+    def _dataset(self, data: Data, *, is_over: bool) -> dict[str, Any]:
         facets = {}
+        if data.columns and is_over:
+            fields = [{"name": name, "type": kind} for name, kind in data.columns]
+            facets["schema"] = self._facet("schema", fields=fields)
         if data.version:
             facets["version"] = self._facet("version", datasetVersion=data.version)
         if data.positions:
             positions = {partition: list(offsets) for partition, offsets in data.positions.items()}
             facets["headrace_positions"] = self._facet("positions", incarnation=data.incarnation, offsets=positions)
-        found: dict[str, Any] = {"namespace": data.namespace, "name": data.name, "facets": facets}
-        if counts and data.rows is not None:
+        return {"namespace": data.namespace, "name": data.name, "facets": facets}
+
+    def _output(self, data: Data, *, is_over: bool) -> dict[str, Any]:
+        found = self._dataset(data, is_over=is_over)
+        if is_over and data.rows is not None:
             found["outputFacets"] = {"outputStatistics": self._facet("outputStatistics", rowCount=data.rows)}
         return found
