@@ -14,11 +14,13 @@ import sys
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
+import msgspec
 import pytest
 
 from console.stage import NAME, NASTY, make_stage
 from console.test_pages import Page
 from endpoints.door import make_popular, make_tastes, make_trial, write_trial
+from experiments.lake import make_crowd, start_trial, stop_at, told
 from headrace.base.errors import DeadlineError, OverloadedError, UnavailableError, UnknownNameError
 from headrace.console import charts
 from headrace.console.answers import ANSWERS
@@ -26,7 +28,7 @@ from headrace.console.reader import Reader
 from headrace.project import open_project
 from headrace.verify.report import FILE as REPORT
 from running import Answer, is_alive, running, wait_until
-from streamline import make_project
+from streamline import make_project, write
 
 pytestmark = pytest.mark.slow
 
@@ -84,10 +86,18 @@ def test_pages_say_what_commands_say(staged):
     assert send(url, "GET", "/lineage?id=nobody").status == 404
 
 
-def test_the_newest_look_is_the_verdict(staged):
-    with open_project(staged.folder) as project:
+def test_the_newest_look_is_the_verdict(tmp_path):
+    with open_project(make_project(tmp_path)) as project:
+        trial = start_trial(project)
+        decisions, events = make_crowd(trial, visitors=60, rates=(0.1, 0.3))
+        # Of one page it was said too late that it could not be logged, and somebody has met both arms elsewhere.
+        withdrawn = msgspec.structs.replace(decisions[0], degraded=("unlogged",))
+        both = [told(trial, decisions[-1].visitor, arm) for arm in ("control", "treatment")]
+        write(project, decisions=[*decisions, withdrawn], events=[*events, *both])
+        stop_at(project, trial, hours=10)
         newest = ANSWERS["lift"](project, name=NAME)[-1]
         verdict = ANSWERS["experiment"](project, name=NAME)["verdict"]
+        assert (verdict["multiple"], verdict["degraded"]) == (1, {f"{withdrawn.arm}/unlogged": 1})
     assert (newest["lift"], newest["p"]) == (verdict["lift"], verdict["p"])
     assert newest["interval"] == list(verdict["lift_interval"])
     assert newest["visitors"] == [verdict[arm]["visitors"] for arm in ("control", "treatment")]

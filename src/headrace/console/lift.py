@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from headrace.engines.engine import quote_text
 from headrace.events.decision import DECISIONS
 from headrace.events.settled import EVENTS
 from headrace.experiments.analyse import Scope, inside_sql
@@ -41,14 +42,18 @@ def _looks_sql(scope: Scope, span_us: int) -> str:
         inside=inside_sql(scope, EVENTS),
         key=key,
     )
+    look = f"least((received_us - {scope.since_us:d}) // {span_us:d}, {LOOKS - 1})"
+    counts = f"visitor IS NOT NULL AND received_us >= {scope.since_us:d} AND received_us < {scope.cutoff_us:d}"
+    ours = ", ".join(map(quote_text, scope.viewed))
     return f"""WITH decided AS (
   SELECT recommendation_id, visitor, coalesce(arm, '') AS arm, bot, received_us, items,
-    coalesce(len(above), 0) AS num_above,
-    least((received_us - {scope.since_us:d}) // {span_us:d}, {LOOKS - 1}) AS look
+    coalesce(len(above), 0) AS num_above, {look} AS look
   FROM {DECISIONS}
-  WHERE {scope.where} AND visitor IS NOT NULL AND received_us >= {scope.since_us:d}
-    AND received_us < {scope.cutoff_us:d} AND NOT coalesce(list_contains(degraded, 'unlogged'), false)
-    AND {inside_sql(scope, DECISIONS)}
+  WHERE {scope.where} AND {counts} AND {inside_sql(scope, DECISIONS)}
+    AND recommendation_id NOT IN (
+      SELECT recommendation_id FROM {DECISIONS}
+      WHERE list_contains(degraded, 'unlogged') AND {inside_sql(scope, DECISIONS)}
+    )
 ),
 {outcomes},
 counted AS (
@@ -56,7 +61,15 @@ counted AS (
     count(*) FILTER (click_us <= view_us + {scope.within_us:d}) AS clicks
   FROM viewed LEFT JOIN clicked USING ({key}, position) GROUP BY ALL
 ),
-people AS (SELECT visitor, arm, look, bool_or(bot) AS bot FROM decided GROUP BY ALL)
+exposed AS (
+  SELECT visitor, arm, look, bot FROM decided
+  UNION ALL
+  SELECT visitor, json_extract_string(properties, '$.variation_id') AS arm, {look}, bot FROM {EVENTS}
+  WHERE type = 'track' AND event = 'Experiment Viewed' AND {counts} AND {inside_sql(scope, EVENTS)}
+    AND json_extract_string(properties, '$.experiment_id') IN ({ours})
+    AND json_extract_string(properties, '$.variation_id') IN ({", ".join(map(quote_text, ARMS))})
+),
+people AS (SELECT visitor, arm, look, bool_or(bot) AS bot FROM exposed GROUP BY ALL)
 SELECT dense_rank() OVER (ORDER BY visitor)::BIGINT - 1 AS visitor, arm, look::BIGINT AS look,
   people.bot OR coalesce(counted.bot, false) AS bot, coalesce(views, 0)::BIGINT AS views,
   coalesce(clicks, 0)::BIGINT AS clicks
