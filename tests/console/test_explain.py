@@ -78,6 +78,18 @@ def test_repeats_are_counted(shop):
     assert "2 more with this id, folded away" in shop.call("explain", "m1")[1]
 
 
+def test_an_id_of_two_sources_is_told_of_each(shop):
+    shop.click(clicked("m1"), clicked("m1"))
+    shop.click(clicked("m1"), write_key="shop-2")
+    shop.run()
+    code, out, _ = shop.call("explain", "m1", "--json")
+    assert code == 0
+    told = {one["source"]: (one["clicks"]["repeats"], row_in_file(one)["source"]) for one in lines(out)}
+    assert told == {"dev": (1, "dev"), "shop-2": (0, "shop-2")}
+    assert shop.call("explain", "m1")[1].count("─ file") == 0
+    assert shop.call("explain", "m1")[1].count(" file ") == 2
+
+
 def test_what_is_not_in_its_table_yet_is_found_where_it_waits(shop):
     shop.click(clicked("m1"))
     found = story(shop, "m1")
@@ -117,6 +129,11 @@ def test_a_failed_event_tells_why_and_its_second_chance(shop):
     assert (found["state"], len(found["failures"]), found["clicks"]["offset"]) == ("settled", 1, 1)
     stations = [line.split()[1] for line in shop.call("explain", "m1")[1].splitlines()[2:]]
     assert stations == ["door", "clicks", "failed", "events", "table", "file", "session"]
+    (place,) = shop.click({**clicked("m2"), "messageId": "0/99"})
+    shop.run()
+    # What it called itself is refused, so it is called by its place.
+    found = story(shop, f"{place.partition}/{place.offset}")
+    assert (found["failures"][0]["reason"], found["clicks"]["kept"]) == ("identity", True)
 
 
 def test_a_recommendation_lists_its_events(shop):
@@ -124,6 +141,8 @@ def test_a_recommendation_lists_its_events(shop):
     shop.run()
     code, out, _ = shop.call("explain", "rec-1", "--json")
     assert (code, [one["message_id"] for one in lines(out)]) == (0, ["m0", "m1", "m2"])
+    told = str([one["facts"] for one in lines(out)])
+    assert not re.search("no longer kept|not yet", told), "nobody has looked"
     out = shop.call("explain", "rec-1")[1]
     assert [line.split()[0] for line in out.splitlines()[1:4]] == ["m0", "m1", "m2"]
     shop.click(clicked("m7", recommendation_id="rec-2"))
@@ -158,7 +177,7 @@ def test_an_event_whose_commit_left_the_log_is_still_explained(shop):
 def test_what_nobody_knows_is_exit_code_1(shop):
     shop.click(clicked("m1"))
     shop.run()
-    for wanted in ("m", "m11", "", "%", "'; --", "ann", "x" * 5000, "\x00"):
+    for wanted in ("m", "m11", "", "%", "'; --", "ann", "x" * 5000, "\x00", "\udcff", "/".join("abcdefgh")):
         code, out, error = shop.call("explain", wanted)
         assert (code, out) == (1, "")
         assert error.startswith(f"nothing is known of {wanted!r}: ")
@@ -203,3 +222,6 @@ def test_a_decision_whose_events_were_made_anew_is_still_explained(tmp_path):
     code, out, error = call("explain", "rec-1", "--project", tmp_path)
     assert (code, error) == (0, "")
     assert "cannot be told now" in out
+    (tmp_path / "project.py").unlink()
+    for wanted in ("rec-1", bundle, "popular"):
+        assert call("explain", wanted, "--project", tmp_path)[0] == 0

@@ -19,8 +19,9 @@ from headrace.console.figures import format_share
 from headrace.console.lineage import gather
 from headrace.console.report import write_report
 from headrace.endpoints.carousel import Rule, choose
-from headrace.experiments.promotion import encode_promotion
+from headrace.experiments.promotion import Champion, encode_promotion
 from headrace.experiments.verdict import encode_verdict
+from headrace.features.online import State
 from headrace.learn import fit, make_entry
 from headrace.models import open_bundle
 from headrace.project import open_project
@@ -167,6 +168,7 @@ def test_a_page_is_walked_back_to_bundle_snapshot_and_clicks(story, page):
         sql = f"SELECT message_id FROM product_clicked WHERE person = '{PERSON}' AND event_us < {SERVED_US}"
         behind = {row["message_id"] for row in project.query(sql).table().to_pylist()}
     assert {link.id for link in known.upstream} == behind != set()
+    assert places(page, "downstream")[-2][0] == "verdict", "what read this page"
 
 
 def test_what_features_add_makes_the_score(page):
@@ -186,6 +188,8 @@ def test_a_click_is_walked_on_to_the_champion(story):
     rows = node(walk, "rows")
     assert [row["clicked"] for row in rows.record["rows"]] == [False, True, False, False]
     assert [(link.kind, link.id) for link in rows.downstream] == [("bundle", story.second.hash)]
+    assert [link.word for link in rows.upstream] == ["of", "seen in", "clicked in"]
+    assert rows.upstream[2].id == story.click.message_id
     onward = story.tell(next(link.id for link in node(walk, "decision").upstream if link.kind == "bundle"))
     assert [kind for kind, _ in places(onward, "downstream")] == ["trial", "verdict", "champion"]
 
@@ -226,13 +230,57 @@ def test_a_page_that_waits_for_the_sink_knows_its_features(story):
     assert [link.kind for link in walk.start.downstream] == [], "nothing is learned of it yet"
 
 
+def test_an_id_is_told_of_each_thing_that_has_it(story):
+    shared = story.popular.hash
+    with open_project(story.folder) as project:
+        rows = [
+            decided("eve", story.items[:2], at_us=AT, recommendation_id="rec-5", bundle=shared, list_id=title)
+            for title in ("For you", "Trending / now")
+        ]
+        view = viewed("eve", story.items, at_us=AT, recommendation_id="rec-5", message_id=shared)
+        robot = clicked("eve", story.items[0], at_us=AT, recommendation_id="rec-5", message_id="m-bot", bot=True)
+        write(project, decisions=rows, events=[view, robot])
+        walks = tell(project, shared)
+    assert [walk.start.kind for walk in walks] == ["event", "bundle"]
+    assert ("rows", "rec-5") in places(walks[0], "downstream")
+    assert places(story.tell("m-bot"), "downstream") == [], "robots teach nothing"
+    lower = story.tell("rec-5/Trending / now")
+    assert lower.start.title == "home / Trending / now"
+    assert ("decision", "rec-5") in places(lower, "upstream")
+    assert ("event", "m-bot") in places(lower, "downstream")
+    with open_project(story.folder) as project:
+        assert tell(project, "rec-5/Nothing") == ()
+
+
+def test_what_serves_after_a_champion_is_told_and_not_followed(story):
+    known = {"version": 1, "page": "other", "bundle": story.first.hash, "model": "ranker", "how": "hand"}
+    with open_project(story.folder) as project:
+        for _ in range(40):
+            over = max((one.id for one in project.registry.entries("champion", "other")), default=0)
+            promoted = encode_promotion(Champion(**known))
+            project.registry.write(make_entry(project, "champion", "other", promoted, over=over))
+        first, second, third, *_ = project.registry.entries("champion", "other")
+    walk = story.tell(f"other#{second.id}")
+    assert walk.start.upstream[-1].id == f"other#{first.id}"
+    assert places(walk, "downstream") == [("champion", f"other#{third.id}")]
+    code, out, error = story.call("explain", story.first.hash)
+    assert (code, error) == (0, "")
+    assert "... and 23 more, --json has all" in out
+
+
 @pytest.mark.parametrize("name", ["ranker", "hash", "prefix"])
 def test_a_bundle_is_found_by_name_and_hash(story, name):
     wanted = {"ranker": "ranker", "hash": story.first.hash, "prefix": story.first.hash[:8]}[name]
     walk = story.tell(wanted)
     assert walk.start.id == (story.second.hash if name == "ranker" else story.first.hash)
     assert [row[0] for row in walk.start.sheets[0].rows] == ["taste_1d", "taste_28d", "appeal_7d", "latest_1d"]
-    assert places(walk, "upstream") == [("snapshot", walk.start.id)]
+    back = places(walk, "upstream")
+    assert [kind for kind, _ in back] == ["snapshot", *["event"] * 8]
+    at_us = walk.find(walk.start.upstream[0]).record["source"]["at_us"]
+    with open_project(story.folder) as project:
+        sql = "SELECT max(received_us) AS newest FROM events WHERE list_contains($ids, message_id)"
+        (found,) = project.query(sql, parameters={"ids": [one for _, one in back[1:]]}).table().to_pylist()
+    assert 0 <= at_us - found["newest"] < 12 * HOUR, "the newest clicks that it has learned from"
 
 
 def test_a_trial_is_found_by_its_id_and_its_experiment(story):
@@ -249,6 +297,8 @@ def test_an_item_of_a_person_is_told_by_its_page_else_by_its_features(story):
     assert shown.start.record["shown"]["clicked"] is True
     assert [row[0] for row in node(shown, "features").sheets[0].rows] == [story.items[1]]
     assert ("decision", "rec-1") in places(shown, "upstream")
+    assert [link.word for link in shown.start.downstream] == ["viewed in", "clicked in", "became"]
+    assert ("event", story.click.message_id) in places(shown, "downstream")
     with open_project(story.folder) as project:
         write(project, events=[tracked("Page Seen", "new/person", {}, at_us=AT)])
     now = story.tell("new/person/item-3")
@@ -288,7 +338,13 @@ def test_what_is_recorded_is_lineage_without_a_gap(story):
     assert code == 0
     found = lines(out)
     with open_project(story.folder) as project:
+        counted = State(generation=1, definitions="d", incarnation="i", offsets=(3,), known=(3,), newest_us=(AT,))
         runs = gather(project)
+        assert not [run for run in runs if run.job == "updater"]
+        project.online.begin(counted, project.declared.columns)
+        project.online.promote(counted)
+        (updater,) = [run for run in gather(project) if run.job == "updater"]
+        assert (updater.inputs[0].positions, updater.outputs[0].name) == ({"0": [3]}, "tiles")
         again = msgspec.json.encode([*write_events("streamline", runs, version="0.1.0")])
         assert msgspec.json.decode(again) == found, "the same from each reading"
     ended = {event["run"]["runId"]: event for event in found if event["eventType"] != "START"}
@@ -304,6 +360,9 @@ def test_what_is_recorded_is_lineage_without_a_gap(story):
     loose = {name for _, name in read - made}
     assert loose == {"clicks", "items", "tiles", "bundle/unknown"}, "what doors, loads and the updater fill"
     assert {name for _, name in made - read} == {"failed", "verdicts", "champion/home"}
+    (wrote,) = [event for event in ended.values() if event["job"]["name"] == "sink.items"]
+    columns = wrote["outputs"][0]["facets"]["schema"]["fields"]
+    assert columns[0] == {"name": "key", "type": "string"}
     with open_project(story.folder) as project:
         events = project.tables.open("events")
         assert (
@@ -352,11 +411,14 @@ def test_a_report_says_health_first_and_asks_nobody(story, tmp_path):
 
 @pytest.mark.parametrize("outcome", ["unhealthy", "empty", "early"])
 def test_a_report_without_an_effect_says_so(story, outcome):
-    nothing = {"lift": None, "lift_interval": None, "p": None, "srm_p": 1e-9 if outcome == "unhealthy" else None}
-    verdict = msgspec.structs.replace(story.verdict, outcome=outcome, reasons=("<b>because</b>",), **nothing)
+    nothing = {"lift": None, "lift_interval": None, "p": None, "srm_p": 0.0 if outcome == "unhealthy" else None}
+    verdict = msgspec.structs.replace(
+        story.verdict, outcome=outcome, reasons=("<b>because</b>",), multiple=3, **nothing
+    )
     with open_project(story.folder) as project:
         text = write_report(project, verdict, is_final=False)
     assert "&lt;b&gt;because" in text
     assert "the trial goes on" in text
     assert ("no number below can be trusted" in text) == (outcome == "unhealthy")
     assert "<h2>Effect</h2>" not in text
+    assert text.count('<span class="badge bad">') == (2 if outcome == "unhealthy" else 0), "of outcome and ratio"

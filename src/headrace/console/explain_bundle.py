@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,14 +11,23 @@ from headrace.base.errors import FormatError
 from headrace.console.explain_walk import Cell, Link, Node, Sheet
 from headrace.console.models import SHOWN_HASH, gate_facts
 from headrace.console.show import format_time
+from headrace.console.sql import query
 from headrace.endpoints.serving import TRIAL
+from headrace.events.settled import EVENTS
 from headrace.experiments.experiment import ARMS, decode_trial
 from headrace.experiments.promotion import CHAMPION, decode_champion
 from headrace.learn import find_fit, read_offline_gate, read_tables
+from headrace.models import Model
 from headrace.models.registry import Fitted
 from headrace.project import FILE, OpenProject
+from headrace.tables.catalog import below_sql
+from headrace.tables.sink import INCARNATION
 
 _MOST_RUNS = 200
+_MOST_CLICKS = 8
+
+Place = tuple[int, int, int]
+"""The partition and offset of a row in its table's topic, and when it was received."""
 
 
 def make_bundle(project: OpenProject, name_hash: str) -> Node | None:
@@ -59,11 +68,11 @@ def count_rows(source: Mapping[str, Any]) -> str:
 
 
 def _weights(project: OpenProject, fitted: Fitted) -> Iterator[Sheet]:
+    if fitted.kind != "click":
+        return
     try:
         bundle = project.registry.load(fitted.hash)
     except FormatError:
-        return
-    if fitted.kind != "click":
         return
     names = [column["name"] for column in bundle.parameters["columns"]]
     arrays = (bundle.arrays[name].tolist() for name in ("weights", "means", "scales"))
@@ -85,11 +94,15 @@ def _uses(project: OpenProject, name_hash: str) -> Iterator[Link]:
         for entry in project.registry.entries(CHAMPION, page):
             champion = decode_champion(entry.value)
             if champion.bundle == name_hash and champion.trial is None:
-                yield Link("promoted as", "champion", f"{page}#{entry.id}")
+                text = f"of the page {page} since {format_time(entry.at_us)[:19]}"
+                yield Link("promoted as", "champion", f"{page}#{entry.id}", text)
 
 
-def make_snapshot(project: OpenProject, name_hash: str) -> Node | None:
-    """Returns what a bundle was fitted from as a node; None if the registry has none of this hash."""
+def make_snapshot(project: OpenProject, name_hash: str, *, with_clicks: bool = False) -> Node | None:
+    """Returns what a bundle was fitted from as a node; None if the registry has none of this hash.
+
+    Links to the newest clicks in it cost a question to the lake.
+    """
     fitted = next((one for one in project.registry.bundles() if one.hash == name_hash), None)
     if fitted is None:
         return None
@@ -111,9 +124,37 @@ def make_snapshot(project: OpenProject, name_hash: str) -> Node | None:
             ("again", f"headrace model reproduce {name_hash[:SHOWN_HASH]}"),
         ),
         sheets=(Sheet("tables", ("table", "version", "up to", "of the topic"), tuple(rows)),),
+        upstream=tuple(_find_clicks(project, fitted) if with_clicks else ()),
         downstream=(Link("fitted to", "bundle", name_hash),),
         record={"source": source, "fit": msgspec.to_builtins(fit) if fit else None},
     )
+
+
+def _find_clicks(project: OpenProject, fitted: Fitted) -> Iterator[Link]:
+    """Yields the newest clicks that a model learned from; nothing if the table was made anew since."""
+    source = msgspec.json.decode(fitted.manifest)["source"]
+    table = read_tables(source).get(EVENTS)
+    model = next((one for one in list_models(project) if one.name == fitted.name), None)
+    if table is None or model is None or EVENTS not in project.tables.names():
+        return
+    if project.tables.open(EVENTS).properties.get(INCARNATION) != table["incarnation"]:
+        return
+    # Of the table as it is now: rows are only added, and the version may have been vacuumed.
+    sql = (
+        f"SELECT message_id, event, event_us, log_partition, src_offset FROM {EVENTS} "  # noqa: S608 - numbers
+        f"WHERE event = $event AND type = 'track' AND NOT bot AND {below_sql(table['positions'])} "
+        f"AND received_us <= {source['at_us']:d} ORDER BY received_us DESC, log_offset DESC LIMIT {_MOST_CLICKS}"
+    )
+    with query(project, sql, parameters={"event": model.clicks.name}) as found:
+        for row in found.table().to_pylist():
+            place = f"clicks {row['log_partition']}/{row['src_offset']}"
+            text = f"{format_time(row['event_us'])[:19]} {row['event']}, {place}, of the newest"
+            yield Link("learned from", "event", row["message_id"], text)
+
+
+def list_models(project: OpenProject) -> Sequence[Model]:
+    """Returns the declared models; none without a project file, as in a container that only settles."""
+    return project.declared.models if (project.folder / FILE).is_file() else ()
 
 
 def _places(positions: Sequence[int]) -> str:
@@ -133,23 +174,23 @@ def _find_runs(project: OpenProject, name_hash: str) -> list[tuple[str, str]]:
     return []
 
 
-def list_readers(project: OpenProject, places: Mapping[str, tuple[int, int, int]]) -> list[Fitted]:
-    """Returns the bundles whose snapshot holds rows of some tables, the newest first.
+def list_readers(project: OpenProject, models: Container[str], rows: Sequence[Mapping[str, Place]]) -> list[Fitted]:
+    """Returns the bundles of some models, the newest first, whose snapshot holds one of these rows.
 
-    A place is the partition and offset of a row in its table's topic, and when it was received.
+    A row may be made of those of several tables, of which it has the places.
     """
     found = []
-    for fitted in project.registry.bundles():
-        source = msgspec.json.decode(fitted.manifest)["source"]
-        tables = read_tables(source)
-        if places.keys() <= tables.keys() and all(
-            _is_inside(tables[name], place, source["at_us"]) for name, place in places.items()
-        ):
-            found.append(fitted)
+    for fitted in project.registry.bundles() if rows else ():
+        if fitted.name in models:
+            source = msgspec.json.decode(fitted.manifest)["source"]
+            if any(_is_inside(read_tables(source), row, source["at_us"]) for row in rows):
+                found.append(fitted)
     return found
 
 
-def _is_inside(table: Mapping[str, Any], place: tuple[int, int, int], at_us: int) -> bool:
-    partition, offset, received_us = place
-    positions = table["positions"]
-    return partition < len(positions) and offset < positions[partition] and received_us <= at_us
+def _is_inside(tables: Mapping[str, Mapping[str, Any]], row: Mapping[str, Place], at_us: int) -> bool:
+    for name, (partition, offset, received_us) in row.items():
+        ends = tables[name]["positions"] if name in tables else ()
+        if partition >= len(ends) or offset >= ends[partition] or received_us > at_us:
+            return False
+    return True

@@ -11,6 +11,7 @@ import numpy as np
 from headrace.console.explain_walk import Cell, Link, Node, Sheet
 from headrace.console.show import format_time
 from headrace.console.sql import query
+from headrace.engines.engine import quote_text
 from headrace.events.event import Event
 from headrace.events.settled import EVENTS
 from headrace.features import Column
@@ -46,8 +47,7 @@ def make_features(project: OpenProject, name: str, asked: Asked, scorer: OpenCli
     rows = tuple((item, *map(_cell, vector, adds), round(chance, 5)) for item, vector, adds, chance in cells)
     average = float(chance_of(np.array([base]))[0])
     sheets = [Sheet("each value → what it adds to the log odds", ("item", *names, "score"), rows)]
-    behind = list(_find_behind(project, asked, scorer.columns))
-    counted = _count_behind(project, asked, scorer.columns)
+    behind, is_cut = _find_behind(project, asked, scorer.columns)
     return Node(
         kind="features",
         id=name,
@@ -60,10 +60,10 @@ def make_features(project: OpenProject, name: str, asked: Asked, scorer: OpenCli
             ),
             (
                 "behind",
-                f"{_counted(len(behind), 'event')} of {asked.person}{_AND_MORE * (len(behind) >= _MOST_EVENTS)}",
+                f"{_counted(len(behind), 'event')} of {asked.person}{_AND_MORE * is_cut}",
             ),
         ),
-        sheets=(*sheets, *([counted] if counted else [])),
+        sheets=(*sheets, *_count_behind(project, asked, scorer.columns)),
         upstream=tuple(behind),
         record={
             "person": asked.person,
@@ -96,31 +96,44 @@ def _known_text(known: Sequence[int]) -> str:
     return f"numbered below {listed}" if listed else "received before"
 
 
-def _find_behind(project: OpenProject, asked: Asked, columns: Sequence[Column]) -> Iterator[Link]:
-    """Yields the events that a person's values are made of, the newest first."""
-    of_person = [column for column in columns if "person" in column.by]
-    for event, some in _by_event(project, of_person):
+def _find_behind(project: OpenProject, asked: Asked, columns: Sequence[Column]) -> tuple[list[Link], bool]:
+    """Returns the events that a person's values are made of, the newest first, and whether there are more of some."""
+    links: list[Link] = []
+    is_cut = False
+    for event, some in _by_event(project, [column for column in columns if "person" in column.by]):
         since = min(tail_of(asked.at_us, column.window_us) for column in some)
         sql = (
             "SELECT message_id, event, item, event_us, log_partition, src_offset "  # noqa: S608 - quoted, and numbers
-            f"FROM ({item_sql(event)}) WHERE person = $person AND {_condition(asked, since)} AND item IS NOT NULL "
+            f"FROM ({_rows_sql(event)}) WHERE person = $person AND {_condition(asked, since)} "
             f"ORDER BY event_us DESC, log_offset DESC LIMIT {_MOST_EVENTS}"
         )
         with query(project, sql, parameters={"person": asked.person}) as found:
-            for row in found.table().to_pylist():
-                reads = [column.name for column in some if row["event_us"] >= tail_of(asked.at_us, column.window_us)]
-                place = f"clicks {row['log_partition']}/{row['src_offset']}"
-                text = (
-                    f"{format_time(row['event_us'])[:19]} {row['event']} {row['item']}, {place}, in {', '.join(reads)}"
-                )
-                yield Link("counted", "event", row["message_id"], text)
+            rows = found.table().to_pylist()
+        links += [_link(row, asked, some) for row in rows]
+        is_cut |= len(rows) == _MOST_EVENTS
+    return links, is_cut
+
+
+def _link(row: Row, asked: Asked, columns: Sequence[Column]) -> Link:
+    reads = [column.name for column in columns if row["event_us"] >= tail_of(asked.at_us, column.window_us)]
+    what = " ".join(filter(None, (row["event"], row["item"])))
+    place = f"clicks {row['log_partition']}/{row['src_offset']}"
+    text = f"{format_time(row['event_us'])[:19]} {what}, {place}, in {', '.join(reads)}"
+    return Link("counted", "event", row["message_id"], text)
 
 
 def _by_event(project: OpenProject, columns: Sequence[Column]) -> Iterator[tuple[Event, list[Column]]]:
     declared = {event.name: event for event in project.events}
-    for name in dict.fromkeys(column.event for column in columns if column.item):
+    for name in dict.fromkeys(column.event for column in columns):
         if name in declared and EVENTS in project.tables.names():
-            yield declared[name], [column for column in columns if column.event == name and column.item]
+            yield declared[name], [column for column in columns if column.event == name]
+
+
+def _rows_sql(event: Event) -> str:
+    """Returns the SELECT of what is counted of an event: a row for each item that it names, else one."""
+    if not event.item:
+        return f"SELECT *, NULL::VARCHAR AS item FROM {EVENTS} WHERE event = {quote_text(event.name)}"  # noqa: S608
+    return f"SELECT * FROM ({item_sql(event)}) WHERE item IS NOT NULL AND item != ''"  # noqa: S608 - quoted
 
 
 def _condition(asked: Asked, since: int) -> str:
@@ -128,17 +141,17 @@ def _condition(asked: Asked, since: int) -> str:
     known = f"received_us < {asked.at_us:d}"
     if asked.known:
         known = f"seq < ([{', '.join(map(str, map(int, asked.known)))}])[log_partition + 1]"
-    return f"NOT bot AND type = 'track' AND event_us >= {since:d} AND event_us < {asked.at_us:d} AND {known}"
+    inside = f"event_us >= {since:d} AND event_us < {asked.at_us:d}"
+    return f"NOT bot AND type = 'track' AND {inside} AND {known}"
 
 
-def _count_behind(project: OpenProject, asked: Asked, columns: Sequence[Column]) -> Sheet | None:
-    """Returns how many events the items' own values are made of, and of how many persons."""
-    own = [column for column in columns if column.by == ("item",)]
-    for event, some in _by_event(project, own):
+def _count_behind(project: OpenProject, asked: Asked, columns: Sequence[Column]) -> Iterator[Sheet]:
+    """Yields how many events the items' own values are made of, and of how many persons: a sheet for each event."""
+    for event, some in _by_event(project, [column for column in columns if column.by == ("item",)]):
         since = min(tail_of(asked.at_us, column.window_us) for column in some)
         sql = (
             "SELECT item, count(*)::BIGINT AS events, count(DISTINCT person)::BIGINT AS persons, "  # noqa: S608 - numbers
-            f"min(event_us) AS first_us, max(event_us) AS last_us FROM ({item_sql(event)}) "
+            f"min(event_us) AS first_us, max(event_us) AS last_us FROM ({_rows_sql(event)}) "
             f"WHERE list_contains($items::VARCHAR[], item) AND {_condition(asked, since)} GROUP BY item"
         )
         with query(project, sql, parameters={"items": list(asked.items)}) as found:
@@ -149,5 +162,4 @@ def _count_behind(project: OpenProject, asked: Asked, columns: Sequence[Column])
             if (row := counts.get(item))
         )
         title = f"events behind the items: {event.name} since {format_time(since)[:19]}"
-        return Sheet(title, ("item", "events", "persons", "first", "last"), rows)
-    return None
+        yield Sheet(title, ("item", "events", "persons", "first", "last"), rows)

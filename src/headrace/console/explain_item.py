@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 import msgspec
 
 from headrace.base.errors import StopError
@@ -18,50 +22,64 @@ from headrace.project import FILE, OpenProject
 from headrace.verify.truth import read_values
 
 _EVERYTHING = 1 << 60
-_SHOWN = f"""SELECT recommendation_id, list_id, count(*) OVER () AS times FROM {DECISIONS}
-WHERE person = $person AND list_contains(items, $item) ORDER BY received_us DESC, log_offset DESC LIMIT 1"""  # noqa: S608
+# A person and an item may both have slashes in their ids.
+_SHOWN = f"""SELECT person, item, recommendation_id, list_id, count(*) OVER (PARTITION BY person) AS times
+FROM {DECISIONS} JOIN (SELECT unnest($persons::VARCHAR[]) AS person, unnest($items::VARCHAR[]) AS item) USING (person)
+WHERE list_contains(items, item) ORDER BY length(person), received_us DESC, log_offset DESC LIMIT 1"""  # noqa: S608
 
 
 def tell_item(project: OpenProject, wanted: str) -> list[Node]:
     """Returns why a person was shown an item, or would be, as nodes; none unless both are known."""
-    for place in (number for number, sign in enumerate(wanted) if sign == "/"):
-        person, item = wanted[:place], wanted[place + 1 :]
-        found = person and item and (_tell_shown(project, person, item) or _tell_now(project, person, item))
-        if found:
-            return found
-    return []
+    places = [number for number, sign in enumerate(wanted) if sign == "/"]
+    pairs = [(wanted[:place], wanted[place + 1 :]) for place in places if 0 < place < len(wanted) - 1]
+    return (_tell_shown(project, pairs) or _tell_now(project, pairs)) if pairs else []
 
 
-def _tell_shown(project: OpenProject, person: str, item: str) -> list[Node]:
+def _tell_shown(project: OpenProject, pairs: Sequence[tuple[str, str]]) -> list[Node]:
     if DECISIONS not in project.tables.names():
         return []
-    with query(project, _SHOWN, parameters={"person": person, "item": item}) as found:
+    persons, items = (list(some) for some in zip(*pairs, strict=True))
+    with query(project, _SHOWN, parameters={"persons": persons, "items": items}) as found:
         newest = next(iter(found.table().to_pylist()), None)
     if newest is None:
         return []
-    page = tell_page(project, find_decisions(project, newest["recommendation_id"]))
-    row = next(node for node in page if node.kind == "decision" and node.record["list_id"] == newest["list_id"])
+    item = newest["item"]
+    page = tell_page(project, find_decisions(project, newest["recommendation_id"]), title=newest["list_id"])
+    row = page[0]
     shown = next(one for one in row.record["items"] if one["id"] == item)
     known = next((node for node in page if (node.kind, node.id) == ("features", row.id)), None)
-    answered = "clicked" if shown["clicked"] else "viewed" if shown["viewed"] else "not seen"
-    explored = ", drawn at random" if shown["propensity"] < 0.5 else ""
-    facts = (
-        ("shown", f"{newest['times']:,} times to {person}, last {format_time(row.record['received_us'])[:19]}"),
-        ("stood", f"at position {shown['position']} of {row.title}, {answered}"),
-        (
-            "because",
-            f"its score was {shown['score']:.4g}, its chance to stand there {shown['propensity']:.4f}{explored}",
-        ),
-    )
+    trained = next((node for node in page if node.kind == "rows"), None)
     start = Node(
         kind="item",
-        id=f"{person}/{item}",
-        title=f"{item} for {person}: shown",
-        facts=facts,
+        id=f"{newest['person']}/{item}",
+        title=f"{item} for {newest['person']}: shown",
+        facts=tuple(_tell_place(row, shown, newest)),
         upstream=(*((Link("knew", "features", known.id),) if known else ()), Link("shown by", "decision", row.id)),
-        record={"person": person, "item": item, "times": newest["times"], "shown": shown},
+        downstream=tuple(_list_followed(shown, trained)),
+        record={"person": newest["person"], "item": item, "times": newest["times"], "shown": shown},
     )
     return [start, *(_narrow(node, item) if node is known else node for node in page)]
+
+
+def _tell_place(row: Node, shown: Mapping[str, Any], newest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    last = format_time(row.record["received_us"])[:19]
+    yield "shown", f"{newest['times']:,} times to {newest['person']}, last {last}"
+    answered = "clicked" if shown["clicked"] else "viewed" if shown["viewed"] else "not seen"
+    yield "stood", f"at position {shown['position']} of {row.title}, {answered}"
+    # The best one left has this chance, too, and what was left to explore beside it.
+    drawn = row.record["explore"] / max(1, row.record["num_candidates"] - shown["position"] + 1)
+    explored = ", drawn at random" if shown["propensity"] <= drawn else ""
+    yield (
+        "because",
+        f"its score was {shown['score']:.4g}, its chance to stand there {shown['propensity']:.4f}{explored}",
+    )
+
+
+def _list_followed(shown: Mapping[str, Any], trained: Node | None) -> Iterator[Link]:
+    for word in ("viewed_in", "clicked_in"):
+        yield from (Link(word.replace("_", " "), "event", message_id) for message_id in shown[word])
+    if trained is not None and any(row["item"] == shown["id"] for row in trained.record["rows"]):
+        yield Link("became", "rows", trained.id)
 
 
 def _narrow(known: Node, item: str) -> Node:
@@ -72,12 +90,12 @@ def _narrow(known: Node, item: str) -> Node:
     return msgspec.structs.replace(known, sheets=tuple(sheets))
 
 
-def _tell_now(project: OpenProject, person: str, item: str) -> list[Node]:
+def _tell_now(project: OpenProject, pairs: Sequence[tuple[str, str]]) -> list[Node]:
     if not (project.folder / FILE).is_file():
         return []
     shelf = Shelf(lambda: project.registry, project.declared.pages)
     shelf.refresh()
-    for page, serving in shelf.servings.items():
+    for (person, item), (page, serving) in itertools.product(pairs, shelf.servings.items()):
         served = serving.usual
         if served is not None and item in served.scorer.places and _is_known(project, person):
             return _tell_rank(project, page, served, (person, item))

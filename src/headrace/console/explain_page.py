@@ -8,17 +8,18 @@ from typing import Any
 import msgspec
 from msgspec import UNSET
 
-from headrace.base.errors import FormatError, StopError, UnknownNameError
-from headrace.console.explain_event import Found, events_of, find_settled
+from headrace.base.errors import CallError, FormatError, StopError, UnknownNameError
+from headrace.console.explain_event import MOST_EVENTS, Found, events_of, find_events_of
 from headrace.console.explain_features import Asked, make_features
-from headrace.console.explain_rows import make_rows
+from headrace.console.explain_rows import find_metric, make_rows
+from headrace.console.explain_trial import find_verdict
 from headrace.console.explain_walk import Link, Node, Sheet
 from headrace.console.show import format_time
 from headrace.console.sql import query
 from headrace.events.decision import DECISIONS, Decision, decode_decision, is_decision
 from headrace.events.event import Event
 from headrace.events.settled import EVENTS
-from headrace.experiments.metric import RatioMetric
+from headrace.experiments.verdict import Verdict
 from headrace.learn import read_tables
 from headrace.models import Bundle
 from headrace.models.linear import open_click_model
@@ -28,29 +29,41 @@ from headrace.tables.catalog import item_sql
 from headrace.verify.truth import is_same, replay
 
 Row = Mapping[str, Any]
+Answers = tuple[dict[str, list[str]], dict[str, list[str]]] | None
+"""Of the items that were viewed, and of those that were clicked, the ids of the events; None if nobody can tell."""
 
 _SELECT = f"SELECT * FROM {DECISIONS} WHERE recommendation_id = $id ORDER BY log_offset"  # noqa: S608 - a name of ours
+_MOST_ANSWERS = 20_000
 
 
 def find_decisions(project: OpenProject, wanted: str) -> list[dict[str, Any]]:
-    """Returns the decisions of a page as rows of their table, from the topic if the table does not hold them yet."""
-    if DECISIONS in project.tables.names():
-        with query(project, _SELECT, parameters={"id": wanted}) as found:
-            rows = found.table().to_pylist()
-        if rows:
-            return [{**row, "in_table": True} for row in rows]
+    """Returns the decisions of a page as rows of their table, and of the topic what the table does not hold yet."""
+    # First what waits for the sink: what it takes meanwhile is found in the table, too.
+    waiting = list(_find_waiting(project, wanted))
+    rows = [{**row, "in_table": True} for row in _find_stored(project, wanted)]
+    stored = {(row["log_partition"], row["log_offset"]) for row in rows}
+    return [*rows, *(row for row in waiting if (row["log_partition"], row["log_offset"]) not in stored)]
+
+
+def _find_waiting(project: OpenProject, wanted: str) -> Iterator[dict[str, Any]]:
     if DECISIONS not in project.topics.names():
-        return []
+        return
     topic, mark = project.topic(DECISIONS), msgspec.json.encode(wanted)
-    waiting = []
     for message in topic.read_to_ends(tail_offsets(project, topic)):
         value = message.value or b""
         if mark in value and is_decision(value):
             decision = decode_decision(value)
             if decision.recommendation_id == wanted:
                 place = {"log_partition": message.partition, "log_offset": message.offset, "in_table": False}
-                waiting.append({**_plain(decision), **place})
-    return waiting
+                yield {**_plain(decision), **place}
+
+
+def _find_stored(project: OpenProject, wanted: str) -> list[dict[str, Any]]:
+    if DECISIONS not in project.tables.names():
+        return []
+    with query(project, _SELECT, parameters={"id": wanted}) as found:
+        rows: list[dict[str, Any]] = found.table().to_pylist()
+    return rows
 
 
 def _plain(decision: Decision) -> dict[str, Any]:
@@ -60,42 +73,79 @@ def _plain(decision: Decision) -> dict[str, Any]:
     return {**found, **{name: None if part is UNSET else bytes(part).decode() for name, part in parts.items()}}
 
 
-def tell_page(project: OpenProject, rows: Sequence[Row], settled: Sequence[Found] | None = None) -> list[Node]:
-    """Returns the rows of a page from above, each as a node, the events that followed, and what is learned from it.
+def tell_page(
+    project: OpenProject, rows: Sequence[Row], settled: Sequence[Found] | None = None, *, title: str = ""
+) -> list[Node]:
+    """Returns the rows of a page as nodes, the events that followed, and what is learned from it.
 
-    `settled` is what `find_settled` gives of its id, if that was asked already.
+    The row of a title comes first, else the topmost. `settled` is what `find_settled` gives of its id, if that was
+    asked already.
     """
     kept = _drop_withdrawn(rows)
     names = [_name_of(row, number) for number, row in enumerate(kept)]
-    found: list[Node] = []
-    trace = kept[0]["recommendation_id"]
-    found_events = find_settled(project, trace) if settled is None else settled
-    events = [one.row for one in found_events if one.topic == EVENTS and one.row["recommendation_id"] == trace]
+    events = _find_events(project, kept[0], settled)
     trained = make_rows(project, kept[0], events)
     again, answers = _make_again(project, kept[0]), _find_answers(project, kept[0])
+    asked = next((number for number, row in enumerate(kept) if row["list_id"] == title), 0)
+    found: list[Node] = []
     for number, row in enumerate(kept):
-        story = _tell_decision(project, row, again, answers)
-        known = _tell_features(project, row, names[number])
-        upstream = [Link("ranked by", "bundle", row["bundle"])]
-        upstream += [Link("knew", "features", names[number])] if known else []
-        upstream += [Link(f"{row['arm']} of", "trial", row["trial"])] if row["trial"] else []
+        bundle = _find_bundle(project, row["bundle"])
+        known = _tell_features(project, row, names[number], bundle)
         downstream = [Link("above", "decision", name) for name in names[number + 1 : number + 2]]
-        if not number:
-            downstream = [*events_of(events), *_rows_link(trained), *downstream]
-        found.append(
-            Node(
-                kind="decision",
-                id=names[number],
-                title=f"{story['page']} / {story['list_id']}",
-                facts=tuple(_facts(story)),
-                sheets=(_items_sheet(story),),
-                upstream=tuple(upstream),
-                downstream=tuple(downstream),
-                record=story,
-            )
-        )
-        found += [known] if known else []
+        if number == asked:
+            downstream = [*_list_followed(project, row, events, trained), *downstream]
+        story = _tell_decision(row, bundle, again, answers)
+        node = _node(names[number], story, len(events))
+        upstream = [*_list_causes(row, known), *(Link("below", "decision", name) for name in names[:number][-1:])]
+        linked = msgspec.structs.replace(node, upstream=tuple(upstream), downstream=tuple(downstream))
+        of_row = [linked, *([known] if known else [])]
+        found = [*of_row, *found] if number == asked else [*found, *of_row]
     return [*found, *([trained] if trained else [])]
+
+
+def _find_events(project: OpenProject, row: Row, settled: Sequence[Found] | None) -> list[Row]:
+    trace = row["recommendation_id"]
+    found = find_events_of(project, trace) if settled is None else settled
+    return [one.row for one in found if one.topic == EVENTS and one.row["recommendation_id"] == trace]
+
+
+def _node(name: str, story: Row, num_events: int) -> Node:
+    facts = list(_facts(story))
+    if num_events >= MOST_EVENTS:
+        facts.append(("brought", f"{MOST_EVENTS:,} events or more; the first are told"))
+    return Node(
+        kind="decision",
+        id=name,
+        title=f"{story['page']} / {story['list_id']}",
+        facts=tuple(facts),
+        sheets=(_items_sheet(story),),
+        record=dict(story),
+    )
+
+
+def _list_causes(row: Row, known: Node | None) -> Iterator[Link]:
+    yield Link("ranked by", "bundle", row["bundle"])
+    if known is not None:
+        yield Link("knew", "features", known.id)
+    if row["trial"]:
+        yield Link(f"{row['arm']} of", "trial", row["trial"])
+
+
+def _list_followed(project: OpenProject, row: Row, events: Sequence[Row], trained: Node | None) -> Iterator[Link]:
+    yield from events_of(events)
+    if trained is not None:
+        yield Link("became", "rows", trained.id)
+    verdict = find_verdict(project, row["trial"]) if row["trial"] else None
+    if verdict is not None and _is_read(verdict, row):
+        yield Link("read by", "verdict", verdict.trial)
+
+
+def _is_read(verdict: Verdict, row: Row) -> bool:
+    """Returns whether a decision is among those that a verdict was made of."""
+    ends, partition = verdict.positions.get(DECISIONS, ()), row["log_partition"]
+    is_enrolled = row["visitor"] is not None and not row["bot"] and "unlogged" not in row["degraded"]
+    is_before = row["received_us"] < verdict.cutoff_us and partition < len(ends) and row["log_offset"] < ends[partition]
+    return is_enrolled and is_before
 
 
 def _name_of(row: Row, number: int) -> str:
@@ -103,29 +153,21 @@ def _name_of(row: Row, number: int) -> str:
     return f"{row['recommendation_id']}/{row['list_id']}" if number else str(row["recommendation_id"])
 
 
-def _rows_link(trained: Node | None) -> list[Link]:
-    return [Link("became", "rows", trained.id)] if trained else []
-
-
 def _drop_withdrawn(rows: Sequence[Row]) -> list[Row]:
     """Returns each row of a page once: one that was withdrawn stands there twice, and the second says so."""
     return list({row["list_id"]: row for row in rows}.values())
 
 
-def _tell_features(project: OpenProject, row: Row, name: str) -> Node | None:
-    bundle = _find_bundle(project, row["bundle"])
+def _tell_features(project: OpenProject, row: Row, name: str, bundle: Bundle | None) -> Node | None:
     if not row.get("vectors") or bundle is None or bundle.kind != "click":
         return None
     asked = Asked(row["person"], row["items"], row["at_us"], row["known"] or ())
     return make_features(project, name, asked, open_click_model(bundle), msgspec.json.decode(row["vectors"]))
 
 
-def _tell_decision(
-    project: OpenProject, row: Row, again: Mapping[str, bool], answers: tuple[set[str], set[str]]
-) -> dict[str, Any]:
+def _tell_decision(row: Row, bundle: Bundle | None, again: Mapping[str, bool], answers: Answers) -> dict[str, Any]:
     """Returns all that is known of a decision: who, arm, bundle and its source, chances, and what became of it."""
-    bundle = _find_bundle(project, row["bundle"])
-    viewed, clicked = answers
+    viewed, clicked = answers or (None, None)
     items = [
         {
             "position": number,
@@ -133,8 +175,10 @@ def _tell_decision(
             "category": category,
             "score": score,
             "propensity": propensity,
-            "viewed": item in viewed,
-            "clicked": item in clicked,
+            "viewed": None if viewed is None else item in viewed,
+            "viewed_in": (viewed or {}).get(item, []),
+            "clicked": None if clicked is None else item in clicked,
+            "clicked_in": (clicked or {}).get(item, []),
         }
         for number, (item, category, score, propensity) in enumerate(
             zip(row["items"], row["categories"], row["scores"], row["propensities"], strict=True), 1
@@ -169,29 +213,32 @@ def _make_again(project: OpenProject, row: Row) -> dict[str, bool]:
         return {}
     try:
         made = replay(project, row["recommendation_id"])
-    except (UnknownNameError, StopError):
+    except (CallError, StopError):
+        # Such as without a project file, which says what is clicked.
         return {}
     # Of a row that was withdrawn the second record counts.
     return {logged["list_id"]: is_same(chosen, logged) for chosen, logged in made}
 
 
-def _find_answers(project: OpenProject, row: Row) -> tuple[set[str], set[str]]:
-    """Returns which items of a page were viewed, and which clicked, as far as the lake knows."""
-    goals = [one.goal for one in project.declared.experiments if one.on.name == row["page"]]
-    if EVENTS not in project.tables.names() or not goals:
-        return set(), set()
-    below, above = (_items_of(project, event, row) for event in _events_of(goals[0]))
-    return below, above
+def _find_answers(project: OpenProject, row: Row) -> Answers:
+    """Returns which items of a page were viewed, and which clicked, as far as the lake knows, each with the events."""
+    metric = find_metric(project, row["page"])
+    if EVENTS not in project.tables.names() or metric is None:
+        return None
+    return _items_of(project, metric.below, row), _items_of(project, metric.above, row)
 
 
-def _events_of(goal: RatioMetric) -> tuple[Event, Event]:
-    return goal.below, goal.above
-
-
-def _items_of(project: OpenProject, event: Event, row: Row) -> set[str]:
-    sql = f"SELECT DISTINCT item FROM ({item_sql(event)}) WHERE recommendation_id = $id"  # noqa: S608 - quoted
-    with query(project, sql, parameters={"id": row["recommendation_id"]}) as found:
-        return {item for item in found.table().column("item").to_pylist() if item}
+def _items_of(project: OpenProject, event: Event, row: Row) -> dict[str, list[str]]:
+    sql = (
+        f"SELECT DISTINCT item, message_id FROM ({item_sql(event)}) WHERE recommendation_id = $id "  # noqa: S608 - quoted
+        f"ORDER BY item, message_id LIMIT {_MOST_ANSWERS}"
+    )
+    found: dict[str, list[str]] = {}
+    with query(project, sql, parameters={"id": row["recommendation_id"]}) as answer:
+        for one in answer.table().to_pylist():
+            if one["item"]:
+                found.setdefault(one["item"], []).append(one["message_id"])
+    return found
 
 
 def _items_sheet(story: Row) -> Sheet:

@@ -8,36 +8,34 @@ from typing import Any
 import msgspec
 
 from headrace.base.errors import StopError
-from headrace.console.explain_bundle import count_rows, list_readers
+from headrace.console.explain_bundle import Place, count_rows, list_models, list_readers
 from headrace.console.explain_walk import Link, Node, Sheet
 from headrace.console.models import SHOWN_HASH
 from headrace.console.show import format_time
 from headrace.events.decision import DECISIONS
+from headrace.events.event import Event
 from headrace.events.settled import EVENTS
 from headrace.experiments.metric import RatioMetric
 from headrace.learn import open_lake
-from headrace.models import Model
 from headrace.models.linear import ClickModel
 from headrace.models.registry import Fitted
 from headrace.models.rows import read_labels
-from headrace.project import FILE, OpenProject
-
-MOST_BUNDLES = 10
+from headrace.project import OpenProject
 
 Row = Mapping[str, Any]
 
 
 def make_rows(project: OpenProject, decision: Row, events: Sequence[Row]) -> Node | None:
     """Returns the training rows of a decision as a node; None if no model learns from decisions."""
-    models = [model for model in _list_models(project) if isinstance(model, ClickModel)]
+    models = [model for model in list_models(project) if isinstance(model, ClickModel)]
     if not models or not decision["in_table"] or EVENTS not in project.tables.names():
         return None
     metric, trace = models[0].metric, decision["recommendation_id"]
+    views, clicks = (_pick(events, event, decision["visitor"]) for event in (metric.below, metric.above))
     try:
         rows = read_labels(open_lake(project), metric, (), only=trace).to_pylist()
     except StopError:
         rows = []
-    views = [row for row in events if row["event"] == metric.below.name and not row["bot"]]
     learners = _find_learners(project, models, decision, views) if rows else []
     clicked = sum(row["clicked"] for row in rows)
     why = () if rows else (("why", _why_none(project, metric, decision, has_views=bool(views))),)
@@ -47,15 +45,29 @@ def make_rows(project: OpenProject, decision: Row, events: Sequence[Row]) -> Nod
         title=f"{len(rows):,} training rows, {clicked:,} clicked" if rows else "no training row",
         facts=(*why, *_not_yet(rows, learners)),
         sheets=(_sheet(rows),) if rows else (),
-        upstream=(Link("of", "decision", trace), *(Link("seen in", "event", row["message_id"]) for row in views)),
+        upstream=(
+            Link("of", "decision", trace),
+            *(Link("seen in", "event", row["message_id"]) for row in views),
+            *(Link("clicked in", "event", row["message_id"]) for row in clicks),
+        ),
         downstream=tuple(learners),
         record={"metric": metric.name, "rows": [_record(row) for row in rows]},
     )
 
 
-def _list_models(project: OpenProject) -> Sequence[Model]:
-    """Returns the declared models; none without a project file, as in a container that only settles."""
-    return project.declared.models if (project.folder / FILE).is_file() else ()
+def _pick(events: Sequence[Row], event: Event, visitor: str | None) -> list[Row]:
+    """Returns those of an event that a page's own visitor has sent, and no robot: others teach nothing."""
+    return [row for row in events if (row["event"], row["visitor"], row["bot"]) == (event.name, visitor, False)]
+
+
+def find_metric(project: OpenProject, page: str) -> RatioMetric | None:
+    """Returns what is counted of a page: the goal of its experiment, else what a model learns; None if nothing is."""
+    models = list_models(project)
+    if not models:
+        return None
+    goals = [one.goal for one in project.declared.experiments if one.on.name == page]
+    learned = (model.metric for model in models if isinstance(model, ClickModel))
+    return next(iter([*goals, *learned]), None)
 
 
 def _sheet(rows: Sequence[Row]) -> Sheet:
@@ -79,25 +91,26 @@ def _find_learners(
     project: OpenProject, models: Sequence[ClickModel], decision: Row, views: Sequence[Row]
 ) -> list[Link]:
     """Returns the bundles that have learned from a decision, as links."""
-    found: dict[str, Fitted] = {}
-    names = {model.name: model.metric.within_us for model in models}
-    for view in views:
-        places = {
-            DECISIONS: (decision["log_partition"], decision["log_offset"], decision["received_us"]),
-            EVENTS: (view["log_partition"], view["log_offset"], view["received_us"]),
-        }
-        for fitted in list_readers(project, places):
-            # Only pages count whose time for clicks was over.
-            if fitted.name in names and decision["received_us"] <= fitted.at_us - names[fitted.name]:
-                found[fitted.hash] = fitted
-    return link_bundles("learned by", list(found.values()))
+    within = {model.name: model.metric.within_us for model in models}
+    places = [{DECISIONS: _place(decision), EVENTS: _place(view)} for view in views]
+    # Only pages count whose time for clicks was over.
+    found = [
+        fitted
+        for fitted in list_readers(project, within, places)
+        if decision["received_us"] <= fitted.at_us - within[fitted.name]
+    ]
+    return link_bundles("learned by", found)
+
+
+def _place(row: Row) -> Place:
+    return row["log_partition"], row["log_offset"], row["received_us"]
 
 
 def link_bundles(word: str, found: Sequence[Fitted]) -> list[Link]:
-    """Returns links to bundles, the newest few."""
+    """Returns links to bundles."""
     return [
         Link(word, "bundle", fitted.hash, f"{fitted.name} {fitted.hash[:SHOWN_HASH]} of {_rows_of(fitted)}")
-        for fitted in found[:MOST_BUNDLES]
+        for fitted in found
     ]
 
 
@@ -105,11 +118,10 @@ def find_readers(project: OpenProject, event: Row) -> list[Link]:
     """Returns the bundles whose snapshot holds an event that their model reads, as links."""
     reads = {
         model.name: {model.clicks.name, *(column.event for feature in model.features for column in feature.columns)}
-        for model in _list_models(project)
+        for model in list_models(project)
     }
-    place = (event["log_partition"], event["log_offset"], event["received_us"])
-    found = [] if event["bot"] else list_readers(project, {EVENTS: place})
-    return link_bundles("read by", [one for one in found if event["event"] in reads.get(one.name, ())])
+    names = [name for name, events in reads.items() if event["event"] in events]
+    return [] if event["bot"] else link_bundles("read by", list_readers(project, names, [{EVENTS: _place(event)}]))
 
 
 def _rows_of(fitted: Fitted) -> str:

@@ -9,6 +9,7 @@ from headrace.console.explain_walk import Node, Sheet, Step, Walk, Way, list_ste
 from headrace.console.show import print_facts, print_rows, print_table, shown
 
 _WIDTH = 100
+_LEAST_WIDTH = 40
 _SHOWN_ROWS = 12
 _SHOWN_LINKS = 8
 _BY_ID = ("decision", "event")
@@ -100,7 +101,8 @@ def _indent(step: Step, *, is_head: bool) -> str:
 def _draw_node(step: Step, node: Node, *, is_parent: bool) -> Iterator[str]:
     margin = _indent(step, is_head=False) + ("│  " if is_parent else "   ")
     for name, text in node.facts:
-        wrapped = textwrap.wrap(shown(text), _WIDTH - len(margin) - 11, break_on_hyphens=False) or [""]
+        width = max(_LEAST_WIDTH, _WIDTH - len(margin) - 11)
+        wrapped = textwrap.wrap(shown(text), width, break_on_hyphens=False) or [""]
         for number, line in enumerate(wrapped):
             yield f"{margin}{'' if number else name:<10} {line}"
     for sheet in node.sheets:

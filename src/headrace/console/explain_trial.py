@@ -10,23 +10,22 @@ from headrace.console.explain_walk import Link, Node, Sheet
 from headrace.console.show import format_time
 from headrace.endpoints.serving import TRIAL
 from headrace.experiments.experiment import ARMS, Trial, decode_trial
-from headrace.experiments.promotion import CHALLENGER, CHAMPION, decode_champion, decode_refusal
+from headrace.experiments.promotion import CHALLENGER, CHAMPION, Champion, decode_champion, decode_refusal
 from headrace.experiments.verdict import OUTCOMES, SRM_ALPHA, Verdict, decode_verdict
 from headrace.loop import VERDICT
+from headrace.models.registry import Entry
 from headrace.project import OpenProject
 
 
 def find_trial(project: OpenProject, wanted: str) -> Trial | None:
     """Returns the trial of an id, else the newest of an experiment, as its last row has it."""
     newest = project.registry.newest(TRIAL)
-    if wanted in newest:
-        return decode_trial(newest[wanted].value)
     for experiment in newest:
         for entry in reversed(project.registry.entries(TRIAL, experiment)):
             trial = decode_trial(entry.value)
             if trial.id == wanted:
                 return trial
-    return None
+    return decode_trial(newest[wanted].value) if wanted in newest else None
 
 
 def list_trials(project: OpenProject) -> list[str]:
@@ -137,19 +136,28 @@ def make_champion(project: OpenProject, wanted: str) -> Node | None:
     entry, champion = entries[place], decode_champion(entries[place].value)
     upstream = [Link("won", "verdict", champion.trial)] if champion.trial else []
     upstream += [Link("is", "bundle", champion.bundle)] if champion.bundle else []
+    before = entries[max(0, place - 1) : place]
+    upstream += [Link("replaced", "champion", f"{page}#{one.id}", _tell_champion(one)) for one in before]
     later = entries[place + 1 : place + 2]
     until = f" until {format_time(later[0].at_us)[:19]}" if later else ", now"
-    what = f"{champion.model} {champion.bundle[:12]}" if champion.bundle else "the fallback"
     return Node(
         kind="champion",
         id=wanted,
-        title=f"{what} serves the page {page}",
+        title=f"{_name(champion)} serves the page {page}",
         facts=(
             ("since", f"{format_time(entry.at_us)[:19]}{until}, by {champion.how}"),
             *((("why", champion.reason),) if champion.reason else ()),
             ("before", champion.before or "the fallback"),
         ),
         upstream=tuple(upstream),
-        downstream=tuple(Link("replaced by", "champion", f"{page}#{one.id}") for one in later),
+        downstream=tuple(Link("replaced by", "champion", f"{page}#{one.id}", _tell_champion(one)) for one in later),
         record={"champion": msgspec.to_builtins(champion), "at_us": entry.at_us, "by": entry.by},
     )
+
+
+def _tell_champion(entry: Entry) -> str:
+    return f"{_name(decode_champion(entry.value))} since {format_time(entry.at_us)[:19]}"
+
+
+def _name(champion: Champion) -> str:
+    return f"{champion.model} {champion.bundle[:12]}" if champion.bundle else "the fallback"
