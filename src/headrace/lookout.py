@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import http.client
 import os
 import shutil
 import threading
@@ -290,13 +291,17 @@ def post_alerts(project: OpenProject, turn: threading.Lock, stop: threading.Even
         return
     book = project.profile.state / FILE
     note = book.with_suffix(".posted")
-    if not note.exists():
+    if note.exists():
+        place = int(note.read_text(encoding="ascii") or "0")
+    else:
         # What went wrong before somebody wanted to be told is over for him.
-        _write_note(note, book.stat().st_size if book.exists() else 0)
+        place = book.stat().st_size if book.exists() else 0
+        _write_note(note, place)
     while not stop.is_set():
-        for alert, end in read_lines(book, int(note.read_text(encoding="ascii") or "0")):
+        for alert, end in read_lines(book, place):
             _post(url, alert)
-            _write_note(note, end)
+            place = end
+            _write_note(note, place)
         stop.wait(LOOK_SECONDS)
 
 
@@ -326,10 +331,17 @@ def _post(url: str, alert: Alert) -> None:
         raise UnavailableError(f"the webhook answers {error.code} to alert {alert.id}; trying on") from error
     except OSError as error:
         raise OutsideError(f"the webhook takes no alert: {error}; trying on") from error
+    except (http.client.HTTPException, ValueError) as error:
+        # What it says may hold the address.
+        raise OutsideError(f"the webhook takes no alert ({type(error).__name__}); trying on") from error
 
 
 def _write_note(path: Path, place: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".new")
-    temporary.write_text(str(place), encoding="ascii")
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(str(place), encoding="ascii")
+        temporary.replace(path)
+    except OSError as error:
+        # A full disk is what somebody wants to hear of, once.
+        _LOGGER.warning("how far alerts were posted cannot be noted: %s", error)

@@ -21,7 +21,7 @@ from running import call, headrace, lines, running, wait_until
 
 
 class Hook(ThreadingHTTPServer):
-    """A webhook that fails at first, and keeps what it has taken."""
+    """A webhook that fails at first, the first time with what is no HTTP, and keeps what it has taken."""
 
     daemon_threads = True
 
@@ -49,6 +49,9 @@ class _Answers(BaseHTTPRequestHandler):
         fails = self.server.asked <= self.server.failures
         if not fails:
             self.server.taken.append(json.loads(body))
+        if self.server.asked == 1 and fails:
+            self.wfile.write(b"220 mail is welcome\r\n")
+            return
         self.send_response(500 if fails else 204)
         self.end_headers()
 
@@ -153,6 +156,26 @@ def test_a_webhook_that_failed_hears_each_line_once_also_after_a_restart(tmp_pat
             poster.join()
     assert [(one["id"], one["state"]) for one in hook.taken] == [("a-1", "open"), ("a-1", "closed")]
     assert hook.asked == 5
+
+
+def test_a_webhook_hears_each_line_once_where_nothing_can_be_noted(tmp_path):
+    stop = threading.Event()
+    with Hook(failures=0) as hook:
+        shop = make_project(tmp_path / "shop", f'[watch]\nwebhook = "{hook.url}"\n')
+        with open_project(shop) as project:
+            path = project.profile.state / FILE
+            # As on a full disk: the note has no room.
+            path.with_suffix(".new").mkdir(parents=True)
+            poster = threading.Thread(target=post_as_loops_do, args=(project, stop))
+            poster.start()
+            book = Book(path)
+            for number in range(2):
+                finding = Finding(kind="disk", subject=f"disk {number}", text="full", advice="make room")
+                book.note([finding], Now(0, 0))
+                wait_until(lambda least=number: len(hook.taken) > least)
+            stop.set()
+            poster.join()
+    assert [one["id"] for one in hook.taken] == ["a-1", "a-2"]
 
 
 def post_as_loops_do(project, stop):
