@@ -164,8 +164,9 @@ def test_a_webhook_hears_each_line_once_where_nothing_can_be_noted(tmp_path):
         shop = make_project(tmp_path / "shop", f'[watch]\nwebhook = "{hook.url}"\n')
         with open_project(shop) as project:
             path = project.profile.state / FILE
-            # As on a full disk: the note has no room.
+            # As on a full disk: no later note has room.
             path.with_suffix(".new").mkdir(parents=True)
+            path.with_suffix(".posted").write_text("0")
             poster = threading.Thread(target=post_as_loops_do, args=(project, stop))
             poster.start()
             book = Book(path)
