@@ -28,11 +28,11 @@ from headrace.base.telemetry import get_logger, read_values
 from headrace.collect.app import CLICKS
 from headrace.collect.dimensions import Dimensions
 from headrace.collect.settler import GROUP as SETTLER
-from headrace.endpoints.serving import TRIAL
+from headrace.endpoints.serving import find_trials
 from headrace.events.decision import DECISIONS
 from headrace.events.dimension import text_of
 from headrace.events.settled import EVENTS, PROGRESS_HEADERS
-from headrace.experiments.experiment import ARMS, Trial, decode_trial
+from headrace.experiments.experiment import ARMS, Trial
 from headrace.features import Column
 from headrace.features.tiles import Row
 from headrace.models import open_bundle
@@ -92,8 +92,8 @@ class Lookout:
         self._processes, self._visitors = Processes(), Visitors()
         self._settler, self._updater = Lag(SETTLER, CLICKS, "settler"), Lag("updater", EVENTS, "updater")
         self._lake = Freshness(project.profile.settings.sink.flush_seconds)
-        self._arms: Arms | None = None
-        self._trial: Trial | None = None
+        self._arms: dict[str, Arms] = {}
+        self._trials: dict[str, Trial] = {}
         # What came before the first page is a past that somebody has loaded: all of it is late.
         self._first_page_us: int | None = None if project.declared.pages else 0
         self._counted: dict[str, float] = {}
@@ -119,12 +119,17 @@ class Lookout:
         judges += [self._settler, self._updater]
         if "sink" in self._running:
             judges.append(self._lake)
-        if self._arms is not None and self._trial is not None and self._trial.status == "running":
-            judges.append(self._arms)
+        # Who comes often is in the newest pages rather, and one arm may bring more of them.
+        judges += [self._arms[name] for name, one in self._trials.items() if name in self._arms and self._knows(one)]
         for judge in judges:
             yield from judge.judge(now)
         free_bytes = shutil.disk_usage(self._project.folder).free
         yield from judge_disk(free_bytes, self._project.profile.settings.watch.free_gb * 1e9)
+
+    def _knows(self, trial: Trial) -> bool:
+        """Returns whether all pages of a trial were read."""
+        began = trial.positions.get(DECISIONS, (0,) * len(self._decisions.starts))
+        return all(start <= place for start, place in zip(self._decisions.starts, began, strict=False))
 
     # What is read of topics.
 
@@ -135,7 +140,7 @@ class Lookout:
             row = _read_event(message.value or b"")
         except msgspec.MsgspecError:
             return False
-        if not self._tally.read[message.partition] and not self._events.is_whole:
+        if not self._tally.read[message.partition] and any(self._events.starts):
             self._tally.horizon_us = max(self._tally.horizon_us, row.received_us + self._late_us)
         self._tally.add(row, message.partition)
         at = {"machine_us": message.time_us, "project_us": row.received_us}
@@ -189,8 +194,8 @@ class Lookout:
                 found = msgspec.json.decode(path.read_bytes())
                 self._processes.add_failure(found["loop"], found["message"], at_us=found["at_us"])
         self._read_positions(now)
-        newest = [decode_trial(one.value) for one in self._project.registry.newest(TRIAL).values()]
-        self._trial = next((one for one in newest if self._arms is not None and one.id == self._arms.trial), None)
+        self._trials = {trial.id: trial for trial in find_trials(self._project.registry).values()}
+        self._arms = {name: arms for name, arms in self._arms.items() if name in self._trials}
 
     def _read_positions(self, now: Now) -> None:
         topics = self._project.topics
@@ -205,12 +210,11 @@ class Lookout:
     # What judges ask for.
 
     def _find_arms(self, trial: str) -> Arms:
-        """Returns the judge of a trial; of several the one that pages were made for last is watched."""
-        if self._arms is None or self._arms.trial != trial:
-            rows = [decode_trial(one.value) for one in self._project.registry.newest(TRIAL).values()]
-            weights = next((one.weights for one in rows if one.id == trial), (1.0,) * len(ARMS))
-            self._arms = Arms(trial, ARMS, weights)
-        return self._arms
+        """Returns the judge of a trial."""
+        if trial not in self._arms:
+            weights = {one.id: one.weights for one in find_trials(self._project.registry).values()}
+            self._arms[trial] = Arms(trial, ARMS, weights.get(trial, (1.0,) * len(ARMS)))
+        return self._arms[trial]
 
     def _all_columns(self) -> list[Column]:
         found = {column.identity: column for column in self._project.declared.columns}

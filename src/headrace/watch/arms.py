@@ -10,6 +10,8 @@ from headrace.watch.alert import Finding, Now
 
 ALPHA = 1e-5
 """One healthy trial in so many is accused, however long it lasts and however often it is looked at."""
+MOST_VISITORS = 300_000
+"""Whoever comes after so many visitors of a trial is not counted: each takes 130 bytes."""
 
 
 class Arms:
@@ -23,7 +25,7 @@ class Arms:
 
     def add(self, visitor: str, arm: str) -> None:
         """Takes in a page of a visitor."""
-        if visitor not in self._visitors and arm in self._counts:
+        if visitor not in self._visitors and arm in self._counts and len(self._visitors) < MOST_VISITORS:
             self._visitors.add(visitor)
             self._counts[arm] += 1
 

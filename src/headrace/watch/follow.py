@@ -21,9 +21,9 @@ class Follower:
         self._checked_at = time.monotonic()
         bounds = topics.bounds(name)
         self._most = max(most // len(bounds), 1)
-        self._offsets = {p: max(bound.start, bound.end - self._most) for p, bound in enumerate(bounds)}
-        self.is_whole = not any(self._offsets.values())
-        """Whether it has read the topic from its very beginning on."""
+        self.starts = tuple(max(bound.start, bound.end - self._most) for bound in bounds)
+        """Where in each partition it has begun."""
+        self._offsets = dict(enumerate(self.starts))
         self.is_level = False
         """Whether at its last read all but the newest was read."""
 
