@@ -15,7 +15,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,21 +25,21 @@ import msgspec
 
 from headrace.base.clock import Clock, WorldClock, machine_us
 from headrace.base.errors import CallError, HeadraceError, OutsideError, UnavailableError
-from headrace.base.telemetry import get_logger, read_values
+from headrace.base.telemetry import Metric, Metrics, get_logger, read_values
 from headrace.collect.app import CLICKS
 from headrace.collect.dimensions import Dimensions
 from headrace.collect.settler import GROUP as SETTLER
 from headrace.endpoints.serving import find_trials
-from headrace.events.decision import DECISIONS
+from headrace.events.decision import DECISIONS, is_decision
 from headrace.events.dimension import text_of
-from headrace.events.settled import EVENTS, PROGRESS_HEADERS
+from headrace.events.settled import EVENTS, FAILED, is_row
 from headrace.experiments.experiment import ARMS, Trial
 from headrace.features import Column
 from headrace.features.tiles import Row
 from headrace.models import open_bundle
 from headrace.project import OpenProject
 from headrace.topics import Message
-from headrace.watch.alert import FILE, Alert, Book, Finding, Judge, Now, read_lines
+from headrace.watch.alert import FILE, KINDS, Alert, Book, Finding, Judge, Now, read_lines
 from headrace.watch.arms import Arms
 from headrace.watch.drift import Inputs, Scores
 from headrace.watch.follow import Follower
@@ -47,8 +48,18 @@ from headrace.watch.processes import Processes
 from headrace.watch.share import Visitors, make_shares
 from headrace.watch.skew import Made, Skew, Tally
 
+METRICS = (
+    Metric("headrace_watch_alerts_total", "Alerts opened, by kind.", labels={"kind": (*KINDS,)}),
+    Metric("headrace_watch_open_alerts", "Alerts that are open, by kind.", "gauge", labels={"kind": (*KINDS,)}),
+    Metric("headrace_watch_lag_records", "Events and pages that the watcher has not read yet.", "gauge"),
+    Metric("headrace_watch_look_seconds", "Time that the last look took.", "gauge"),
+    Metric("headrace_watch_looked_timestamp_seconds", "When it looked last, in seconds since 1970.", "gauge"),
+)
+
 LOOK_SECONDS = 0.5
-_STATE_SECONDS = 1.0
+# What lies between two looks counts as this much at most: the machine slept, or everything was stopped.
+_WATCHED_US = 2_000_000
+_STATE_US = 1_000_000
 _MOST_EVENTS = 200_000
 _MOST_DECISIONS = 40_000
 # A world at 3,600 times our pace is an hour older with each second that its clients wait for a door.
@@ -90,41 +101,56 @@ class Lookout:
         self.skew = Skew(self._columns_of, self._find_attributes)
         self._inputs, self._scores = Inputs(columns), Scores()
         self._processes, self._visitors = Processes(), Visitors()
-        self._settler, self._updater = Lag(SETTLER, CLICKS, "settler"), Lag("updater", EVENTS, "updater")
-        self._lake = Freshness(project.profile.settings.sink.flush_seconds)
+        self._settler, self._updater = Lag(SETTLER, CLICKS), Lag("updater", EVENTS)
+        flush_seconds = project.profile.settings.sink.flush_seconds
+        self._tables = {name: Freshness(name, flush_seconds) for name in (EVENTS, DECISIONS, FAILED)}
         self._arms: dict[str, Arms] = {}
         self._trials: dict[str, Trial] = {}
         # What came before the first page is a past that somebody has loaded: all of it is late.
         self._first_page_us: int | None = None if project.declared.pages else 0
         self._counted: dict[str, float] = {}
-        self._stated_at = float("-inf")
+        self._stated_us: int | None = None
         self._running: dict[str, dict[str, int]] = {}
 
-    def look(self, now: Now) -> list[Finding] | None:
-        """Returns what is wrong; None as long as there is more to read first."""
-        rows_us = [one.time_us for one in self._decisions.read() if self._take_decision(one)]
-        rows_us += [one.time_us for one in self._events.read() if self._take_event(one)]
-        self._count(rows_us, now)
-        if time.monotonic() - self._stated_at > _STATE_SECONDS:
-            self._stated_at = time.monotonic()
-            self._read_state(now)
-        if not (self._events.is_level and self._decisions.is_level):
-            return None
-        self._dimensions.refresh()
-        self.skew.compare(self._tally, now)
-        return list(self._judge(now))
+    @property
+    def behind(self) -> int:
+        """How many events and pages it has not read yet."""
+        return self._events.behind + self._decisions.behind
 
-    def _judge(self, now: Now) -> Iterator[Finding]:
-        judges: list[Judge] = [*self.shares.values(), self.skew, self._inputs, self._scores, self._processes]
-        judges += [self._settler, self._updater]
-        if "sink" in self._running:
-            judges.append(self._lake)
-        # Who comes often is in the newest pages rather, and one arm may bring more of them.
-        judges += [self._arms[name] for name, one in self._trials.items() if name in self._arms and self._knows(one)]
-        for judge in judges:
-            yield from judge.judge(now)
+    @property
+    def is_level(self) -> bool:
+        """Whether at its last look all but the newest was read: before, what is read is not judged."""
+        return self._events.is_level and self._decisions.is_level
+
+    def look(self, now: Now) -> list[Finding]:
+        """Returns what is wrong."""
+        decided_us = [one.time_us for one in self._decisions.read() if self._take_decision(one)]
+        happened_us = [one.time_us for one in self._events.read() if self._take_event(one)]
+        self._count({DECISIONS: decided_us, EVENTS: happened_us}, now)
+        if self._stated_us is None or now.watched_us - self._stated_us >= _STATE_US:
+            self._stated_us = now.watched_us
+            self._read_state(now)
+        judges: list[Judge] = [self._processes, self._settler, self._updater]
+        if self.is_level:
+            self._dimensions.refresh()
+            self.skew.compare(self._tally, now)
+            judges += self._list_readers()
+        found = [one for judge in judges for one in judge.judge(now)]
         free_bytes = shutil.disk_usage(self._project.folder).free
-        yield from judge_disk(free_bytes, self._project.profile.settings.watch.free_gb * 1e9)
+        return [*found, *judge_disk(free_bytes, self._project.profile.settings.watch.free_gb * 1e9)]
+
+    def _list_readers(self) -> Iterator[Judge]:
+        """Yields the judges of what is read of topics."""
+        yield from self.shares.values()
+        yield self.skew
+        yield self._inputs
+        yield self._scores
+        if "sink" in self._running:
+            yield from self._tables.values()
+        # Who comes often is in the newest pages rather, and one arm may bring more of them.
+        yield from (
+            self._arms[name] for name, trial in self._trials.items() if name in self._arms and self._knows(trial)
+        )
 
     def _knows(self, trial: Trial) -> bool:
         """Returns whether all pages of a trial were read."""
@@ -134,10 +160,11 @@ class Lookout:
     # What is read of topics.
 
     def _take_event(self, message: Message) -> bool:
-        if message.headers == PROGRESS_HEADERS:
+        value = message.value or b""
+        if not is_row(value, message.headers):
             return False
         try:
-            row = _read_event(message.value or b"")
+            row = _read_event(value)
         except msgspec.MsgspecError:
             return False
         if not self._tally.read[message.partition] and any(self._events.starts):
@@ -153,8 +180,11 @@ class Lookout:
         return True
 
     def _take_decision(self, message: Message) -> bool:
+        value = message.value or b""
+        if not is_decision(value):
+            return False
         try:
-            made = _read_made(message.value or b"")
+            made = _read_made(value)
         except msgspec.MsgspecError:
             return False
         if self._first_page_us is None:
@@ -169,7 +199,7 @@ class Lookout:
 
     # What else the loop leaves behind.
 
-    def _count(self, rows_us: Sequence[int], now: Now) -> None:
+    def _count(self, rows_us: Mapping[str, Sequence[int]], now: Now) -> None:
         values = read_values(self._project.profile.state / "metrics")
         totals = {
             "settled": values.get("headrace_settle_events_total", 0.0),
@@ -183,12 +213,14 @@ class Lookout:
         bad, whole = int(more["failed"]), int(more["settled"] + more["failed"])
         self.shares["failed"].add(bad, whole, **at)
         self.shares["duplicates"].add(int(more["repeats"]), whole + int(more["repeats"]), **at)
-        self._lake.add(rows_us, values.get("headrace_sink_commits_total", 0.0), machine_us=now.machine_us)
+        rows_us = {**rows_us, FAILED: [now.machine_us] * bad}
+        for name, table in self._tables.items():
+            table.add(rows_us[name], values.get(f'headrace_sink_commits_total{{topic="{name}"}}', 0.0), now)
 
     def _read_state(self, now: Now) -> None:
         run = self._project.profile.state / "run"
         self._running = read_running(run)
-        self._processes.add(self._running, machine_us=now.machine_us)
+        self._processes.add(self._running, now)
         for path in run.glob("*.failure"):
             with contextlib.suppress(OSError, msgspec.MsgspecError, KeyError):
                 found = msgspec.json.decode(path.read_bytes())
@@ -201,11 +233,11 @@ class Lookout:
         topics = self._project.topics
         saved = {one.position.partition: one.position.offset for one in topics.groups(CLICKS) if one.group == SETTLER}
         if saved:
-            self._settler.add([bound.end for bound in topics.bounds(CLICKS)], saved, machine_us=now.machine_us)
+            self._settler.add([bound.end for bound in topics.bounds(CLICKS)], saved, now)
         state = self._project.online.read_state() if self._project.declared.columns else None
         if state is not None and state.incarnation == topics.describe(EVENTS).incarnation:
-            ends = [bound.end for bound in topics.bounds(EVENTS)]
-            self._updater.add(ends, dict(enumerate(state.offsets)), machine_us=now.machine_us)
+            # As far as there are records: on Kafka the ends may be markers of transactions, which nobody reads.
+            self._updater.add([*self._events.offsets.values()], dict(enumerate(state.offsets)), now)
 
     # What judges ask for.
 
@@ -257,21 +289,51 @@ def _is_held(lock: Path) -> bool:
     return False
 
 
+def tell_instants(clock: Clock, *, monotonic_ns: Callable[[], int] = time.monotonic_ns) -> Iterator[Now]:
+    """Yields the instant of each look."""
+    watched_us, before_ns = 0, monotonic_ns()
+    while True:
+        at_ns = monotonic_ns()
+        watched_us += min((at_ns - before_ns) // 1000, _WATCHED_US)
+        before_ns = at_ns
+        yield Now(machine_us(), clock.now_us(), watched_us)
+
+
 def look_out(project: OpenProject, turn: threading.Lock, stop: threading.Event) -> None:  # noqa: ARG001 - it starts nothing
     """Looks twice a second, until it is told to stop."""
-    book, lookout = Book(project.profile.state / FILE), Lookout(project)
-    while not stop.is_set():
-        now = Now(machine_us(), project.clock.now_us())
+    try:
+        _look_on(project, stop)
+    except OSError as error:
+        raise UnavailableError(f"the watcher cannot read or write what it needs: {error}") from error
+
+
+def _look_on(project: OpenProject, stop: threading.Event) -> None:
+    state = project.profile.state
+    metrics = Metrics(METRICS, folder=state / "metrics", process="watcher")
+    book, lookout = Book(state / FILE), Lookout(project)
+    for now in tell_instants(project.clock):
+        if stop.is_set():
+            return
+        began_at = time.monotonic()
         found = lookout.look(now)
-        if found is None:
-            continue
-        try:
-            changed = book.note(found, now)
-        except OSError as error:
-            raise UnavailableError(f"cannot write down what is wrong: {error}") from error
+        changed = book.note(found, now, is_whole=lookout.is_level)
         for alert in changed:
             _tell(alert)
-        stop.wait(LOOK_SECONDS)
+        _measure(metrics, changed, book)
+        metrics.count("headrace_watch_lag_records").set(lookout.behind)
+        metrics.count("headrace_watch_look_seconds").set(time.monotonic() - began_at)
+        metrics.count("headrace_watch_looked_timestamp_seconds").set(now.machine_us / 1e6)
+        if lookout.is_level:
+            stop.wait(LOOK_SECONDS)
+
+
+def _measure(metrics: Metrics, changed: Iterable[Alert], book: Book) -> None:
+    for alert in changed:
+        if alert.state == "open":
+            metrics.count("headrace_watch_alerts_total", alert.kind).add()
+    standing = Counter(alert.kind for alert in book.standing)
+    for kind in KINDS:
+        metrics.count("headrace_watch_open_alerts", kind).set(standing[kind])
 
 
 def _tell(alert: Alert) -> None:

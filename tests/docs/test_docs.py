@@ -21,6 +21,7 @@ from headrace.endpoints.app import METRICS as PAGE_METRICS
 from headrace.events.decision import DEGRADED
 from headrace.events.settled import FLAGS, REASONS
 from headrace.experiments.verdict import OUTCOMES
+from headrace.lookout import METRICS as WATCH_METRICS
 from headrace.profile import Settings, list_keys
 from headrace.project import ROLES, load_project
 from headrace.stream import METRICS as STREAM_METRICS
@@ -203,7 +204,7 @@ def test_every_key_has_its_sentence():
 
 def test_every_metric_has_its_sentence():
     page = _text(DOCS / "how-to" / "metrics-and-logs.md")
-    for metric in (*COLLECT_METRICS, *PAGE_METRICS, *STREAM_METRICS):
+    for metric in (*COLLECT_METRICS, *PAGE_METRICS, *STREAM_METRICS, *WATCH_METRICS):
         labels = f"{{{','.join(metric.labels)}}}" if metric.labels else ""
         assert f"| `{metric.name}{labels}` | {metric.kind} | {metric.help}" in page
 

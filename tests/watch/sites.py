@@ -97,7 +97,7 @@ class Site:
             self.look()
 
     def look(self):
-        now = Now(self.looked_us // RATE, self.looked_us)
+        now = Now(self.looked_us // RATE, self.looked_us, self.looked_us // RATE)
         self.skew.compare(self.tally, now)
         judges = (*self.shares.values(), self.inputs, self.scores, self.arms, self.skew)
         self.book.note([found for judge in judges for found in judge.judge(now)], now)

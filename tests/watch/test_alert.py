@@ -14,7 +14,7 @@ def found(kind="drift", subject="genre", *, is_clear=True):
 
 
 def at(second):
-    return Now(second * SECOND, 3600 * second * SECOND)
+    return Now(second * SECOND, 3600 * second * SECOND, second * SECOND)
 
 
 def test_an_alert_is_said_once_and_closed_when_it_is_over(tmp_path):
@@ -35,6 +35,14 @@ def test_what_is_not_clear_keeps_an_alert_open_and_opens_none(tmp_path):
     assert book.note([found(is_clear=False)], at(0)) == []
     assert len(book.note([found()], at(1))) == 1
     assert [book.note([found(is_clear=False)], at(second)) for second in range(2, 60)] == [[]] * 58
+
+
+def test_what_nobody_looked_at_is_not_over(tmp_path):
+    book = Book(tmp_path / "alerts.jsonl")
+    book.note([found()], at(0))
+    assert [book.note([], at(second), is_whole=False) for second in range(1, 60)] == [[]] * 59
+    assert [one.kind for one in book.standing] == ["drift"]
+    assert [one.state for one in book.note([], at(70))] == ["closed"]
 
 
 def test_a_subject_of_its_own_is_an_alert_of_its_own(tmp_path):

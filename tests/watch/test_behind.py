@@ -2,6 +2,8 @@
 
 import pytest
 
+from headrace.base.clock import RealClock
+from headrace.lookout import tell_instants
 from headrace.watch.alert import Now
 from headrace.watch.lag import Freshness, Lag, judge_disk
 from headrace.watch.processes import Processes
@@ -10,47 +12,51 @@ SECOND = 1_000_000
 
 
 def clear(judge, second):
-    return [one for one in judge.judge(Now(int(second * SECOND), 0)) if one.is_clear]
+    return [one for one in judge.judge(at(second)) if one.is_clear]
+
+
+def at(second):
+    return Now(second * SECOND, 0, second * SECOND)
 
 
 def test_a_reader_that_keeps_up_has_no_lag_however_much_comes():
-    lag = Lag("settler", "clicks", "settler")
+    lag = Lag("settler", "clicks")
     for second in range(300):
-        lag.add(
-            [1000 * second, 500 * second], {0: 1000 * second - 900, 1: 500 * second - 400}, machine_us=second * SECOND
-        )
-        assert not list(lag.judge(Now(second * SECOND, 0)))
+        lag.add([1000 * second, 500 * second], {0: 1000 * second - 900, 1: 500 * second - 400}, at(second))
+        assert not list(lag.judge(at(second)))
 
 
 def test_a_reader_that_stands_still_lags_after_half_a_minute_until_it_has_caught_up():
-    lag, told = Lag("settler", "clicks", "settler"), []
+    lag, told = Lag("settler", "clicks"), []
     for second in range(100):
         end, position = 10 * second, 100 if 10 < second < 60 else 10 * second
-        lag.add([end], {0: position}, machine_us=second * SECOND)
+        lag.add([end], {0: position}, at(second))
         told += [second] if clear(lag, second) else []
     assert (told[0], told[-1]) == (42, 59)
-    lag.add([10_000], {0: 0}, machine_us=200 * SECOND)
+    lag.add([10_000], {0: 0}, at(200))
     (found,) = clear(lag, 240)
     assert found.text == "the settler is 40 s behind: 10,000 records of 'clicks' wait"
 
 
 def test_a_lake_is_old_when_rows_wait_and_nothing_is_committed():
-    lake, told = Freshness(1.0), []
+    lake, told = Freshness("events", 1.0), []
     for second in range(120):
         # Without rows it may rest as long as it likes.
         rows_us = [second * SECOND - 9] * (5 if second >= 50 else 0)
-        lake.add(rows_us, float(min(second, 10)), machine_us=second * SECOND)
+        lake.add(rows_us, float(min(second, 10)), at(second))
         told += [second] if clear(lake, second) else []
     assert told[0] == 82
-    lake.add([121 * SECOND - 9], 11.0, machine_us=121 * SECOND)
+    (found,) = clear(lake, 119)
+    assert (found.subject, found.text[:46]) == ("table events", "the table 'events' has taken nothing for 69 s,")
+    lake.add([121 * SECOND - 9], 11.0, at(121))
     assert not clear(lake, 122)
 
 
 def test_rows_of_before_a_commit_wait_for_no_other_one():
-    lake = Freshness(1.0)
+    lake = Freshness("events", 1.0)
     # A watcher that begins reads all of the past, and a row may be read after the commit that holds it.
-    lake.add([1, 2, 3], 7.0, machine_us=100 * SECOND)
-    lake.add([99 * SECOND], 7.0, machine_us=101 * SECOND)
+    lake.add([1, 2, 3], 7.0, at(100))
+    lake.add([99 * SECOND], 7.0, at(101))
     assert not clear(lake, 500)
 
 
@@ -74,15 +80,15 @@ def test_processes_that_end_with_their_supervisor_are_no_alert():
     processes = Processes()
     for second in range(60):
         running = {"settler": {"stream": 7}} if second < 20 else {}
-        processes.add(running, machine_us=second * SECOND)
-        assert not list(processes.judge(Now(second * SECOND, 0)))
+        processes.add(running, at(second))
+        assert not list(processes.judge(at(second)))
 
 
 def watch_pids(pid_at):
     processes, told = Processes(), []
     for second in range(120):
         crew = {} if pid_at(second) is None else {"stream": pid_at(second)}
-        processes.add({"sink": crew, "settler": crew, "collector": {"doors": 3}}, machine_us=second * SECOND)
+        processes.add({"sink": crew, "settler": crew, "collector": {"doors": 3}}, at(second))
         told += [(second, one.text) for one in clear(processes, second)]
     return told
 
@@ -98,7 +104,32 @@ def test_a_loop_that_fails_for_long_is_an_alert_with_its_reason():
     processes.add_failure("settler", "UnavailableError: the broker is away", at_us=125 * SECOND)
     (found,) = clear(processes, 126)
     assert (found.subject, "the broker is away" in found.text) == ("loop settler", True)
-    assert not clear(processes, 150)
+    assert not clear(processes, 170)
+
+
+def test_a_loop_whose_peers_are_killed_in_turn_is_no_alert():
+    processes = Processes()
+    for second in (0, 12, 24):
+        # Each is read many times.
+        for _ in range(5):
+            processes.add_failure("settler", "UnavailableError: the writer has died", at_us=second * SECOND)
+        assert not clear(processes, second + 1)
+
+
+def test_nobody_is_behind_for_having_slept_and_whoever_does_not_wake_is():
+    lag, lake, processes, told = Lag("settler", "clicks"), Freshness("events", 1.0), Processes(), []
+    # A laptop's lid was closed for an hour, while a click, a row and a process were on their way.
+    monotonic = iter([0, 0, 1, 2, *range(3602, 3662)])
+    for second, now in enumerate(tell_instants(RealClock(), monotonic_ns=lambda: next(monotonic) * 10**9)):
+        if second == 60:
+            break
+        lag.add([10], {0: 9}, now)
+        lake.add([now.machine_us + 1], 7.0, now)
+        processes.add({"sink": {"stream": 7} if second < 2 else {}}, now)
+        told += [(second, one.kind) for judge in (lag, lake, processes) for one in judge.judge(now) if one.is_clear]
+    assert {kind: min(second for second, one in told if one == kind) for _, kind in told} == {
+        "dead-role": 10, "lag": 30, "freshness": 31,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("free", "states"), [(2e9, []), (1.05e9, [False]), (0.9e9, [True])])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -74,6 +75,7 @@ def told(folder, *words):
 
 @pytest.mark.slow
 def test_a_broken_project_is_told_of_once_everywhere(tmp_path):
+    began_at = time.time()
     with Hook(failures=2) as hook:
         shop = make_project(tmp_path / "shop", f'[watch]\nwebhook = "{hook.url}"\n')
         with running(shop) as up:
@@ -96,6 +98,10 @@ def test_a_broken_project_is_told_of_once_everywhere(tmp_path):
             wait_until(lambda: {one["id"] for one in hook.taken if one["state"] == "open"} == {"a-1", "a-2"})
             opened = [one["id"] for one in hook.taken if one["state"] == "open"]
             assert opened == ["a-1", "a-2"]
+            told_of = up.get("/metrics").body.decode()
+            assert 'headrace_watch_alerts_total{kind="duplicates"} 1\n' in told_of
+            assert 'headrace_watch_alerts_total{kind="drift"} 0\n' in told_of
+            assert float(told_of.partition("\nheadrace_watch_looked_timestamp_seconds ")[2].split()[0]) > began_at
             assert "alert a-1, duplicates" in up.log.read_text()
             assert "secret" not in up.log.read_text()
 
@@ -114,11 +120,11 @@ def test_harm_that_cannot_be_undone_is_told_beside_its_alert(tmp_path, monkeypat
         book = Book(victim.project.profile.state / FILE)
 
         def harm(stop):
-            book.note([Finding(kind="disk", subject="disk", text="full", advice="make room")], Now(0, 0))
+            book.note([Finding(kind="disk", subject="disk", text="full", advice="make room")], Now(0, 0, 0))
             stop.wait()
             # Undoing it took so long that the alert is over.
-            book.note([], Now(1, 1))
-            book.note([], Now(20_000_000, 2))
+            book.note([], Now(1, 1, 1))
+            book.note([], Now(20_000_000, 2, 20_000_000))
             raise OSError("the ballast cannot be removed")
 
         return harm
@@ -142,12 +148,12 @@ def test_a_webhook_that_failed_hears_each_line_once_also_after_a_restart(tmp_pat
             wait_until(lambda: path.with_suffix(".posted").exists())
             book = Book(path)
             finding = Finding(kind="disk", subject="disk", text="full", advice="make room")
-            book.note([finding], Now(0, 0))
+            book.note([finding], Now(0, 0, 0))
             wait_until(lambda: len(hook.taken) == 1)
             stop.set()
             poster.join()
-            book.note([], Now(1, 1))
-            book.note([], Now(20_000_000, 2))
+            book.note([], Now(1, 1, 1))
+            book.note([], Now(20_000_000, 2, 20_000_000))
             stop.clear()
             poster = threading.Thread(target=post_as_loops_do, args=(project, stop))
             poster.start()
@@ -172,7 +178,7 @@ def test_a_webhook_hears_each_line_once_where_nothing_can_be_noted(tmp_path):
             book = Book(path)
             for number in range(2):
                 finding = Finding(kind="disk", subject=f"disk {number}", text="full", advice="make room")
-                book.note([finding], Now(0, 0))
+                book.note([finding], Now(0, 0, 0))
                 wait_until(lambda least=number: len(hook.taken) > least)
             stop.set()
             poster.join()

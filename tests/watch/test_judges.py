@@ -44,7 +44,7 @@ def test_what_is_read_late_of_another_partition_is_not_of_now():
     for machine_us, bots in ((1_000_000_000, 0), (100_000_000, 100)):
         for number in range(300):
             share.add(number < bots, 1, machine_us=machine_us, project_us=machine_us)
-    assert list(share.judge(Now(1_001_000_000, 1_001_000_000))) == []
+    assert list(share.judge(Now(1_001_000_000, 1_001_000_000, 0))) == []
 
 
 def test_what_came_before_a_long_silence_is_no_reference():

@@ -33,9 +33,10 @@ class _Bundle:
 
 def look(project):
     lookout = Lookout(project)
-    now = Now(machine_us(), BEGAN_US)
-    while (found := lookout.look(now)) is None:
-        pass
+    now = Now(machine_us(), BEGAN_US, 0)
+    found = lookout.look(now)
+    while not lookout.is_level:
+        found = lookout.look(now)
     return {(one.kind, one.subject): one for one in found if one.is_clear}
 
 

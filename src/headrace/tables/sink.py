@@ -29,7 +29,7 @@ _LOGS = ("events", "failed", "decisions")
 
 METRICS = (
     Metric("headrace_sink_rows_total", "Rows committed to tables."),
-    Metric("headrace_sink_commits_total", "Commits to tables."),
+    Metric("headrace_sink_commits_total", "Commits to tables.", labels={"topic": (*_LOGS, "dimensions")}),
     Metric("headrace_sink_conflicts_total", "Commits that were refused because somebody else had moved the table."),
     Metric(
         "headrace_sink_lag_records",
@@ -101,8 +101,9 @@ class Sink:
         self._loaded_version = table.version
         self._renewed_at = float("-inf")
         self._rows = metrics.count("headrace_sink_rows_total")
-        self._commits = metrics.count("headrace_sink_commits_total")
-        self._lag = metrics.count("headrace_sink_lag_records", topic if topic in _LOGS else "dimensions")
+        label = topic if topic in _LOGS else "dimensions"
+        self._commits = metrics.count("headrace_sink_commits_total", label)
+        self._lag = metrics.count("headrace_sink_lag_records", label)
         self._skipped = metrics.count("headrace_sink_skipped_total")
         self._conflicts = metrics.count("headrace_sink_conflicts_total")
         self._seconds = metrics.measure("headrace_sink_commit_seconds")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -70,6 +70,8 @@ class Now(msgspec.Struct, frozen=True):
 
     machine_us: int
     project_us: int
+    watched_us: int
+    """For how long has been looked: it stands still while the machine sleeps, or everything is stopped."""
 
 
 class Judge(Protocol):
@@ -96,19 +98,29 @@ class Book:
             if alert.state == "open":
                 self._open[alert.kind, alert.subject] = alert
 
-    def note(self, findings: Iterable[Finding], now: Now) -> list[Alert]:
-        """Returns the alerts that begin or end with what was found at a look, and writes them down."""
+    @property
+    def standing(self) -> Collection[Alert]:
+        """The alerts that are open."""
+        return self._open.values()
+
+    def note(self, findings: Iterable[Finding], now: Now, *, is_whole: bool = True) -> list[Alert]:
+        """Returns the alerts that begin or end with what was found at a look, and writes them down.
+
+        None ends with a look that was not whole: what was not looked at may last.
+        """
         changed = []
         for found in findings:
             key = (found.kind, found.subject)
             if found.is_clear or key in self._open:
-                self._found_us[key] = now.machine_us
+                self._found_us[key] = now.watched_us
             if found.is_clear and key not in self._open:
                 self._number += 1
                 changed.append(_alert_of(found, f"a-{self._number}", now))
+        if not is_whole:
+            self._found_us |= dict.fromkeys(self._open, now.watched_us)
         for key, alert in self._open.items():
             # Those of before a restart get their time, too.
-            if now.machine_us - self._found_us.setdefault(key, now.machine_us) > _CALM_US:
+            if now.watched_us - self._found_us.setdefault(key, now.watched_us) > _CALM_US:
                 closed = msgspec.structs.replace(
                     alert, at_us=now.machine_us, project_us=now.project_us, state="closed", advice="It is over."
                 )

@@ -23,9 +23,15 @@ class Follower:
         self._most = max(most // len(bounds), 1)
         self.starts = tuple(max(bound.start, bound.end - self._most) for bound in bounds)
         """Where in each partition it has begun."""
-        self._offsets = dict(enumerate(self.starts))
-        self.is_level = False
+        self.offsets = dict(enumerate(self.starts))
+        """Behind which record of each partition it goes on."""
+        self.behind = sum(bound.end for bound in bounds) - sum(self.starts)
+        """How many records it has not read yet."""
+
+    @property
+    def is_level(self) -> bool:
         """Whether at its last read all but the newest was read."""
+        return self.behind < _PORTION
 
     def read(self) -> Sequence[Message]:
         """Returns what comes next, by its time.
@@ -34,12 +40,13 @@ class Follower:
         """
         if time.monotonic() - self._checked_at > _CHECK_SECONDS:
             self._check()
-        messages = self._topics.read(self._name, self._offsets, max_records=_PORTION, wait_seconds=0)
+        messages = self._topics.read(self._name, self.offsets, max_records=_PORTION, wait_seconds=0)
         for message in messages:
-            self._offsets[message.partition] = message.offset + 1
-        # A read ends early where records are long.
-        left = sum(bound.end - self._offsets[p] for p, bound in enumerate(self._topics.bounds(self._name)))
-        self.is_level = not messages or left < _PORTION
+            self.offsets[message.partition] = message.offset + 1
+        ends = {p: bound.end for p, bound in enumerate(self._topics.bounds(self._name))}
+        # On Kafka nothing but the markers of transactions may stand before the ends; a read ends early where records
+        # are long.
+        self.behind = sum(ends[p] - offset for p, offset in self.offsets.items()) if messages else 0
         # Partitions are read one after the other.
         return sorted(messages, key=lambda message: message.time_us)
 
@@ -49,7 +56,7 @@ class Follower:
         if found != self._incarnation:
             raise PositionError(f"topic {self._name!r} was created anew ({found}); what was seen of it is forgotten")
         behind = max(
-            bound.end - self._offsets[partition] for partition, bound in enumerate(self._topics.bounds(self._name))
+            bound.end - self.offsets[partition] for partition, bound in enumerate(self._topics.bounds(self._name))
         )
         if behind > 2 * self._most:
             raise PositionError(f"topic {self._name!r} grows faster than it is watched; going on near its end")
