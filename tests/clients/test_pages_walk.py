@@ -99,7 +99,7 @@ class Walker:
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory):
     """A console on a project that has something for every page."""
-    shop = make_stage(tmp_path_factory.mktemp("pages"))
+    shop = make_stage(tmp_path_factory)
     declared = (shop.folder / "project.py").read_text().replace("Page, Project", "Page, Pipeline, Project")
     nightly = 'pipelines=(Pipeline("nightly", every="1d", steps=(popular,)),))'
     (shop.folder / "project.py").write_text(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 
 import msgspec
 import numpy as np
 
-from console.audience import HOUR, ask, fill, now_us, respond
+from console.audience import HOUR, ask, copy, fill, now_us, respond
 from console.conftest import Shop
 from headrace.models import Bundle
 from headrace.models.gate import GATE, VERSION, Gate, encode_gate
@@ -24,8 +25,14 @@ NAME = "taste-home"
 NASTY = "<script>alert(1)</script>&amp;"
 
 
-def make_stage(folder):
-    """Returns a shop in which a trial has ended, and one event has failed."""
+def make_stage(factory):
+    """Returns a shop of one's own in which a trial has ended, and one event has failed; it is made once in a run."""
+    return copy(_make_stage(factory.getbasetemp() / "stage"), factory.mktemp("pages"))
+
+
+@cache
+def _make_stage(folder):
+    folder.mkdir()
     shop = Shop(folder)
     fill(shop)
     for _ in range(2):

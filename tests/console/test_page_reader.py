@@ -57,7 +57,7 @@ def text_of(answer):
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory):
     """A console on a project that has something for every page."""
-    shop = make_stage(tmp_path_factory.mktemp("pages"))
+    shop = make_stage(tmp_path_factory)
     with running(shop.folder, "console") as up:
         yield up
 
@@ -255,6 +255,10 @@ def ask_reader(folder, script, **options):
 def test_a_reader_that_is_killed_is_begun_anew(staged):
     async def script(reader):
         first = await reader.ask("experiments")
+        os.kill(reader.pid(), signal.SIGKILL)
+        wait_until(lambda: reader._child.companion.poll() is not None)
+        reader.forget()
+        assert await reader.ask("experiments") == first, "nobody hears of one that died while it was asked nothing"
         pid = reader.pid()
         slow = asyncio.create_task(reader.ask("sql", sql="SELECT count(*) FROM range(3000000000) t(n) WHERE n % 7 = 3"))
         await asyncio.sleep(0.2)
