@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
@@ -24,7 +25,7 @@ SINK = Run(
     BEGAN_US + 1,
     ENDED_US,
     inputs=(Data("kafka://broker:9092", "events", positions={"0": (3, 9), "1": (0, 4)}, incarnation="inc"),),
-    outputs=(Data("file:///lake", "events", "17", rows=10),),
+    outputs=(Data("file:///lake", "events", "17", rows=10, columns=(("event_us", "int64"),)),),
 )
 FIT = Run(
     "FIT",
@@ -43,6 +44,7 @@ FACETS = {
     "processing_engine": facet_v2.processing_engine_run.ProcessingEngineRunFacet,
     "errorMessage": facet_v2.error_message_run.ErrorMessageRunFacet,
     "jobType": facet_v2.job_type_job.JobTypeJobFacet,
+    "schema": facet_v2.schema_dataset.SchemaDatasetFacet,
     "version": facet_v2.dataset_version_dataset.DatasetVersionDatasetFacet,
     "outputStatistics": facet_v2.output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet,
 }
@@ -108,6 +110,7 @@ def test_runs_are_told_by_their_beginning_with_start_and_end(events):
     assert events[0]["eventTime"] == "2026-01-05T00:00:00Z"
     assert "outputFacets" not in events[2]["outputs"][0], "nothing was written yet"
     assert events[3]["outputs"][0]["outputFacets"]["outputStatistics"]["rowCount"] == 10
+    assert events[3]["outputs"][0]["facets"]["schema"]["fields"] == [{"name": "event_us", "type": "int64"}]
     assert events[3]["inputs"][0]["facets"]["headrace_positions"]["offsets"] == {"0": [3, 9], "1": [0, 4]}
     assert events[5]["run"]["facets"]["parent"]["run"]["runId"] == events[0]["run"]["runId"] == NIGHTLY.id
 
@@ -124,6 +127,8 @@ def test_run_ids_are_the_same_from_each_reading_and_no_two_alike():
     assert make_run_id(BEGAN_US, "sink.events/1") == make_run_id(BEGAN_US, "sink.events/1")
     ids = [make_run_id(BEGAN_US + 1000 * second, f"sink.events/{n}") for second in range(20) for n in range(50)]
     assert len(set(ids)) == 1_000
+    later = replace(SERVES, began_us=BEGAN_US + 9_000_000, stamp_us=BEGAN_US)
+    assert later.id == replace(SERVES, began_us=BEGAN_US).id, "whatever rows are left of its beginning"
     assert [one[:13] for one in ids] == sorted(one[:13] for one in ids), "they sort by their beginning"
 
 
