@@ -98,6 +98,12 @@ def test_a_world_stands_still_while_its_supervisor_is_frozen_and_never_goes_back
         machine.now_us += 1_000_000
         seen.append(worker.now_us())
     assert seen[-1] - seen[-60] <= 2 * 3_600_000_000
+    # It wakes, as after a laptop's sleep, and freezes again.
+    supervisor.note()
+    seen += [supervisor.now_us(), worker.now_us()]
+    machine.now_us += 60_000_000
+    seen += [worker.now_us(), supervisor.now_us()]
+    assert seen[-1] - seen[-64] <= 4 * 3_600_000_000
     again = opened()
     again.resume()
     seen += [again.now_us(), opened().now_us()]
@@ -117,15 +123,15 @@ def test_a_machine_set_back_does_not_take_a_resumed_world_back(tmp_path):
 def test_a_real_world_goes_on_after_a_stop_and_after_kill_9(tmp_path, number):
     toml = project_toml(clock="world://?rate=3600")
     received = []
-    for _ in range(3):
+    for _ in range(2):
         with running(tmp_path, toml=toml) as up:
             assert up.post("/v1/track", {"anonymousId": "ann"}).status == 200
             received = [decode_door(click["headers"].items()).received_us for click in up.read()]
             up.stop(number)
-    assert len(received) == 3
+    assert len(received) == 2
     assert received == sorted(received)
     # Each start of Python alone takes longer than 20 ms, that is 72 s of this world, if its time passed.
-    assert received[-1] - received[0] < 3 * 10 * 3_600_000_000
+    assert received[-1] - received[0] < 2 * 10 * 3_600_000_000
 
 
 @pytest.mark.parametrize("rate", ["0", "-1", "1e9", "nan", "inf"])

@@ -104,7 +104,7 @@ class WorldClock:
         self.anchor = anchor
         self._path = path
         self._machine = machine
-        self._leads = path is None
+        self._leads = False
 
     @classmethod
     def from_url(cls, url: Url) -> Self:
@@ -122,36 +122,38 @@ class WorldClock:
 
     def now_us(self) -> int:
         """Returns the world's time, which no later start will go behind."""
-        now = self._machine()
-        if self._leads:
-            return self._at(now)
-        if now - self.anchor.machine_us > _NOTE_US and self._path is not None:
+        now, anchor = self._machine(), self.anchor
+        if self._path is None:
+            return self._at(anchor, now)
+        if not self._leads and now - anchor.machine_us > _NOTE_US:
             with contextlib.suppress(OSError, msgspec.DecodeError):
-                self.anchor = msgspec.json.decode(self._path.read_bytes(), type=Anchor)
-        return self._at(min(now, self.anchor.machine_us + _UNNOTED_US))
+                anchor = self.anchor = msgspec.json.decode(self._path.read_bytes(), type=Anchor)
+        return self._at(anchor, min(now, anchor.machine_us + _UNNOTED_US))
 
     def resume(self) -> None:
         """Goes on where the world stopped, as its supervisor does once at start."""
-        now = self._machine()
-        unnoted = min(max(now - self.anchor.machine_us, 0), _UNNOTED_US)
-        self.anchor = Anchor(now, self.anchor.world_us + int(unnoted * self.rate))
         self._leads = True
         self.note()
 
     def note(self) -> None:
-        """Writes the present point down for the next start and for other processes."""
+        """Writes the present point down for the next start and for other processes.
+
+        More than two seconds after the one before, as when the machine slept, the world goes on where it stood still.
+        """
         if self._path is None:
             return
         now = self._machine()
+        passed = min(max(now - self.anchor.machine_us, 0), _UNNOTED_US)
         # Rounded up: who reads this note must not fall behind who went on from the one before.
-        noted = Anchor(now, self.anchor.world_us + math.ceil((now - self.anchor.machine_us) * self.rate))
+        noted = Anchor(now, self.anchor.world_us + math.ceil(passed * self.rate))
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(f".{os.getpid()}")
         temporary.write_bytes(msgspec.json.encode(noted))
         temporary.replace(self._path)
+        self.anchor = noted
 
-    def _at(self, machine_us: int) -> int:
-        return self.anchor.world_us + int((machine_us - self.anchor.machine_us) * self.rate)
+    def _at(self, anchor: Anchor, machine_us: int) -> int:
+        return anchor.world_us + int((machine_us - anchor.machine_us) * self.rate)
 
 
 def begin_world(folder: Path, world_us: int) -> None:
