@@ -296,7 +296,7 @@ def headrace(
 def call(*words: object, stdin: str = "") -> tuple[int, str, str]:
     """Returns exit code, stdout and stderr of one command in this process."""
     out, error = io.StringIO(), io.StringIO()
-    before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin.encode()))
+    before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin.encode(errors="surrogateescape")))
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
             code = main([str(word) for word in words])

@@ -593,6 +593,7 @@ def test_users_are_made_listed_and_taken_away(shop_folder):
     assert (again[0], "headrace key revoke ann" in again[2]) == (2, True)
     assert _key(shop_folder, "revoke", "ann")[:2] == (0, "ann may no longer log in, and is logged out\n")
     assert "no user 'ann'" in _key(shop_folder, "revoke", "ann")[2]
+    assert r"no user '\udcff'" in _key(shop_folder, "revoke", "\udcff")[2]
     assert code == 0
 
 
@@ -602,6 +603,7 @@ def test_users_are_made_listed_and_taken_away(shop_folder):
         ("ann", "short", "the password has 5 characters, it must have 12 to 256"),
         ("ann", "x" * (MAX_PASSWORD + 1), "the password has 257 characters"),
         ("ann", "", "the password has 0 characters"),
+        ("ann", PASSWORD + "\udcff", "the password is no UTF-8"),
         ("-", PASSWORD, "user '-': a name has 1 to 64 letters"),
         ("a b", PASSWORD, "user 'a b'"),
         ("a" * 65, PASSWORD, "a name has 1 to 64"),

@@ -62,7 +62,10 @@ def _open_users(given: argparse.Namespace) -> Users:
 
 def _read_password(*, from_stdin: bool) -> str:
     if from_stdin:
-        password = sys.stdin.readline().rstrip("\r\n")
+        try:
+            password = sys.stdin.buffer.readline().decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise CallError("the password is no UTF-8. Write it as the browser will send it") from error
     elif not sys.stdin.isatty():
         raise CallError("there is no terminal to ask for a password. Give it as a line with --password-stdin")
     else:

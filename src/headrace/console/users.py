@@ -121,6 +121,8 @@ class Users:
 
     def remove(self, name: str) -> None:
         """Takes a user away, with all sessions."""
+        if not NAME.fullmatch(name):
+            raise unknown_name("user", name, [user.name for user in self.users()])
         with self._written() as connection:
             connection.execute("delete from sessions where name = ?", (name,))
             if not connection.execute("delete from users where name = ?", (name,)).rowcount:
