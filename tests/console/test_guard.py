@@ -372,6 +372,13 @@ def test_a_session_ends_when_it_is_unused_and_when_it_is_old(fresh):
     assert fresh.ask("/", cookie=used).status == 401, "a clock that is set back revives nothing"
 
 
+def test_a_disk_on_which_no_use_can_be_noted_closes_no_page(fresh, monkeypatch):
+    cookie = fresh.as_("vera")
+    fresh.step_us = 2 * 60_000_000
+    monkeypatch.setattr(fresh.users, "_path", fresh.folder / "gone" / "console.db")
+    assert fresh.ask("/", cookie=cookie).status == 200
+
+
 def test_a_session_survives_a_new_process_and_a_user_taken_away_does_not(fresh):
     vera, otto = fresh.as_("vera"), fresh.as_("otto")
     token = fresh.token_of(vera)

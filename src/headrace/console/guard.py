@@ -256,7 +256,9 @@ class Gate:
         """Notes once a minute that a session is in use."""
         session = self.find_session(caller.session)
         if self.users is not None and session is not None and self.now_us() - session.seen_us > _TOUCH_US:
-            await asyncio.to_thread(self.users.touch_session, caller.session, self.now_us())
+            # A full disk is what somebody comes to look at: it must not close the pages.
+            with contextlib.suppress(OutsideError):
+                await asyncio.to_thread(self.users.touch_session, caller.session, self.now_us())
 
     def make_form_token(self, hashed: bytes) -> str:
         """Returns the token of the forms that are shown to the bearer of a cookie."""
@@ -417,9 +419,8 @@ def _shown(request: Request, response: Response) -> Response:
         return response
     message = msgspec.json.decode(response.body, type=_Refusal).message
     text = tag("p", f"{message[:1].upper()}{message[1:]}.")
-    page = respond_plainly(
-        "Not found" if response.status == 404 else "Refused", put(text, _BACK), status=response.status
-    )
+    title = "Not found" if response.status == 404 else "Refused" if response.status < 500 else "It did not work"
+    page = respond_plainly(title, put(text, _BACK), status=response.status)
     return replace(page, headers=(*page.headers, *(one for one in response.headers if one != JSON)))
 
 
