@@ -79,7 +79,7 @@ class Sampler:
     def sample(self) -> Sample:
         """Returns what stands there now."""
         state = self.project.profile.state
-        roles = {role for role, *_ in _READERS} | {"collector", "endpoint", "watcher"}
+        roles = {role for role, *_ in _READERS} | {"watcher"}
         return Sample(
             at=time.time(),
             values=read_values(state / "metrics"),
