@@ -63,7 +63,8 @@ class _Spec(msgspec.Struct):
     parent: int
     life: int
     ready: int
-    go: int
+    go: int | None = None
+    """It is loaded at once, and begins when the other end of this is closed."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class _Child:
     process: subprocess.Popen[bytes]
     ready_descriptor: int
     go_descriptor: int | None
-    """The child waits until it is closed."""
+    """The child waits until it is closed; None if it waits no longer."""
     started_at: float
     ready: bool = False
 
@@ -109,7 +110,6 @@ class Companion:
     def __init__(self, program: Program) -> None:
         self._life, self._own_end = os.pipe()
         self._child = _spawn(program, self._life)
-        self._child.go()
 
     def wait_ready(self, seconds: float) -> None:
         """Returns once the program said that it is ready."""
@@ -309,16 +309,18 @@ class Loops:
 
 def _spawn(program: Program, life: int) -> _Child:
     reading, writing = os.pipe()
-    going, go = os.pipe()
+    going, go = os.pipe() if program.after else (None, None)
     spec = _Spec(program.target, dict(program.arguments), os.getpid(), life, writing, going)
+    passed = [one for one in (life, writing, going, *program.descriptors) if one is not None]
     with open(program.log or os.devnull, "ab") as log:  # noqa: PTH123 - an empty name means none
         process = subprocess.Popen(  # noqa: S603 - our own program
             [sys.executable, "-m", "headrace.base.process", msgspec.json.encode(spec).decode()],
-            pass_fds=(life, writing, going, *program.descriptors),
+            pass_fds=passed,
             stderr=log if program.log else None,
         )
     os.close(writing)
-    os.close(going)
+    if going is not None:
+        os.close(going)
     os.set_blocking(reading, False)
     return _Child(program, process, reading, go, time.monotonic())
 
@@ -367,8 +369,9 @@ def main(text: str) -> None:
     module, _, name = spec.target.partition(":")
     try:
         run = getattr(import_module(module), name)
-        os.read(spec.go, 1)
-        os.close(spec.go)
+        if spec.go is not None:
+            os.read(spec.go, 1)
+            os.close(spec.go)
         run(Life(spec.ready), **spec.arguments)
     except HeadraceError as error:
         get_logger("process").error("%s: %s", type(error).__name__, error)
