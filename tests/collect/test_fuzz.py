@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 SOAK = os.environ.get("HEADRACE_FUZZ_EXAMPLES")
 FUZZ = settings(
-    max_examples=int(SOAK or 250),
+    max_examples=int(SOAK or 100),
     derandomize=not SOAK,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -102,7 +102,7 @@ def check_rounds(folder: Path, rounds: dict[str, int]) -> None:
 
 
 def test_deaths_of_settler_sink_and_keeper_leave_each_event_once(tmp_path):
-    check_rounds(tmp_path, {"settler": 8, "sink": 9, "keeper": 5})
+    check_rounds(tmp_path, {"settler": 4, "sink": 6, "keeper": 3})
 
 
 @pytest.mark.soak

@@ -28,14 +28,14 @@ def verify(*options, seconds=280):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_check_holds_in_five_worlds():
-    done = verify("--worlds", "5", "--seed", "101", "--visitors", "600")
+    done = verify("--worlds", "5", "--seed", "101", "--visitors", "400")
     told = [json.loads(line) for line in done.stdout.splitlines()]
     lines = [one for one in told if one["kind"] == "line"]
     assert [one for one in lines if one["state"] != "holds"] == [], done.stderr
     assert [one["name"] for one in lines][: len(CHECKS)] == [one.name for one in CHECKS]
     worlds = [one for one in told if one["kind"] == "world"]
     assert [one["seed"] for one in worlds] == [101, 102, 103, 104, 105]
-    assert all(one["pages"] > 1_000 and one["events"] > 10_000 for one in worlds)
+    assert all(one["pages"] > 1_000 and one["events"] > 7_000 for one in worlds)
     assert sum(one["outcome"] is not None for one in worlds) >= 3, "hardly anybody was tested"
     assert told[-1]["kind"] == "report"
     assert told[-1]["holds"] is True
