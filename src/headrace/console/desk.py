@@ -9,6 +9,7 @@ from typing import Any
 
 from headrace.base.errors import DeadlineError, HeadraceError, OutsideError, RequestError, UnknownNameError
 from headrace.base.http import Answer, Request, Response, nothing_answers
+from headrace.console.figures import capitalise
 from headrace.console.frame import NOTHING, Html, Sheet, command, empty, put, respond, tag, waiting
 from headrace.console.guard import FORM_TOKEN, Guarded, caller_of, form_token, needs
 from headrace.console.reader import PATIENCE_SECONDS, Reader
@@ -122,8 +123,6 @@ def _post(text: str, action: str, request: Request, **fields: str) -> Html:
 def _explain(request: Request, error: HeadraceError) -> Sheet:
     """Returns the page for when something is in the way, with what to do about it."""
     place = "/" + request.path.partition("/")[2].partition("/")[0]
-    text = str(error)
-    sentence = text[:1].upper() + text[1:]
     if isinstance(error, RequestError | UnknownNameError):
         status = error.status if isinstance(error, RequestError) else 404
         title = "Not found" if status == 404 else "Refused"
@@ -131,6 +130,6 @@ def _explain(request: Request, error: HeadraceError) -> Sheet:
         status, title = 503, "It took too long" if isinstance(error, DeadlineError) else "Away at present"
     else:
         status, title = 400, "This cannot be done"
-    head, _, rest = sentence.partition("\n")
+    head, _, rest = capitalise(str(error)).partition("\n")
     body = put(empty(title, head, ""), tag("section", command(rest), class_="panel") if rest else "")
     return Sheet(place, title, "This page could not be made; the reason stands below.", body, status=status)

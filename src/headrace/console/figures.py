@@ -50,6 +50,15 @@ def format_share(share: float) -> str:
     return f"{100 * share:+,.0f} %" if abs(share) >= 10 else f"{100 * share:+.1f} %"
 
 
+def format_tick(share: float) -> str:
+    """Returns a change as the scale of a chart has it.
+
+    >>> format_tick(0.2), format_tick(0.0)
+    ('+20 %', '0')
+    """
+    return f"{100 * share:+.0f} %" if share else "0"
+
+
 def format_chance(p: float) -> str:
     """Returns a p value for people.
 
@@ -68,6 +77,15 @@ def format_rate(per_second: float) -> str:
     if not per_second:
         return "0"
     return f"{per_second:.3g}" if per_second < 100 else f"{per_second:,.0f}"
+
+
+def capitalise(text: str) -> str:
+    """Returns a text as a sentence begins.
+
+    >>> capitalise("no table 'Clcks'")
+    "No table 'Clcks'"
+    """
+    return text[:1].upper() + text[1:]
 
 
 def count_of(number: int, noun: str) -> str:

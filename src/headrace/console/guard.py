@@ -28,6 +28,7 @@ from headrace.base.clock import machine_us
 from headrace.base.errors import CallError, HeadraceError, OutsideError, RequestError, StopError
 from headrace.base.http import JSON, Answer, App, Request, Response, error_response, is_loopback
 from headrace.base.process import find_user
+from headrace.console.figures import capitalise
 from headrace.console.frame import put, tag
 from headrace.console.plain import respond_plainly
 from headrace.console.users import Session, Users
@@ -418,7 +419,7 @@ def _shown(request: Request, response: Response) -> Response:
     if JSON not in response.headers or response.status < 400 or not _wants_page(request):
         return response
     message = msgspec.json.decode(response.body, type=_Refusal).message
-    text = tag("p", f"{message[:1].upper()}{message[1:]}.")
+    text = tag("p", f"{capitalise(message)}.")
     title = "Not found" if response.status == 404 else "Refused" if response.status < 500 else "It did not work"
     page = respond_plainly(title, put(text, _BACK), status=response.status)
     return replace(page, headers=(*page.headers, *(one for one in response.headers if one != JSON)))

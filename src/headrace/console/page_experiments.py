@@ -10,7 +10,7 @@ from headrace.base.errors import HeadraceError
 from headrace.base.http import Request, Response
 from headrace.console import charts
 from headrace.console.desk import Desk, button, lazily, pending, segment
-from headrace.console.figures import count_of, format_chance, format_seconds, format_share, format_time
+from headrace.console.figures import count_of, format_chance, format_seconds, format_share, format_tick, format_time
 from headrace.console.frame import (
     NOTHING,
     Html,
@@ -215,17 +215,13 @@ def _lift(verdict: Mapping[str, Any]) -> Html:
     ]
     note = f"The treatment relative to the control; p {format_chance(verdict['p'])}, alpha {verdict['alpha']:g}."
     label = f"Lift of {verdict['goal']}: {rows[0].text}"
-    return panel("Lift", charts.forest(rows, label=label, form=_percent), note=note)
+    return panel("Lift", charts.forest(rows, label=label, form=format_tick), note=note)
 
 
 def _range(name: str, found: Mapping[str, Any]) -> charts.Range:
     low, high = found["lift_interval"]
     text = f"{format_share(found['lift'])} [{format_share(low)}, {format_share(high)}]"
     return charts.Range(name, low, found["lift"], high, text)
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:+.0f} %" if value else "0"
 
 
 def _over_time(found: Sequence[Mapping[str, Any]] | None) -> Html:
@@ -241,7 +237,7 @@ def _over_time(found: Sequence[Mapping[str, Any]] | None) -> Html:
     drawn = charts.band(
         points,
         label="Lift with its interval at earlier cut-offs",
-        form=_percent,
+        form=format_tick,
         times=times,
     )
     note = "What exposures before each instant say, with the interval of a single look." + peek

@@ -12,7 +12,7 @@ from headrace.base.errors import CallError, HeadraceError
 from headrace.base.http import Request
 from headrace.console import charts
 from headrace.console.desk import Desk, asking, pending, segment
-from headrace.console.figures import count_of, format_bytes, format_seconds
+from headrace.console.figures import capitalise, count_of, format_bytes, format_seconds
 from headrace.console.frame import (
     NOTHING,
     Html,
@@ -84,7 +84,7 @@ class Tables:
         except HeadraceError as error:
             sentence, _, place = str(error).partition("\n")
             shown = tag("pre", place, class_="problem", tabindex=0) if place else NOTHING
-            return panel("This does not run", shown, note=sentence[:1].upper() + sentence[1:])
+            return panel("This does not run", shown, note=capitalise(sentence))
         return waiting(request, "DuckDB reads the lake") if found is None else _result(found)
 
 
@@ -115,7 +115,7 @@ def _result(found: Mapping[str, Any]) -> Html:
     columns, rows = found["columns"], found["rows"]
     read = f", {format_bytes(found['bytes'])} read" if found["bytes"] is not None else ""
     shown = f"the first {len(rows):,} rows" if found["more"] else count_of(len(rows), "row")
-    note = f"{shown[:1].upper()}{shown[1:]} in {found['seconds']:.2f} s{read}. This page's address asks the same again."
+    note = f"{capitalise(shown)} in {found['seconds']:.2f} s{read}. This page's address asks the same again."
     if not rows:
         return empty("No row", "The statement ran, and nothing fits it. " + note)
     numbers = [place for place, column in enumerate(columns) if column["kind"] == "number"]

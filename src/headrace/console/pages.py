@@ -23,6 +23,7 @@ from headrace.collect.cookies import CookieOptions, read_visitor, visitor_cookie
 from headrace.collect.dimensions import Dimensions
 from headrace.collect.keys import DEV_KEY, Keys
 from headrace.console.desk import Desk, by_first
+from headrace.console.figures import capitalise
 from headrace.console.frame import ASSETS, asset_path, show_asset
 from headrace.console.guard import guard, is_secure, needs
 from headrace.console.markup import ICON, Frame, Named, write_empty, write_home, write_watch
@@ -270,14 +271,9 @@ def _explain(frame: Frame, error: HeadraceError) -> str:
     """Returns the page for when there is nothing to show."""
     if isinstance(error, UnavailableError):
         poster = Named("away", "Please Stand By", "mystery").poster()
-        return write_empty(frame, "The endpoint is away", _sentence(error), poster=poster, seconds=_AGAIN_SECONDS)
+        return write_empty(frame, "The endpoint is away", capitalise(str(error)), poster=poster, seconds=_AGAIN_SECONDS)
     poster = Named("empty", "Coming Soon", "drama").poster()
-    return write_empty(frame, "Nothing to show yet", _sentence(error), poster=poster, seconds=_AGAIN_SECONDS)
-
-
-def _sentence(error: HeadraceError) -> str:
-    text = str(error)
-    return text[:1].upper() + text[1:]
+    return write_empty(frame, "Nothing to show yet", capitalise(str(error)), poster=poster, seconds=_AGAIN_SECONDS)
 
 
 def _respond(request: Request, frame: Frame, text: str) -> Response:

@@ -9,7 +9,7 @@ from typing import Any
 
 from headrace.base.errors import CallError
 from headrace.console.charts import Point, Range, band, bars, forest
-from headrace.console.figures import count_of, format_chance, format_seconds, format_share, format_time
+from headrace.console.figures import count_of, format_chance, format_seconds, format_share, format_tick, format_time
 from headrace.console.frame import MARK, Html, badge, code, document, facts, figures, panel, put, table, tag
 from headrace.console.lift import follow
 from headrace.experiments.analyse import trial_scope
@@ -169,7 +169,9 @@ def _list_checks(verdict: Verdict) -> Iterator[tuple[str, str, str]]:
 def _effect(trial: Trial, verdict: Verdict) -> Iterator[Html]:
     rows = list(_list_ranges(verdict))
     if rows:
-        chart = forest(rows, label=f"Lift of the goal and the guardrails, {_share(verdict)} intervals", form=_form)
+        chart = forest(
+            rows, label=f"Lift of the goal and the guardrails, {_share(verdict)} intervals", form=format_tick
+        )
         note = f"The goal, and below it the guardrails: relative to control, with {_share(verdict)} intervals."
         yield panel("Effect", chart, _unjudged(verdict), note=note)
     arms = (verdict.control, verdict.treatment)
@@ -184,11 +186,6 @@ def _effect(trial: Trial, verdict: Verdict) -> Iterator[Html]:
         listed.append(tag("h3", "Guardrails"))
         listed.append(table("Guardrails", names, map(_guardrail_row, verdict.guardrails), numbers=(1, 2, 3, 4)))
     yield panel("Both arms", *listed)
-
-
-def _form(share: float) -> str:
-    """Returns a share as a scale has it."""
-    return f"{100 * share:+.0f} %" if share else "0"
 
 
 def _list_ranges(verdict: Verdict) -> Iterator[Range]:
@@ -223,7 +220,7 @@ def _over_time(trial: Trial, looks: Sequence[Mapping[str, Any]]) -> Html:
     if len(points) < 2:
         return panel("Lift over time", tag("p", "There were too few visitors to draw it.", class_="note"))
     times = (format_time(int(points[0].x))[:16], format_time(int(points[-1].x))[:16])
-    chart = band(points, label=f"Lift of {trial.goal} over time", form=_form, times=times)
+    chart = band(points, label=f"Lift of {trial.goal} over time", form=format_tick, times=times)
     note = (
         "What somebody would have found who had looked then. Whoever stops at the first interval that leaves 0 finds "
         "lifts that are not there: only the last one counts."
