@@ -280,7 +280,13 @@ def test_a_bundle_is_found_by_name_and_hash(story, name):
     with open_project(story.folder) as project:
         sql = "SELECT max(received_us) AS newest FROM events WHERE list_contains($ids, message_id)"
         (found,) = project.query(sql, parameters={"ids": [one for _, one in back[1:]]}).table().to_pylist()
-    assert 0 <= at_us - found["newest"] < 12 * HOUR, "the newest clicks that it has learned from"
+        assert 0 <= at_us - found["newest"] < 12 * HOUR, "the newest clicks that it has learned from"
+        table = project.tables.open("items")
+        for pin in table.pins():
+            if story.second.hash in pin.reason:
+                table.unpin(pin.id)
+    facts = dict(story.tell(wanted).find(walk.start.upstream[0]).facts)
+    assert facts.get("unpinned", "").partition(":")[0] == ("items" if name == "ranker" else "")
 
 
 def test_a_trial_is_found_by_its_id_and_its_experiment(story):

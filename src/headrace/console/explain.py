@@ -129,7 +129,7 @@ def _tell_named(project: OpenProject, wanted: str) -> Iterator[Walk]:
         if node is not None:
             yield _walk_from(project, node)
     for name_hash in _find_bundles(project, wanted):
-        node, snapshot = make_bundle(project, name_hash), make_snapshot(project, name_hash, with_clicks=True)
+        node, snapshot = make_bundle(project, name_hash), make_snapshot(project, name_hash, is_asked=True)
         if node is not None:
             yield _walk_from(project, node, [snapshot] if snapshot else [])
     nodes = tell_item(project, wanted)

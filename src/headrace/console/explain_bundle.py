@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -98,10 +98,10 @@ def _uses(project: OpenProject, name_hash: str) -> Iterator[Link]:
                 yield Link("promoted as", "champion", f"{page}#{entry.id}", text)
 
 
-def make_snapshot(project: OpenProject, name_hash: str, *, with_clicks: bool = False) -> Node | None:
+def make_snapshot(project: OpenProject, name_hash: str, *, is_asked: bool = False) -> Node | None:
     """Returns what a bundle was fitted from as a node; None if the registry has none of this hash.
 
-    Links to the newest clicks in it cost a question to the lake.
+    Whether it is pinned, and the newest clicks in it, cost questions to the lake: they are told of the one asked for.
     """
     fitted = next((one for one in project.registry.bundles() if one.hash == name_hash), None)
     if fitted is None:
@@ -122,12 +122,21 @@ def make_snapshot(project: OpenProject, name_hash: str, *, with_clicks: bool = F
             *(_made(fit.code, fit.seed, fit.environment) if fit else [("code", "was not written down then")]),
             *_find_runs(project, name_hash),
             ("again", f"headrace model reproduce {name_hash[:SHOWN_HASH]}"),
+            *(_find_unpinned(project, name_hash, tables) if is_asked else ()),
         ),
         sheets=(Sheet("tables", ("table", "version", "up to", "of the topic"), tuple(rows)),),
-        upstream=tuple(_find_clicks(project, fitted) if with_clicks else ()),
+        upstream=tuple(_find_clicks(project, fitted) if is_asked else ()),
         downstream=(Link("fitted to", "bundle", name_hash),),
         record={"source": source, "fit": msgspec.to_builtins(fit) if fit else None},
     )
+
+
+def _find_unpinned(project: OpenProject, name_hash: str, tables: Iterable[str]) -> Iterator[tuple[str, str]]:
+    standing = project.tables.names()
+    pins = {name: project.tables.open(name).pins() if name in standing else [] for name in tables}
+    lost = [name for name, of_table in pins.items() if not any(name_hash in pin.reason.split() for pin in of_table)]
+    if lost:
+        yield "unpinned", f"{' and '.join(lost)}: the keeper may have vacuumed what it was fitted from"
 
 
 def _find_clicks(project: OpenProject, fitted: Fitted) -> Iterator[Link]:
