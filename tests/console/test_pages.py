@@ -205,6 +205,7 @@ def test_a_person_can_be_somebody_else(home):
     new = home.open("/?visitor=", cookie="headrace_visitor=ann")
     assert len(new.all("data-visitor")[0]["data-visitor"]) == 26
     assert get(home.url, "/?visitor=" + "x" * 1025).status == 400
+    assert len(home.open(cookie="headrace_visitor=" + "x" * 1025).all("data-visitor")[0]["data-visitor"]) == 26
 
 
 def test_what_comes_from_outside_is_only_text(home):

@@ -156,10 +156,12 @@ class Pages:
     def _frame(self, request: Request) -> Frame:
         """Returns what stands around a page, with a visitor who has an id before the first event."""
         chosen = request.query.get("visitor")
+        if chosen is not None and len(chosen) > MAX_ID:
+            raise RequestError(400, f"the visitor has {len(chosen):,} characters, an id has at most {MAX_ID:,}")
         known = read_visitor(request.header(b"cookie"))
-        visitor = (known if chosen is None else chosen.strip()) or self._make_id()
-        if len(visitor) > MAX_ID:
-            raise RequestError(400, f"the visitor has {len(visitor):,} characters, an id has at most {MAX_ID:,}")
+        # Refused for its cookie a browser would be refused for as long as it keeps it.
+        kept = known if len(known) <= MAX_ID else ""
+        visitor = (kept if chosen is None else chosen.strip()) or self._make_id()
         return Frame(
             project=self.project.declared.name,
             visitor=visitor,
