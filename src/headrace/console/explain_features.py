@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headrace.console.explain_walk import Cell, Link, Node, Sheet
 from headrace.console.show import format_time
@@ -42,28 +43,18 @@ def make_features(project: OpenProject, name: str, asked: Asked, scorer: OpenCli
     """Returns the features of some items for a person as a node: a vector for each item, in the scorer's columns."""
     base, added = scorer.split_odds(asked.items, vectors)
     names = [column.name for column in scorer.columns]
-    chances = chance_of(base + added.sum(axis=1)).tolist()
-    cells = zip(asked.items, vectors, added.tolist(), chances, strict=True)
-    rows = tuple((item, *map(_cell, vector, adds), round(chance, 5)) for item, vector, adds, chance in cells)
-    average = float(chance_of(np.array([base]))[0])
-    sheets = [Sheet("each value → what it adds to the log odds", ("item", *names, "score"), rows)]
     behind, is_cut = _find_behind(project, asked, scorer.columns)
+    average = f"log odds {base:.2f}, a chance of {float(chance_of(np.array([base]))[0]):.4f}"
     return Node(
         kind="features",
         id=name,
         title=f"{len(names)} features of {asked.person} and {_counted(len(asked.items), 'item')}",
         facts=(
             ("as of", f"{format_time(asked.at_us)}, of events {_known_text(asked.known)}"),
-            (
-                "average",
-                f"a row like the average of the training has log odds {base:.2f}, a chance of {average:.4f}",
-            ),
-            (
-                "behind",
-                f"{_counted(len(behind), 'event')} of {asked.person}{_AND_MORE * is_cut}",
-            ),
+            ("average", f"a row like the average of the training has {average}"),
+            ("behind", f"{_counted(len(behind), 'event')} of {asked.person}{_AND_MORE * is_cut}"),
         ),
-        sheets=(*sheets, *_count_behind(project, asked, scorer.columns)),
+        sheets=(_sheet(asked, names, vectors, base, added), *_count_behind(project, asked, scorer.columns)),
         upstream=tuple(behind),
         record={
             "person": asked.person,
@@ -80,6 +71,13 @@ def make_features(project: OpenProject, name: str, asked: Asked, scorer: OpenCli
             ],
         },
     )
+
+
+def _sheet(asked: Asked, names: Sequence[str], vectors: Any, base: float, added: NDArray[np.float64]) -> Sheet:
+    chances = chance_of(base + added.sum(axis=1)).tolist()
+    cells = zip(asked.items, vectors, added.tolist(), chances, strict=True)
+    rows = tuple((item, *map(_cell, vector, adds), round(chance, 5)) for item, vector, adds, chance in cells)
+    return Sheet("each value → what it adds to the log odds", ("item", *names, "score"), rows)
 
 
 def _cell(value: Any, adds: float) -> Cell:
