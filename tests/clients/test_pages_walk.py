@@ -10,10 +10,11 @@ import pytest
 from clients.test_home import DESKTOP, PHONE, resize
 from console.conftest import Shop
 from console.stage import NAME, NASTY, make_stage
-from console.test_page_reader import begin_trial
+from console.test_page_reader import begin_trial, send, text_of
 from console.test_pages import Page, get
 from headrace.base.audit import check_audit
 from headrace.console.frame import ASSETS, NAV, read_asset
+from headrace.project import open_project
 from running import running, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.service("chromium"), pytest.mark.service("node")]
@@ -234,15 +235,25 @@ def test_an_operator_stops_a_trial_lets_a_page_go_back_and_runs_a_pipeline(walke
     assert f"{NAME}-2" in walker.run("return document.body.innerText")
     walker.go("/models")
     press("/models/roll-back", "its fallback")
+    token = walker.run("return document.querySelector('[name=form_token]').value")
+    with open_project(staged.folder) as project, project.runner.history.hold("nightly"):
+        refused = send(walker.url, "POST", "/pipelines/run", form={"pipeline": "nightly", "form_token": token})
+    assert (refused.status, "No run of 'nightly' has begun" in text_of(refused)) == (400, True)
     press("/pipelines/run", "run 1 running")
     wait_until(lambda: walker.go("/models") or "run 1 done" in walker.run("return document.body.innerText"))
     log = (staged.folder / ".headrace" / "audit.jsonl").read_text().splitlines()
-    acts = [(one["what"], one["subject"], one["outcome"]) for one in map(json.loads, log) if one["level"] == "admin"]
+    acts = [
+        (one["what"], one["subject"], one["outcome"].partition(":")[0])
+        for one in map(json.loads, log)
+        if one["level"] == "admin"
+    ]
     assert acts == [
         ("experiment stop", NAME, "begun"),
         ("experiment stop", NAME, "done"),
         ("model rollback", "home", "begun"),
         ("model rollback", "home", "done"),
+        ("pipeline run", "nightly", "begun"),
+        ("pipeline run", "nightly", "StopError"),
         ("pipeline run", "nightly", "begun"),
         ("pipeline run", "nightly", "begun"),
     ]

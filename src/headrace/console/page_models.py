@@ -40,7 +40,7 @@ _NEXT = ("/experiments", "where visitors decide between two of them")
 _GATES = {True: ("good", "passed"), False: ("bad", "refused"), None: ("", "not asked")}
 _STATES = {"done": "good", "failed": "bad", "running": "warn"}
 _RUN_SECONDS = 3600.0
-_BEGINNING_SECONDS = 5.0
+_BEGINNING_SECONDS = 20.0
 _LOOK_SECONDS = 0.2
 _MOST_SHOWN = 12
 
