@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from headrace.base.errors import HeadraceError
+from headrace.base.errors import DeadlineError, HeadraceError
 from headrace.base.http import Request, Response
 from headrace.console import charts
 from headrace.console.desk import Desk, button, lazily, pending, segment
@@ -79,7 +79,10 @@ class Experiments:
         form = read_form(request)
         name, trial = form.get("experiment", ""), form.get("trial", "")
         async with audited(request, "experiment stop", subject=name, given={"trial": trial}):
-            await self._desk.changer.ask("stop", name=name, trial=trial)
+            try:
+                await self._desk.changer.ask("stop", name=name, trial=trial)
+            except DeadlineError as error:
+                raise DeadlineError(f"{error}; a command may take longer\nheadrace experiment stop {name}") from error
         return see(address(f"/experiments/{name}"))
 
 

@@ -198,7 +198,7 @@ class Pages:
         """Returns the endpoint's answer for the first page; raises what is in its way."""
         pages = self.project.declared.pages
         if not pages:
-            raise RequestError(404, "project.py declares no page. Give the project one: pages=(Page(...),)")
+            raise RequestError(404, "no page is declared in project.py. Give the project one: pages=(Page(...),)")
         url = self._find("endpoint", self.project.profile.settings.endpoint)
         ask = Ask(page=pages[0].name, anonymous_id=frame.visitor, context=Context(user_agent=agent), explain=True)
         status, body = await _post(url, "/v1/page", msgspec.json.encode(ask))
