@@ -649,6 +649,10 @@ def test_status_tells_whether_the_audit_log_is_whole(shop_folder):
     code, out, _ = call("status", "--project", shop_folder)
     assert code == 1
     assert "audit      audit.jsonl is not whole: line 1, the act 1, was changed\n" in out
+    log.with_name("audit.head").unlink()
+    log.write_text('{"at": "2026-11-21T10:00:00+00:00", "action": "topic replay", "by": "ann"}\n')
+    code, out, _ = call("status", "--project", shop_folder)
+    assert (code, "audit      1 line from before lines were chained: nothing proves them so far\n" in out) == (0, True)
     log.unlink()
     log.mkdir()
     code, out, _ = call("status", "--project", shop_folder)

@@ -11,6 +11,7 @@ from headrace.base.audit import FILE, Act, audited, check_audit, write_line
 from headrace.base.clock import machine_us
 from headrace.base.errors import UnavailableError
 from headrace.base.process import find_user
+from headrace.console.figures import count_of
 from headrace.profile import find_folder, state_of
 
 SHELL = "shell"
@@ -64,10 +65,10 @@ def show_audit(found: dict[str, Any]) -> None:
     """Prints whether the audit log stands as it was written, and where it does not."""
     if found["whole"]:
         head = f", head {found['head'][:12]}" if found["head"] else ""
-        print(f"audit      {found['lines']:,} lines, whole{head}")
-    if found["unchained"]:
+        print(f"audit      {count_of(found['lines'], 'line')}, whole{head}")
+    if found["whole"] and found["unchained"]:
         proof = "the chain holds them as they stood when it began" if found["head"] else "nothing proves them so far"
-        print(f"audit      {found['unchained']:,} of them are from before lines were chained: {proof}")
+        print(f"audit      {count_of(found['unchained'], 'line')} from before lines were chained: {proof}")
     for damage in found["damages"]:
         print(f"audit      {FILE} is not whole: {damage}")
     if found["torn_bytes"]:
