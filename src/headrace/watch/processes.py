@@ -54,7 +54,7 @@ class Processes:
             one = self._known.setdefault(name, _Process((), pid))
             if one.pid not in (pid, None):
                 one.died_us.append(now.watched_us)
-            one.pid, one.away_us, one.roles = pid, None, tuple(sorted(roles[name])) or one.roles
+            one.pid, one.away_us, one.roles = pid, None, tuple(sorted(roles[name]))
         for name in self._known.keys() - pids.keys():
             self._miss(name, running, now.watched_us)
 
