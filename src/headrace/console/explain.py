@@ -76,14 +76,22 @@ def tell(project: OpenProject, wanted: str) -> tuple[Walk, ...]:
     except UnicodeEncodeError:
         # The shell gave bytes that are no text, and so no id.
         return ()
+    named = list(_tell_named(project, wanted))
+    walks = _tell_known(project, wanted) or [Walk((tell_waiting(one),)) for one in find_waiting(project, wanted)]
+    if not walks and not named:
+        # What waited for the settler at the first look may have settled before the second.
+        walks = _tell_known(project, wanted)
+    return (*walks, *named)
+
+
+def _tell_known(project: OpenProject, wanted: str) -> list[Walk]:
+    """Returns the walks from a page and from events, as topics and tables have them."""
     found = find_settled(project, wanted)
     walks = [*_tell_page(project, wanted, found)]
     # A recommendation has many events, and each way costs a few questions to the lake.
     events = [parts for parts in by_event(found) if not walks or _is_called(parts, wanted)]
     walks += [_walk_event(project, parts, whole=len(events) == 1 or _is_called(parts, wanted)) for parts in events]
-    if not walks:
-        walks += [Walk((tell_waiting(message),)) for message in find_waiting(project, wanted)]
-    return (*walks, *_tell_named(project, wanted))
+    return walks
 
 
 def _is_called(parts: Sequence[Found], wanted: str) -> bool:
