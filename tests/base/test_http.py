@@ -156,6 +156,15 @@ def test_an_error_is_json_with_its_name_and_says_when_to_come_again(web, path, s
     assert "bug" not in json.loads(body)["message"], "the inside of a bug is not the client's business"
 
 
+def test_head_is_answered_as_get_without_the_body(web):
+    with web.connect() as wire:
+        # Twice on one connection: a body that is sent all the same would be read as the second answer.
+        for _ in range(2):
+            wire.send(get("/live").replace(b"GET", b"HEAD"))
+            status, headers, _ = wire.answer(head=True)
+            assert (status, headers["content-length"]) == (200, "13")
+
+
 def test_an_unknown_path_is_quoted_in_the_answer(web):
     _, _, body = web.talk(get("/nowhere?a=1"))
     assert json.loads(body)["message"] == "nothing answers GET '/nowhere'"

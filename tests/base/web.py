@@ -67,7 +67,6 @@ def main(limits: Limits, drain_seconds: float) -> None:
         {
             ("POST", "/echo"): echo,
             ("GET", "/echo"): echo,
-            ("HEAD", "/echo"): echo,
             ("GET", "/slow"): slow,
             **{("GET", path): fail for path in (*ERRORS, "/errors/bug")},
         },

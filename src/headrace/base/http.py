@@ -68,9 +68,9 @@ class Request:
 
     @property
     def method(self) -> str:
-        """The method, in capitals."""
+        """The method, in capitals; GET for HEAD, which is answered alike, less the body."""
         method: str = self.scope["method"]
-        return method
+        return "GET" if method == "HEAD" else method
 
     @property
     def path(self) -> str:
@@ -213,10 +213,11 @@ class App:
         if self.draining:
             headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        more = response.stream is not None
-        await send({"type": "http.response.body", "body": response.body, "more_body": more})
-        if response.stream is not None:
-            await self._send_stream(response.stream, receive, send)
+        # The server leaves out the body of a HEAD itself.
+        stream = response.stream if scope["method"] != "HEAD" else None
+        await send({"type": "http.response.body", "body": response.body, "more_body": stream is not None})
+        if stream is not None:
+            await self._send_stream(stream, receive, send)
 
     async def _send_stream(self, stream: AsyncGenerator[bytes, None], receive: Any, send: Any) -> None:
         gone = asyncio.ensure_future(receive())

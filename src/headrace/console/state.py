@@ -6,12 +6,16 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from headrace.base.errors import CallError
 from headrace.project import OpenProject
+
+# Whoever asks whether a role runs holds its lock for an instant, too.
+_TRIES, _TRY_SECONDS = 10, 0.01
 
 
 def read_state(project: OpenProject, role: str) -> dict[str, Any]:
@@ -48,11 +52,18 @@ def sole(project: OpenProject, role: str) -> Iterator[None]:
     path = _state_path(project, role).with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CallError(f"role {role!r} of {str(project.folder)!r} runs already. See: headrace status") from error
+        if not any(_locks(file) for _ in range(_TRIES)):
+            raise CallError(f"role {role!r} of {str(project.folder)!r} runs already. See: headrace status")
         yield
+
+
+def _locks(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        time.sleep(_TRY_SECONDS)
+        return False
+    return True
 
 
 def _state_path(project: OpenProject, role: str) -> Path:
