@@ -261,6 +261,12 @@ def test_status_of_a_project_that_never_ran(shop):
     assert code == 0
     assert "stopped" in out
     assert "no topics yet" in out
+    assert "watch" not in out.partition("disk")[2]
+    left = {"id": "a-1", "at_us": 1, "project_us": 1, "kind": "lag", "subject": "settler", "state": "open"}
+    book = shop / ".headrace" / "alerts.jsonl"
+    book.write_text(json.dumps({**left, "text": "9 clicks wait", "advice": "see: headrace status"}) + "\n")
+    out = headrace("status", cwd=shop)[1]
+    assert "alert      lag: 9 clicks wait. see: headrace status\n           nobody watches now" in out
 
 
 def test_status_of_a_running_project_and_after(shop):

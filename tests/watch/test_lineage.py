@@ -17,6 +17,7 @@ from headrace.watch.lineage import Data, Run, make_run_id, write_events
 
 BEGAN_US, ENDED_US = 1_767_571_200_000_000, 1_767_571_201_500_000
 
+LAKE_EVENTS = ("file:///lake", "events")
 NIGHTLY = Run("PIPELINE", "pipeline.nightly", "3", BEGAN_US, ENDED_US, state="FAIL", error="no rows")
 SINK = Run(
     "SINK",
@@ -25,7 +26,7 @@ SINK = Run(
     BEGAN_US + 1,
     ENDED_US,
     inputs=(Data("kafka://broker:9092", "events", positions={"0": (3, 9), "1": (0, 4)}, incarnation="inc"),),
-    outputs=(Data("file:///lake", "events", "17", rows=10, columns=(("event_us", "int64"),)),),
+    outputs=(Data("file", "/lake/events", "17", rows=10, columns=(("event_us", "int64"),), table=LAKE_EVENTS),),
 )
 FIT = Run(
     "FIT",
@@ -33,7 +34,7 @@ FIT = Run(
     "d5",
     BEGAN_US + 2,
     ENDED_US,
-    inputs=(Data("file:///lake", "events", "17"),),
+    inputs=(Data("file", "/lake/events", "17", table=LAKE_EVENTS),),
     outputs=(Data("sqlite:///registry.db", "bundle/ranker", "d5"),),
     facts={"rows": 7},
     parent=NIGHTLY,
@@ -45,6 +46,7 @@ FACETS = {
     "errorMessage": facet_v2.error_message_run.ErrorMessageRunFacet,
     "jobType": facet_v2.job_type_job.JobTypeJobFacet,
     "schema": facet_v2.schema_dataset.SchemaDatasetFacet,
+    "symlinks": facet_v2.symlinks_dataset.SymlinksDatasetFacet,
     "version": facet_v2.dataset_version_dataset.DatasetVersionDatasetFacet,
     "outputStatistics": facet_v2.output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet,
 }

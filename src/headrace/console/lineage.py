@@ -58,14 +58,23 @@ class _Places:
         self.topics, self._tables, self.registry, self.online = (
             _address(project, noun) for noun in ("topics", "tables", "registry", "online")
         )
+        lake = project.profile.url("tables")
+        is_far = bool(lake.address)
+        self._place = f"{lake.scheme}://{lake.address}" if is_far else "file"
+        self._folder = (lake.path if is_far else str(lake.local_path())).rstrip("/")
         self._columns = {
             name: tuple((field.name, str(field.type)) for field in project.tables.open(name).schema)
             for name in project.tables.names()
         }
 
     def table(self, name: str, version: str = "", **more: Any) -> Data:
-        """Returns a table, with the columns that it has now: they are only added to."""
-        return Data(self._tables, name, version, columns=self._columns.get(name, ()), **more)
+        """Returns a table, with the columns that it has now: they are only added to.
+
+        Its name is that of its folder, as the standard has it: what Spark says of a table names the same.
+        """
+        columns = self._columns.get(name, ())
+        place = (self._place, f"{self._folder}/{name}")
+        return Data(*place, version, columns=columns, table=(self._tables, name), **more)
 
 
 def _address(project: OpenProject, noun: str) -> str:

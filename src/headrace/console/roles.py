@@ -312,6 +312,9 @@ def _show_status(found: _Status) -> None:
     )
     for alert in found.alerts:
         print(f"alert      {alert.kind}: {shown(alert.text)}. {shown(alert.advice)}")
+    watches = any(role["role"] == "watcher" and role["pids"] for role in found.roles)
+    if found.alerts and not watches:
+        print("           nobody watches now: this is what was open when the watcher ended")
     show_audit(found.audit)
 
 

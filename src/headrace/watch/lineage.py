@@ -17,6 +17,7 @@ _FACET = "https://openlineage.io/spec/facets/{version}/{name}.json#/$defs/{name}
 _OWN = "urn:headrace:lineage:{name}:1"
 _FACETS = {
     "schema": ("SchemaDatasetFacet", "1-2-0"),
+    "symlinks": ("SymlinksDatasetFacet", "1-0-1"),
     "version": ("DatasetVersionDatasetFacet", "1-0-1"),
     "outputStatistics": ("OutputStatisticsOutputDatasetFacet", "1-0-2"),
     "jobType": ("JobTypeJobFacet", "2-0-4"),
@@ -37,7 +38,7 @@ class Data:
     """What a run has read or written: a topic, a table, a bundle."""
 
     namespace: str
-    """Where it is: the URL of its store."""
+    """Where it is: the URL of its store, or of the machine on which its folder is."""
     name: str
     version: str = ""
     """Which one: a table's version, a bundle's hash."""
@@ -49,6 +50,8 @@ class Data:
     """Which topic of this name."""
     columns: Sequence[tuple[str, str]] = ()
     """The names and types of a table's columns."""
+    table: tuple[str, str] | None = None
+    """The lake, and what SQL calls it there, if its name is a folder."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,11 @@ class _Writer:
         if data.columns and is_over:
             fields = [{"name": name, "type": kind} for name, kind in data.columns]
             facets["schema"] = self._facet("schema", fields=fields)
+        if data.table:
+            namespace, name = data.table
+            facets["symlinks"] = self._facet(
+                "symlinks", identifiers=[{"namespace": namespace, "name": name, "type": "TABLE"}]
+            )
         if data.version:
             facets["version"] = self._facet("version", datasetVersion=data.version)
         if data.positions:
