@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from headrace.base.errors import DeadlineError, HeadraceError
 from headrace.base.http import Request, Response
 from headrace.console import charts
 from headrace.console.desk import Desk, button, lazily, pending, segment
-from headrace.console.figures import count_of, format_chance, format_seconds, format_share, format_tick, format_time
+from headrace.console.figures import format_chance, format_seconds, format_share, format_tick, format_time
 from headrace.console.frame import (
     NOTHING,
     Html,
@@ -30,7 +32,8 @@ from headrace.console.frame import (
     when,
 )
 from headrace.console.guard import audited, read_form, see
-from headrace.experiments.verdict import OUTCOMES, SRM_ALPHA
+from headrace.console.health import BADGES, list_checks
+from headrace.experiments.verdict import OUTCOMES, Verdict
 
 _LEAD = "Every experiment of the project, what it asks of visitors, and what they answered."
 _NEXT = ("/lineage", "what any of this came from, down to the clicks")
@@ -127,7 +130,7 @@ def _body(request: Request, found: Mapping[str, Any]) -> Html:
         return put(empty("Nothing to read yet", why, "headrace status"), ending, _plan(found))
     return put(
         panel("The verdict", *_judged(verdict)) if found["is_final"] else _so_far(found, ending),
-        _health(verdict),
+        _health(msgspec.convert(verdict, Verdict)),
         _lift(verdict),
         lazily(
             address(f"/experiments/{found['experiment']}", lift="1", trial=trial["id"]),
@@ -180,31 +183,9 @@ def _in_words(verdict: Mapping[str, Any]) -> str:
     )
 
 
-def _health(verdict: Mapping[str, Any]) -> Html:
-    srm, gate = verdict["srm_p"], verdict["gate"]
-    is_mismatch = srm is not None and srm < SRM_ALPHA
-    ratio = (
-        badge("", "nobody counts yet")
-        if srm is None
-        else badge("bad" if is_mismatch else "good", f"p {format_chance(srm)}")
-    )
-    split = badge("", "not run")
-    if gate is not None:
-        differ = f"{gate['significant']:,} of {gate['splits']:,} splits differ"
-        split = badge("good" if gate["significant"] <= gate["band"][1] else "bad", differ)
-    degraded = [f"{count:,} {what.replace('/', ': ')}" for what, count in verdict["degraded"].items()]
-    rows = [
-        ("Sample ratio", ratio, f"Below {SRM_ALPHA:g} visitors are lost or doubled in one arm, and no number counts."),
-        ("A/A before it", split, f"Of logged visitors split at random; up to {gate['band'][1]:,} may." if gate else
-         "The same visitors split at random show whether the test finds what is not there."),
-        ("In both arms", badge("warn" if verdict["multiple"] else "good", count_of(verdict["multiple"], "visitor")),
-         "They are left out."),
-        ("Robots", badge("" if verdict["bots"] else "good", f"{verdict['bots']:,}"), "They are left out."),
-        ("Served otherwise", badge("warn" if degraded else "good", ", ".join(degraded) or "no page"),
-         "Pages that were degraded, by arm."),
-    ]  # fmt: skip
-    listed = table("Health of the trial", ("check", "found", "what it means"), rows, wide=2)
-    return panel("Health first", listed, note="Where a check fails, nothing below can be trusted.")
+def _health(verdict: Verdict) -> Html:
+    rows = [(badge(BADGES[one.mark], one.title), one.text) for one in list_checks(verdict)]
+    return panel("Health first", facts(rows), note="Where a check fails, nothing below can be trusted.")
 
 
 def _lift(verdict: Mapping[str, Any]) -> Html:

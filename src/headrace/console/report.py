@@ -9,12 +9,13 @@ from typing import Any
 
 from headrace.base.errors import CallError
 from headrace.console.charts import Point, Range, band, bars, forest
-from headrace.console.figures import count_of, format_chance, format_seconds, format_share, format_tick, format_time
+from headrace.console.figures import format_chance, format_seconds, format_share, format_tick, format_time
 from headrace.console.frame import MARK, Html, badge, code, document, facts, figures, panel, put, table, tag
+from headrace.console.health import BADGES, list_checks
 from headrace.console.lift import follow
 from headrace.experiments.analyse import trial_scope
 from headrace.experiments.experiment import ARMS, Trial
-from headrace.experiments.verdict import OUTCOMES, SRM_ALPHA, Guardrail, Outcome, Verdict
+from headrace.experiments.verdict import OUTCOMES, Guardrail, Outcome, Verdict
 from headrace.loop import find_trial_of
 from headrace.project import OpenProject
 
@@ -131,36 +132,11 @@ def _list_figures(verdict: Verdict) -> Iterator[tuple[str, object, object]]:
 
 
 def _health(verdict: Verdict) -> Html:
-    rows = [(badge(kind, name), text) for kind, name, text in _list_checks(verdict)]
-    failed = [kind for kind, _, _ in _list_checks(verdict) if kind == "bad"]
+    checks = list(list_checks(verdict))
+    rows = [(badge(BADGES[one.mark], one.title), one.text) for one in checks]
+    failed = any(one.mark == "bad" for one in checks)
     note = "Where one of these fails, no number below can be trusted." if failed else "Read first: nothing here fails."
     return panel("Health", facts(rows), note=note)
-
-
-def _list_checks(verdict: Verdict) -> Iterator[tuple[str, str, str]]:
-    """Yields each check of the trial itself: how it stands, its name, and what it says."""
-    if verdict.srm_p is None:
-        yield "warn", "Sample ratio", "no visitor counts, so there is no ratio to check"
-    else:
-        text = f"p {format_chance(verdict.srm_p)}; below {SRM_ALPHA:g} visitors are lost or doubled in one arm"
-        yield "bad" if verdict.srm_p < SRM_ALPHA else "good", "Sample ratio", text
-    gate = verdict.gate
-    if gate is None:
-        yield "warn", "A/A", "not run before this trial"
-    else:
-        text = (
-            f"{gate.significant:,} of {gate.splits:,} splits of the same visitors differ at p < {gate.alpha:g}, "
-            f"up to {gate.band[1]:,} may"
-        )
-        yield "good" if gate.is_passed else "bad", "A/A", text
-    has_ratio = verdict.srm_p is None or verdict.srm_p >= SRM_ALPHA
-    mixed = verdict.outcome == "unhealthy" and verdict.multiple > 0 and has_ratio
-    yield "bad" if mixed else "good", "In both arms", f"{count_of(verdict.multiple, 'visitor')}, left out"
-    yield "", "Robots", f"{verdict.bots:,} left out"
-    listed = ", ".join(
-        f"{pages:,} {what.partition('/')[2]} of {what.partition('/')[0]}" for what, pages in verdict.degraded.items()
-    )
-    yield "" if listed else "good", "Degraded pages", listed or "none was served other than planned"
 
 
 # Effect.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from rich.console import Console
 from rich.text import Text
 
+from headrace.console.figures import count_of, format_chance
+from headrace.console.health import Mark, list_checks
 from headrace.console.show import format_time, shown
-from headrace.experiments.experiment import ARMS, Gate
-from headrace.experiments.verdict import OUTCOMES, SRM_ALPHA, Arm, Guardrail, Verdict
+from headrace.experiments.experiment import ARMS
+from headrace.experiments.verdict import OUTCOMES, Arm, Guardrail, Verdict
 from headrace.verify.truth import Truth
 
 WIDTH = 80
@@ -19,6 +21,7 @@ WIDTH = 80
 _NAME_WIDTH = 14
 _BAR_WIDTH = 61
 _GOOD, _BAD, _NOTED = "✓", "✗", "·"
+_MARKS: Mapping[Mark, str] = {"good": _GOOD, "bad": _BAD, "noted": _NOTED}
 _STYLES = {_GOOD: "green", _BAD: "bold red", _NOTED: "dim"}
 _OUTCOME_STYLES = {"better": "bold green", "worse": "bold red", "unhealthy": "bold red"}
 
@@ -63,48 +66,8 @@ def _fact(name: str, text: str, *, mark: str = " ", style: str = "") -> list[Tex
 
 
 def _health(verdict: Verdict) -> Iterator[Text]:
-    is_mismatch = verdict.srm_p is not None and verdict.srm_p < SRM_ALPHA
-    if verdict.srm_p is None:
-        yield from _fact("sample ratio", "no visitor counts, so there is no ratio to check", mark=_NOTED)
-    else:
-        text = f"p {_probability(verdict.srm_p)}; below {SRM_ALPHA:g} visitors are lost or doubled in one arm"
-        yield from _fact("sample ratio", text, mark=_BAD if is_mismatch else _GOOD)
-    yield from _gate_lines(verdict.gate)
-    is_mixed = verdict.outcome == "unhealthy" and not is_mismatch
-    mark = _BAD if is_mixed else _NOTED if verdict.multiple else _GOOD
-    yield from _fact("in both arms", f"{_counted(verdict.multiple, 'visitor')}, left out", mark=mark)
-    yield from _fact("robots", f"{verdict.bots:,} left out", mark=_NOTED if verdict.bots else _GOOD)
-    yield from _degraded(verdict.degraded)
-
-
-def _gate_lines(gate: Gate | None) -> Iterable[Text]:
-    if gate is None:
-        return _fact("A/A", "not run before this trial", mark=_NOTED)
-    text = (
-        f"{gate.significant:,} of {gate.splits:,} splits of {_counted(gate.visitors, 'logged visitor')} differ at "
-        f"p < {gate.alpha:g}, up to {gate.band[1]:,} may"
-    )
-    return _fact("A/A", text, mark=_GOOD if gate.is_passed else _BAD)
-
-
-def _degraded(degraded: Mapping[str, int]) -> Iterator[Text]:
-    if not degraded:
-        yield from _fact("degraded", "no page was served other than planned", mark=_GOOD)
-        return
-    arms = sorted({what.partition("/")[0] for what in degraded})
-    listed = [
-        f"{arm}: {', '.join(f'{pages:,} {_after(what)}' for what, pages in degraded.items() if _before(what) == arm)}"
-        for arm in arms
-    ]
-    yield from _fact("degraded", f"pages of {'; '.join(listed)}", mark=_NOTED)
-
-
-def _before(what: str) -> str:
-    return what.partition("/")[0]
-
-
-def _after(what: str) -> str:
-    return what.partition("/")[2]
+    for check in list_checks(verdict):
+        yield from _fact(check.name, check.text, mark=_MARKS[check.mark])
 
 
 # Arms and lift.
@@ -135,7 +98,7 @@ def _lift(verdict: Verdict, truth: Truth | None) -> Iterator[Text]:
     if truth is not None:
         yield from _fact("true lift", _compared(truth, verdict))
     if verdict.p is not None:
-        yield from _fact("p", f"{_probability(verdict.p)}, alpha {verdict.alpha:g}")
+        yield from _fact("p", f"{format_chance(verdict.p)}, alpha {verdict.alpha:g}")
     if verdict.difference is not None and verdict.difference_interval is not None:
         low, high = verdict.difference_interval
         yield from _fact("difference", f"{verdict.difference:+.5f}, {share} {low:+.5f} to {high:+.5f}")
@@ -186,7 +149,7 @@ def _guardrail_text(found: Guardrail, alpha: float) -> str:
     else:
         low, high = found.difference_interval or (0.0, 0.0)
         change = f"difference {found.difference:+.5g}, {share} {low:+.5g} to {high:+.5g}"
-    return f"{arms}: {change}, p {_probability(found.p)}"
+    return f"{arms}: {change}, p {format_chance(found.p)}"
 
 
 # Outcome and provenance.
@@ -204,7 +167,7 @@ def _outcome(verdict: Verdict) -> Iterator[Text]:
 def _provenance(verdict: Verdict) -> Iterator[Text]:
     lasted = f"began {format_time(verdict.started_us)[:19]}, read {format_time(verdict.made_us)[:19]} UTC"
     yield from _fact("trial", lasted)
-    planned = f"{_counted(verdict.planned, 'visitor')} per arm" if verdict.planned else "no number of visitors"
+    planned = f"{count_of(verdict.planned, 'visitor')} per arm" if verdict.planned else "no number of visitors"
     yield from _fact("planned", planned)
     yield from _fact("cut-off", f"exposures before {format_time(verdict.cutoff_us)[:19]} UTC count")
     for topic, offsets in verdict.positions.items():
@@ -221,11 +184,3 @@ def _percent(share: float) -> str:
     ('+21.3 %', '-5.0 %', '+1,230 %')
     """
     return f"{100 * share:+,.0f} %" if abs(share) >= 10 else f"{100 * share:+.1f} %"
-
-
-def _probability(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-6 else "< 0.000001"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
