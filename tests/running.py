@@ -293,12 +293,12 @@ def headrace(
     return done.returncode, done.stdout, done.stderr
 
 
-def call(*words: object, stdin: str = "") -> tuple[int, str, str]:
-    """Returns exit code, stdout and stderr of one command in this process."""
+def call(*words: object, stdin: str = "", cwd: Path | None = None) -> tuple[int, str, str]:
+    """Returns exit code, stdout and stderr of one command in this process, which spares a second of imports."""
     out, error = io.StringIO(), io.StringIO()
     before, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(stdin.encode(errors="surrogateescape")))
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        with contextlib.chdir(cwd or "."), contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
             code = main([str(word) for word in words])
     except SystemExit as done:
         code = int(done.code or 0)

@@ -7,7 +7,7 @@ import pytest
 from headrace.console.failed import second_chance
 from headrace.project import open_project
 from headrace.topics import Record, partition_for
-from running import clicked, headrace, lines, project_toml, running, wait_until
+from running import call, clicked, lines, project_toml, running, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -217,14 +217,14 @@ def test_after_a_fix_of_the_project_the_good_ones_come_in_once(tmp_path):
     (tmp_path / "project.py").write_text(LENIENT)
     with running(tmp_path) as up:
         for _ in range(2):
-            code, out, error = headrace("table", "failed", "--replay", cwd=tmp_path)
+            code, out, error = call("table", "failed", "--replay", cwd=tmp_path)
             assert (code, error) == (0, "")
         assert out == "10 of what failed went into clicks again; the settler takes each once\n" or "nothing" in out
         assert up.post("/v1/batch", batch).status == 200, "an SDK sends it all again"
         wait_until(lambda: up.sql(count) == [{"n": 20, "ids": 20}])
         assert up.post("/v1/t", seat("last", "x")).status == 200
         wait_until(lambda: up.sql(count) == [{"n": 21, "ids": 21}])
-    assert headrace("table", "failed", cwd=tmp_path)[1] == "nothing stands as failed\n"
+    assert call("table", "failed", cwd=tmp_path)[1] == "nothing stands as failed\n"
 
 
 def test_clicked_is_what_the_shop_declares(shop):

@@ -61,10 +61,10 @@ def test_create_list_and_alter(topic):
 
 
 def test_a_project_without_topics_says_what_makes_them(shop):
-    assert headrace("topic", "list", cwd=shop)[1].split() == (
+    assert call("topic", "list", cwd=shop)[1].split() == (
         ["no", "topics", "yet.", "`headrace", "up`", "makes", "them,", "or:", "headrace", "topic", "create", "NAME"]
     )
-    assert headrace("topic", "list", "--json", cwd=shop)[:2] == (0, "")
+    assert call("topic", "list", "--json", cwd=shop)[:2] == (0, "")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_words_that_are_no_command_are_code_2(topic, words):
 def test_an_unreachable_broker_is_code_3(shop):
     pytest.importorskip("confluent_kafka")
     (shop / "headrace.toml").write_text(project_toml(topics="kafka://127.0.0.1:1"))
-    code, out, error = headrace("topic", "list", cwd=shop)
+    code, out, error = call("topic", "list", cwd=shop)
     assert (code, out) == (3, "")
     assert error.splitlines()[-1].startswith("UnavailableError: ")
 

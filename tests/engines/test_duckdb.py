@@ -301,9 +301,12 @@ def test_a_wrong_url_is_refused(url, error):
         open_engine(url)
 
 
-@pytest.mark.parametrize(
-    "option", ["memory=0MB", "memory=1MB", "memory=99999999999999999999TB", "spill_limit=99999999999999999999TB"]
-)
+def test_an_engine_with_hardly_any_memory_says_so(tmp_path):
+    with pytest.raises(OverloadedError, match=r"needs more memory than it may have \(memory\)"):
+        open_engine("duckdb://?memory=0MB", root=tmp_path).query("SELECT 1", sources=[])
+
+
+@pytest.mark.parametrize("option", ["memory=99999999999999999999TB", "spill_limit=99999999999999999999TB"])
 def test_an_option_that_duckdb_does_not_take_is_quoted(tmp_path, option):
     with pytest.raises(CallError, match=f"does not start with its options .*{option}.*: ."):
         open_engine(f"duckdb://?{option}", root=tmp_path).query("SELECT 1", sources=[])

@@ -70,7 +70,7 @@ def _pages(world, until_us, policy):
         wanted.clear()
 
 
-@pytest.mark.parametrize("num_pages", [6_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_pages", [6_000, pytest.param(100_000, marks=pytest.mark.soak)])
 def test_clicks_agree_with_the_truth_by_position_and_group(num_pages):
     world = World(3, visitors=2_000, habits=Habits(beats=0, fatigue=0.1, visits_per_day=4))
     market, tallies = world.market, defaultdict(Tally)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ import pytest
 from headrace.events.world import BORN_US, HOUR, World, encode
 from headrace.project import open_project
 from headrace.topics import Message
-from running import project_toml, running, wait_until
+from running import call, lines, project_toml, running, wait_until
 from services.cluster import clear
 from survive.load import Clients, Proxy, check, until
 
@@ -36,17 +34,9 @@ def profile(request, tmp_path):
 
 def command(folder: Path, profile: str, *words: str, text: str = "") -> list[dict]:
     """Returns the JSON lines that a command prints."""
-    arguments = [*words, "--json", "--project", str(folder), "--profile", profile]
-    done = subprocess.run(
-        [sys.executable, "-m", "headrace", *arguments],
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    code, out, error = call(*words, "--json", "--project", folder, "--profile", profile, stdin=text)
+    assert code == 0, error
+    return lines(out)
 
 
 @pytest.mark.parametrize("profile", PROFILES, indirect=True)
@@ -68,8 +58,8 @@ def test_what_was_acknowledged_is_in_the_topic_for_anyone(tmp_path, profile):
         assert next(one for one in status if one["kind"] == "role")["state"] == "ready"
     # Nothing runs now: reading, appending and moving a group still work.
     assert len(command(tmp_path, profile, "topic", "read", "clicks")) == len(found)
-    lines = "".join(json.dumps({"key": "ann", "value": {"n": n}}) + "\n" for n in range(10))
-    assert command(tmp_path, profile, "topic", "append", "clicks", text=lines) == [{"topic": "clicks", "records": 10}]
+    more = "".join(json.dumps({"key": "ann", "value": {"n": n}}) + "\n" for n in range(10))
+    assert command(tmp_path, profile, "topic", "append", "clicks", text=more) == [{"topic": "clicks", "records": 10}]
     command(tmp_path, profile, "topic", "replay", "clicks", "--group", "settler", "--to", "earliest")
     groups = command(tmp_path, profile, "topic", "groups", "clicks")
     assert sum(group["lag"] for group in groups) == len(found) + 10

@@ -154,6 +154,7 @@ def _log_lines(cluster, name, listed):
                 yield from file.read().splitlines()
 
 
+@pytest.mark.soak
 @pytest.mark.service("kafka")
 @pytest.mark.service("hdfs")
 def test_the_clicks_of_a_laptop_give_the_same_rows_on_the_cluster(tmp_path, cluster):

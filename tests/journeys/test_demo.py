@@ -25,7 +25,7 @@ from headrace.verify.checks import CHECKS as ROOMS
 from headrace.verify.count import is_click
 from headrace.verify.report import Line
 from journeys.plays import Play
-from running import headrace, is_alive, lines, wait_until
+from running import call, headrace, is_alive, lines, wait_until
 
 PLAYED = [
     "the offline gate passes",
@@ -122,14 +122,14 @@ def test_what_the_demo_kept_answers_afterwards(once):
     found, folder = once.summary, once.folder
     # The next trial may have begun by then.
     first = "SELECT trial, outcome, difference FROM verdicts ORDER BY made_us LIMIT 1"
-    code, out, error = headrace("table", "sql", first, "--json", cwd=folder)
+    code, out, error = call("table", "sql", first, "--json", cwd=folder)
     assert code == 0, error
     assert lines(out) == [{name: found["verdict"][name] for name in ("trial", "outcome", "difference")}]
-    code, out, error = headrace("explain", found["recommendation_id"], cwd=folder)
+    code, out, error = call("explain", found["recommendation_id"], cwd=folder)
     assert code == 0, error
     assert found["recommendation_id"] in out
     count = "SELECT count(*) AS rows FROM decisions WHERE NOT list_contains(degraded, 'unlogged')"
-    code, out, error = headrace("table", "sql", count, "--json", cwd=folder)
+    code, out, error = call("table", "sql", count, "--json", cwd=folder)
     assert code == 0, error
     assert lines(out) == [{"rows": found["decisions"]["rows"]}]
     with open_project(folder) as project:
@@ -139,7 +139,7 @@ def test_what_the_demo_kept_answers_afterwards(once):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.soak), signal.SIGKILL]
+    "number", [*(pytest.param(one, marks=pytest.mark.soak) for one in (signal.SIGINT, signal.SIGTERM)), signal.SIGKILL]
 )
 def test_demo_that_is_ended_before_its_verdict_leaves_no_process(tmp_path, number):
     with Play(tmp_path / "demo", ("--json",)) as play:

@@ -15,7 +15,7 @@ import pytest
 from headrace.base.errors import PositionError
 from headrace.project import OpenProject, open_project
 from headrace.topics import Record, Topic
-from running import headrace, running, wait_until
+from running import call, headrace, running, wait_until
 from survive.account import check_account, read_topic, table_rows
 from survive.load import Proxy, until
 from survive.stream import Parts, Shoppers, make_project, sunk, wait_caught_up
@@ -223,7 +223,7 @@ def test_a_topic_made_anew_stops_its_reader_alone(tmp_path):
         way_on = "headrace topic replay events --fresh events | --continue events"
         wait_until(lambda: way_on in _failure(tmp_path, "sink-events"), what="the sink stops loudly")
         assert not _failure(tmp_path, "sink-failed")
-        assert "replay clicks --group settler" in headrace("status", cwd=tmp_path)[1]
+        assert "replay clicks --group settler" in call("status", cwd=tmp_path)[1]
         # What stopped stays stopped, however often it begins anew.
         project.topic("events").append([copy] * 50)
         wait_until(lambda: up.log.read_text().count('"headrace.sink-events"') >= 4, what="it has tried again")

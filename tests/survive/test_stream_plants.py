@@ -105,9 +105,14 @@ def without_the_sinks_fence(monkeypatch):
         (without_nothing, 7),
         (without_nothing, 8192),
         # Of these pairs one is enough to keep a zombie out.
-        (without_the_settlers_generation, 8192),
-        (without_the_settlers_expected_position, 8192),
-        (without_the_backwards_check, 7),
+        *(
+            pytest.param(plant, portion, marks=pytest.mark.soak)
+            for plant, portion in (
+                (without_the_settlers_generation, 8192),
+                (without_the_settlers_expected_position, 8192),
+                (without_the_backwards_check, 7),
+            )
+        ),
     ],
 )
 def test_zombies_and_repeats_leave_each_event_once(yard, monkeypatch, plant, thief_portion):

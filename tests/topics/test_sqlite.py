@@ -569,7 +569,7 @@ def test_overlapping_readers_do_not_let_the_log_grow(clicks):
     for reader in readers:
         reader.start()
     try:
-        for _ in range(80):
+        for _ in range(50):
             clicks.append([Record(b"%d" % n, os.urandom(1000)) for n in range(1000)])
     finally:
         stop.set()

@@ -16,7 +16,7 @@ from headrace.project import open_project
 from headrace.verify.case import Case
 from headrace.verify.checks import CHECKS, check
 from headrace.verify.play import Script, play
-from running import headrace
+from running import call
 from services.cluster import cluster_of
 
 
@@ -28,7 +28,7 @@ def verify(*options, seconds=280):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_check_holds_in_five_worlds():
-    done = verify("--worlds", "5", "--seed", "101", "--visitors", "400")
+    done = verify("--worlds", "5", "--seed", "101", "--visitors", "300")
     told = [json.loads(line) for line in done.stdout.splitlines()]
     lines = [one for one in told if one["kind"] == "line"]
     assert [one for one in lines if one["state"] != "holds"] == [], done.stderr
@@ -52,7 +52,7 @@ def test_every_check_holds_in_five_worlds():
     ],
 )
 def test_a_wrong_option_is_refused(tmp_path, options, said):
-    code, _, error = headrace("verify", *options, cwd=tmp_path)
+    code, _, error = call("verify", *options, cwd=tmp_path)
     assert code == 2
     assert said in error
 
@@ -60,7 +60,7 @@ def test_a_wrong_option_is_refused(tmp_path, options, said):
 def test_worlds_go_into_an_empty_folder_only(tmp_path):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_text("mine")
-    code, _, error = headrace("verify", "--dir", "kept", cwd=tmp_path)
+    code, _, error = call("verify", "--dir", "kept", cwd=tmp_path)
     assert code == 2
     assert "'kept' is not empty; choose another folder" in error
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["file"]

@@ -91,7 +91,7 @@ def test_a_broken_project_is_told_of_once_everywhere(tmp_path):
             )  # fmt: skip
             alerts = read_alerts(shop / ".headrace" / FILE)
             assert [one.kind for one in alerts] == ["duplicates", "bots"]
-            code, out, _ = headrace("status", "--json", cwd=shop)
+            code, out, _ = call("status", "--json", cwd=shop)
             shown = [one for one in lines(out) if one["kind"] == "alert"]
             assert {one["about"] for one in shown} <= {"duplicates", "bots"}
             assert "bots" in {one["about"] for one in shown}

@@ -50,7 +50,6 @@ class DuckdbEngine:
     def __init__(self, options: _Options, *, root: Path) -> None:
         self._options = options
         self._spill = (root / options.spill).absolute()
-        self._refused: frozenset[str] | None = None
 
     @classmethod
     def from_url(cls, url: Url) -> Self:
@@ -113,8 +112,6 @@ class DuckdbEngine:
             # It would draw its progress on stdout, also into a pipe.
             connection.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'")
             connection.execute("SET enable_profiling = 'no_output'")
-            if self._refused is None:
-                self._refused = find_refused(connection)
         except duckdb.Error as error:
             raise self._refused_option(error) from error
         return connection
@@ -140,7 +137,7 @@ class DuckdbEngine:
         self, connection: duckdb.DuckDBPyConnection, sql: str, sources: Sequence[Source], views: Sequence[View]
     ) -> tuple[Statement, set[str]]:
         """Returns the statement, and the sources and views that it needs, itself or through a view."""
-        refused = self._refused or frozenset()
+        refused = find_refused()
         names = [source.name for source in sources]
         statement = read_statement(connection, sql, make_rules([*names, *(view.name for view in views)], refused))
         by_name = {view.name: i for i, view in enumerate(views)}

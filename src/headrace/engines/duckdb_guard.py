@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NoReturn
 
 import duckdb
@@ -107,12 +108,14 @@ def make_rules(names: Collection[str], refused: frozenset[str]) -> Rules:
     return Rules({fold(name): name for name in names}, refused)
 
 
-def find_refused(connection: duckdb.DuckDBPyConnection) -> frozenset[str]:
+@cache
+def find_refused() -> frozenset[str]:
     """Returns the functions that may not be called: all that DuckDB itself does not call pure."""
-    rows = connection.execute(
-        "SELECT DISTINCT function_name, schema_name = 'main' AND (function_type = 'macro' OR "
-        "function_type IN ('scalar', 'aggregate', 'window') AND stability = 'CONSISTENT') FROM duckdb_functions()"
-    ).fetchall()
+    with duckdb.connect() as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT function_name, schema_name = 'main' AND (function_type = 'macro' OR "
+            "function_type IN ('scalar', 'aggregate', 'window') AND stability = 'CONSISTENT') FROM duckdb_functions()"
+        ).fetchall()
     pure = {name for name, is_pure in rows if is_pure and not name.startswith("__internal")} - _NOT_HARMLESS
     return frozenset({name.lower() for name, _ in rows} | _NOT_HARMLESS) - {name.lower() for name in pure | _HARMLESS}
 
