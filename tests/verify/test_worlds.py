@@ -28,7 +28,7 @@ def verify(*options, seconds=280):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_check_holds_in_five_worlds():
-    done = verify("--worlds", "5", "--seed", "101", "--visitors", "300")
+    done = verify("--worlds", "5", "--seed", "101", "--visitors", "600")
     told = [json.loads(line) for line in done.stdout.splitlines()]
     lines = [one for one in told if one["kind"] == "line"]
     assert [one for one in lines if one["state"] != "holds"] == [], done.stderr
