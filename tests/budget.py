@@ -1,7 +1,7 @@
 """What a run of the tests cost and how large the house is, told at its end; overspending fails in CI.
 
-The seconds of all rooms together must hold. A single room may take a fifth more than its own: so much the same tests
-differ from run to run on one machine, and a run that keeps its whole must not fail by chance.
+The seconds of all rooms together must hold. A single room may take two fifths more than its own: so much the same
+tests differ from hour to hour on one machine, and a run that keeps its whole must not fail by chance.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 import services
 
 _BUDGET = Path(__file__).parent / "budget.toml"
-_NOISE = 1.2
+_NOISE = 1.4
 _spent = defaultdict(float)
 
 
