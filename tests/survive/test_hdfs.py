@@ -86,6 +86,7 @@ def check_kills(folder: Path, cluster: Cluster, rounds: dict[str, int]) -> None:
     assert min(account.settled, account.failed, account.repeats) > 20, account
 
 
+@pytest.mark.soak
 def test_deaths_of_the_roles_on_a_cluster_leave_each_event_once(tmp_path, cluster):
     check_kills(tmp_path, cluster, {"settler": 1, "sink": 1, "keeper": 1})
 
