@@ -4,6 +4,7 @@
 under a new name, and keep the old file with its tests.
 """
 
+import contextlib
 import gzip
 import sqlite3
 import sys
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 import zstandard
 
+from headrace.base.clock import machine_us
 from headrace.base.errors import FormatError, UnknownNameError
 from headrace.topics import Bounds, Record, Topic
 from headrace.topics import sqlite_frames as frames
@@ -62,6 +64,9 @@ def _resent_frame():
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "topics.db").write_bytes(gzip.decompress(GOLDEN.read_bytes()))
+    # Producers are forgotten a day after they were last heard of.
+    with contextlib.closing(sqlite3.connect(tmp_path / "topics.db")) as connection, connection:
+        connection.execute("update producers set used_us = ?", (machine_us(),))
     return tmp_path
 
 
