@@ -127,6 +127,9 @@ class _Pages(BaseHTTPRequestHandler):
             self._answer(200, "text/html; charset=utf-8", self.server.pages[path])
         elif path.startswith("/umd/") and file.is_file():
             self._answer(200, "text/javascript; charset=utf-8", file.read_bytes())
+        elif path == "/favicon.ico":
+            # Asked for after a page that isn't there, and noted in the console of whichever page is open by then.
+            self._answer(204, "image/x-icon", b"")
         else:
             self._answer(404, "text/plain", b"no such page")
 
