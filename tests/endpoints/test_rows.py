@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 
 from endpoints.door import Scores, make_popular, make_tastes, make_trial, open_door
+from headrace.base.errors import DeadlineError, RecordError
+from headrace.endpoints import app
 from headrace.events.decision import decode_decision
 from headrace.experiments.assign import assign
 from headrace.experiments.experiment import ARMS
@@ -14,6 +16,7 @@ from headrace.loop import judge_trial, promote
 from headrace.models.rows import list_rows, read_labels
 from headrace.project import open_project
 from headrace.verify.truth import is_same, replay
+from running import wait_until
 from streamline import BEGAN_US, DAY, HOUR, MINUTE, TRENDING, clicked, decided, make_project, sink, viewed, write
 
 pytestmark = pytest.mark.slow
@@ -145,9 +148,45 @@ def test_a_page_that_cannot_be_logged_withdraws_all_its_rows(door, monkeypatch):
     monkeypatch.setattr(sender, "append", refuse_once)
     shown = door.ask(anonymous_id="ann").json()
     assert (shown["recommendation_id"], shown["degraded"], len(shown["rows"])) == (None, ["unlogged"], 2)
+    wait_until(lambda: len(told) == 2)
     first, withdrawn = told
     assert [row["recommendation_id"] for row in first] == [row["recommendation_id"] for row in withdrawn]
     assert [row["degraded"] for row in withdrawn] == [["unlogged"]] * 2
+
+
+def test_a_page_is_withdrawn_once_the_log_takes_it(door, monkeypatch):
+    door.add(make_popular(12))
+    told = []
+
+    async def refuse_three_times(_, records):
+        told.append([json.loads(record.value) for record in records])
+        if len(told) <= 3:
+            raise DeadlineError("the log is silent")
+
+    monkeypatch.setattr(door.endpoint._sender, "append", refuse_three_times)
+    monkeypatch.setattr(app, "_AGAIN_SECONDS", 0.01)
+    assert door.ask(anonymous_id="ann").json()["degraded"] == ["unlogged"]
+    wait_until(lambda: len(told) == 4)
+    assert [[row.get("degraded", []) for row in rows] for rows in told] == [[[]] * 2, *[[["unlogged"]] * 2] * 3]
+    wait_until(lambda: door.endpoint._withdrawn == [])
+
+
+def test_a_page_that_no_log_takes_holds_no_other_back(door, monkeypatch):
+    door.add(make_popular(12))
+    told = []
+
+    async def refuse_ann(_, records):
+        person, *_ = {json.loads(record.value)["person"] for record in records}
+        told.append(person)
+        if person == "ann":
+            raise RecordError("too large")
+        if told.count(person) == 1:
+            raise DeadlineError("the log is silent")
+
+    monkeypatch.setattr(door.endpoint._sender, "append", refuse_ann)
+    for visitor in ("ann", "bob"):
+        assert door.ask(anonymous_id=visitor).json()["degraded"] == ["unlogged"]
+    wait_until(lambda: told == ["ann", "ann", "bob", "bob"])
 
 
 def test_a_row_that_cannot_be_ranked_costs_the_page_no_other(door):

@@ -13,7 +13,7 @@ import msgspec
 
 from headrace.base import fault
 from headrace.base.clock import Clock
-from headrace.base.errors import HeadraceError, RequestError, UnavailableError, did_you_mean
+from headrace.base.errors import HeadraceError, OutsideError, RequestError, UnavailableError, did_you_mean
 from headrace.base.http import JSON, App, Limits, Request, Response, cors, error_response, nothing_answers, preflight
 from headrace.base.ids import make_id
 from headrace.base.telemetry import LATENCY_BUCKETS, Metric, Metrics, get_logger
@@ -34,6 +34,8 @@ LIMITS = Limits(max_body_bytes=64 * 1024)
 
 _REFRESH_SECONDS = 0.2
 _MOST_MS = 10_000
+_MOST_WITHDRAWN = 4_096
+_AGAIN_SECONDS = 0.5
 _ANSWERS = ("200", "400", "404", "503", "500")
 
 METRICS = (
@@ -147,7 +149,8 @@ class Endpoint:
         self._clock = clock
         self._options = options
         self._entropy = options.entropy
-        self._withdrawals: set[asyncio.Task[None]] = set()
+        self._withdrawn: list[list[Record]] = []
+        self._withdrawing: asyncio.Task[None] | None = None
         self._answers = {status: metrics.count("headrace_endpoint_requests_total", status) for status in _ANSWERS}
         self._degraded = {
             (what, arm): metrics.count("headrace_endpoint_degraded_total", what, arm)
@@ -362,18 +365,26 @@ class Endpoint:
     def _withdraw(self, key: bytes, decisions: Sequence[Decision]) -> None:
         """Takes decisions back that may have become durable after all: nobody has their id, so nothing may count them.
 
-        Whether this is written in time doesn't matter to the page; where the topic takes nothing there is nothing to
-        take back either.
+        What was on its way when the log fell silent is written when it wakes, however late. Of a long silence the
+        first pages are remembered: what came after them was never on its way.
         """
-        withdrawn = [msgspec.structs.replace(one, degraded=(*one.degraded, "unlogged")) for one in decisions]
+        if len(self._withdrawn) < _MOST_WITHDRAWN:
+            withdrawn = [msgspec.structs.replace(one, degraded=(*one.degraded, "unlogged")) for one in decisions]
+            self._withdrawn.append([Record(key, encode(one)) for one in withdrawn])
+        if self._withdrawing is None or self._withdrawing.done():
+            self._withdrawing = asyncio.get_running_loop().create_task(self._take_back())
 
-        async def append() -> None:
-            with contextlib.suppress(HeadraceError):
-                await self._sender.append(DECISIONS, [Record(key, encode(one)) for one in withdrawn])
-
-        task = asyncio.get_running_loop().create_task(append())
-        self._withdrawals.add(task)
-        task.add_done_callback(self._withdrawals.discard)
+    async def _take_back(self) -> None:
+        """Says which pages are withdrawn, until the log has heard it."""
+        while self._withdrawn:
+            try:
+                await self._sender.append(DECISIONS, self._withdrawn[0])
+            except OutsideError:
+                await asyncio.sleep(_AGAIN_SECONDS)
+                continue
+            except HeadraceError:
+                get_logger("endpoint").exception("a page without an id is not withdrawn: the log will never take it")
+            del self._withdrawn[0]
 
     def _headers(self, request: Request, shown: Shown) -> Sequence[tuple[bytes, bytes]]:
         headers = [JSON, (b"cache-control", b"private, no-store"), *cors(request)]
