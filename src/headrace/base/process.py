@@ -208,7 +208,7 @@ class Supervisor:
             self._children[name] = _spawn(self._programs[name], self._life)
             self._changed()
         for name, child in list(self._children.items()):
-            if self._may_begin(name, now):
+            if child.go_descriptor is not None and self._may_begin(name, now):
                 child.go()
             if not child.ready and _has_byte(child.ready_descriptor):
                 child.ready = True

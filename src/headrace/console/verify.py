@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from headrace.base.clock import begin_stepped, machine_us
-from headrace.base.errors import CallError
+from headrace.base.errors import CallError, HeadraceError
 from headrace.base.telemetry import start_logging
 from headrace.console.crowd import HABITS
 from headrace.console.init import write_project
@@ -73,53 +73,88 @@ def verify(given: argparse.Namespace) -> int:
             for seed in range(given.seed, given.seed + given.worlds)
         ]
         processes = min(given.processes or os.cpu_count() or 1, len(asked))
-        worlds = _play_all(asked, processes=processes, keeps=given.dir is not None, is_quiet=given.json)
+        worlds, broken = _play_all(asked, processes=processes, keeps=given.dir is not None, is_quiet=given.json)
     lines = join_lines(worlds)
     report = Report(
         made_us=machine_us(),
         seed=given.seed,
         worlds=len(worlds),
         seconds=round(time.monotonic() - began_at, 1),
-        lines=tuple(lines),
+        lines=(*lines, *_tell_broken(broken, len(asked))),
     )
-    _tell(report, worlds, as_json=given.json)
+    _tell(report, worlds, folder if folder.exists() else None, as_json=given.json)
     return int(not report.holds)
 
 
 @contextlib.contextmanager
 def _folder(chosen: str | None) -> Iterator[Path]:
     if chosen is None:
-        with tempfile.TemporaryDirectory(prefix="headrace-verify-") as made:
-            yield Path(made)
+        made = Path(tempfile.mkdtemp(prefix="headrace-verify-"))
+        try:
+            yield made
+        except BaseException:
+            # Also after Ctrl-C.
+            shutil.rmtree(made, ignore_errors=True)
+            raise
+        # Worlds that fail are left there: the same seed is not the same world again.
+        with contextlib.suppress(OSError):
+            made.rmdir()
         return
     folder = Path(chosen)
-    if folder.exists() and any(folder.iterdir()):
-        raise CallError(f"{chosen!r} is not empty; choose another folder for the worlds' projects")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(folder.iterdir())
     except OSError as error:
         raise CallError(f"cannot make the folder {chosen!r}: {error.strerror}. Choose another one") from error
+    if not is_empty:
+        raise CallError(f"{chosen!r} is not empty; choose another folder for the worlds' projects")
     yield folder
 
 
-def _play_all(asked: Sequence[Asked], *, processes: int, keeps: bool, is_quiet: bool) -> list[World]:
-    """Returns the worlds in the order of their seeds, played in so many processes at once."""
+def _play_all(
+    asked: Sequence[Asked], *, processes: int, keeps: bool, is_quiet: bool
+) -> tuple[list[World], Mapping[int, BaseException]]:
+    """Returns the worlds in the order of their seeds, played in so many processes at once, and which broke and how.
+
+    Where all of them break the first one's error is raised.
+    """
     found: list[World] = []
+    broken: dict[int, BaseException] = {}
     # Forked, a process with threads of Arrow may hang.
     spawned = multiprocessing.get_context("spawn")
-    with _progress(len(asked), is_quiet=is_quiet) as progress:
+    with _progress(is_quiet=is_quiet) as progress:
         bar = progress.add_task(f"worlds, {processes} at once", total=len(asked))
         with ProcessPoolExecutor(processes, mp_context=spawned) as pool:
-            for done in as_completed([pool.submit(play_world, one, keeps=keeps) for one in asked]):
-                found.append(done.result())
-                progress.advance(bar)
-    return sorted(found, key=lambda one: one.seed)
+            seeds = {pool.submit(play_world, one, keeps=keeps): one.seed for one in asked}
+            try:
+                for done in as_completed(seeds):
+                    error = done.exception()
+                    if error is None:
+                        found.append(done.result())
+                    else:
+                        broken[seeds[done]] = error
+                    progress.advance(bar)
+            finally:
+                # After Ctrl-C no further world is begun.
+                pool.shutdown(cancel_futures=True)
+    if not found:
+        raise broken[min(broken)]
+    return sorted(found, key=lambda one: one.seed), broken
 
 
-def _progress(total: int, *, is_quiet: bool) -> Progress:
+def _tell_broken(broken: Mapping[int, BaseException], worlds: int) -> list[Line]:
+    if not broken:
+        return []
+    seed = min(broken)
+    text = f"{len(broken)} of {worlds} worlds were not"
+    witness = f"seed {seed}: {type(broken[seed]).__name__}: {broken[seed]}"
+    return [Line(name="every world is played to its end", room="verify", state="fails", text=text, witness=witness)]
+
+
+def _progress(*, is_quiet: bool) -> Progress:
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, disable=is_quiet or total == 0 or not console.is_terminal)
+    return Progress(*columns, console=console, disable=is_quiet or not console.is_terminal)
 
 
 def play_world(asked: Asked, *, keeps: bool = False) -> World:
@@ -132,9 +167,12 @@ def play_world(asked: Asked, *, keeps: bool = False) -> World:
     market = make_market(asked)
     with open_project(folder) as project:
         played = play(project, market, asked.script)
-        case = Case(project, market, played.record, played.verdict)
-        lines = check(case)
-        truth = case.truth if played.verdict is not None else None
+        case = Case(project, market, played.record, played.verdict, played.served)
+        lines, truth = check(case), None
+        if played.verdict is not None:
+            # Why it cannot be told is what the lines say that ask for it.
+            with contextlib.suppress(HeadraceError):
+                truth = case.truth
         champion = find_champion(project, project.declared.pages[0].name)
         world = World(
             seed=asked.seed,
@@ -147,7 +185,7 @@ def play_world(asked: Asked, *, keeps: bool = False) -> World:
         )
         own = Report(made_us=machine_us(), seed=asked.seed, worlds=1, seconds=world.seconds, lines=world.lines)
         write_report(project.profile.state, own)
-    if not keeps:
+    if not keeps and own.holds:
         shutil.rmtree(folder, ignore_errors=True)
     return world
 
@@ -158,13 +196,13 @@ def make_market(asked: Asked) -> Market:
     return Market(asked.seed, visitors=asked.visitors, born_us=BEGIN_US - asked.script.past_us, habits=habits)
 
 
-def _tell(report: Report, worlds: Sequence[World], *, as_json: bool) -> None:
+def _tell(report: Report, worlds: Sequence[World], kept: Path | None, *, as_json: bool) -> None:
     if as_json:
         print_lines([{"kind": "line", **msgspec.to_builtins(line)} for line in report.lines])
         told = [{name: value for name, value in msgspec.to_builtins(one).items() if name != "lines"} for one in worlds]
         print_lines([{"kind": "world", **one} for one in told])
         summary = {"seed": report.seed, "worlds": report.worlds, "seconds": report.seconds, "holds": report.holds}
-        print_lines([{"kind": "report", **summary}])
+        print_lines([{"kind": "report", **summary, "kept": None if kept is None else str(kept)}])
         return
     pages, events = sum(one.pages for one in worlds), sum(one.events for one in worlds)
     print(
@@ -172,6 +210,8 @@ def _tell(report: Report, worlds: Sequence[World], *, as_json: bool) -> None:
         f"{events:,} events, {report.seconds:.0f} s\n"
     )
     print_report(report.lines)
+    if kept is not None:
+        print(f"\nto be looked at: the project of {'each world' if report.holds else 'what fails'} in {kept}")
 
 
 def print_report(lines: Sequence[Line]) -> None:

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from headrace.base.errors import StopError
+from headrace.endpoints.endpoint import Shown
+from headrace.endpoints.serving import TRIAL
 from headrace.engines import Source, open_engine
 from headrace.events.decision import DECISIONS, is_decision
 from headrace.events.settled import EVENTS, FAILED
@@ -27,6 +30,8 @@ from headrace.verify.oracle import Oracle
 from headrace.verify.truth import Truth, tell_truth
 
 _BATCH = 1_000
+INSTEAD = frozenset({"bundle", "fallback", "features"})
+"""Where one of these is said of a page, another bundle than planned has ranked."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ class Case:
     world: World
     record: Record
     verdict: Verdict | None
+    served: Shown | None = None
+    """What a page was in the end, where nothing was promoted since the verdict."""
 
     def read(self, table: str, columns: str = "*", *, where: str = "true") -> Rows:
         """Returns the rows of a table's Parquet files, in their order; `where` may ask `found` again."""
@@ -141,8 +148,10 @@ class Case:
 
     @cached_property
     def judged(self) -> Verdict:
-        """The verdict; raises LeftOutError where there is none."""
+        """The verdict; raises LeftOutError where nothing was tested, and StopError where a trial has none."""
         if self.verdict is None:
+            if self.project.registry.newest(TRIAL):
+                raise StopError("a trial was begun, and has no verdict")
             raise LeftOutError("no trial came to a verdict in this world")
         return self.verdict
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from headrace.verify.audience import FAULTY
 from headrace.verify.case import Case, Check, Found
 
 
@@ -22,7 +23,10 @@ def _is_settled_once(case: Case) -> Found:
     strange = (one for one in happened if one not in case.clicks)
     repeats = case.clicks.total() - len(case.clicks)
     text = f"{case.clicks.total():,} clicks = {len(settled):,} settled + {len(failed):,} failed + {repeats:,} repeats"
-    return Found(text, _first("event", wrong) or _first("event", strange))
+    # Whoever fails good events, or settles faulty ones, loses none.
+    refused = set(failed)
+    swapped = (one for one in sorted(case.record.acknowledged) if (one in refused) != one.endswith(FAULTY))
+    return Found(text, _first("event", wrong) or _first("event", strange) or _first("event", swapped))
 
 
 def _is_row_once(case: Case) -> Found:
@@ -48,7 +52,8 @@ def _are_bots_flagged(case: Case) -> Found:
     for row in case.events:
         if row["visitor"] in case.visitors:
             events, bots = events + 1, bots + row["bot"]
-            wrong += [row["message_id"]] if row["bot"] != case.is_bot(row["visitor"]) else []
+            if row["bot"] != case.is_bot(row["visitor"]):
+                wrong.append(row["message_id"])
     return Found(f"{events:,} events, {bots:,} of robots", _first("event", wrong))
 
 

@@ -13,13 +13,15 @@ from scipy import stats
 
 from headrace.endpoints.carousel import Rule, choose
 from headrace.endpoints.endpoint import Shown
+from headrace.events.decision import DECISIONS
+from headrace.experiments.experiment import ARMS
 from headrace.features import Column
 from headrace.features.serve import Items, Reader
 from headrace.learn import view_of
 from headrace.models import open_bundle
 from headrace.models.linear import ClickModel
 from headrace.models.rows import encode_numbers
-from headrace.verify.case import Case, Check, Found, LeftOutError
+from headrace.verify.case import INSTEAD, Case, Check, Found, LeftOutError
 from headrace.verify.truth import read_values
 
 _FALSE_ALARM = 1e-6
@@ -29,8 +31,6 @@ _FEWEST_EXPECTED = 8.0
 _MOST_PERSONS = 20
 _MOST_DECISIONS = 250
 _MOST_ROWS = 400
-# Where one of these is said, another bundle than planned has ranked.
-_INSTEAD = {"bundle", "fallback", "features"}
 
 _Place = tuple[int, str, int]
 """Instant, item and position."""
@@ -61,12 +61,14 @@ def _hash_rows(page: Shown) -> dict[str, int]:
 def _is_pinned(case: Case) -> Found:
     trial = case.trial
     tested = {row.title for row in case.project.declared.pages[0].carousels if row.ranker == _ranker(case)}
+    frozen = {arm: (trial.bundle_of(arm), trial.per_row, trial.explore) for arm in ARMS}
     mine = [
-        (row["recommendation_id"], row["bundle"] == trial.bundle_of(row["arm"]))
+        (row["recommendation_id"], (row["bundle"], row["per_row"], row["explore"]) == frozen[row["arm"]])
         for row in case.decisions
-        if row["trial"] == trial.id and row["list_id"] in tested and not _INSTEAD & set(row["degraded"])
+        if row["trial"] == trial.id and row["list_id"] in tested and not INSTEAD & set(row["degraded"])
     ]
-    witness = next((f"recommendation {one}" for one, is_right in mine if not is_right), None)
+    wrong = (f"recommendation {one}" for one, is_right in mine if not is_right)
+    witness = next(wrong, None if mine else f"trial {trial.id}")
     return Found(f"{len(mine):,} rows in the trial of {trial.control[:8]} and {trial.treatment[:8]}", witness)
 
 
@@ -77,7 +79,12 @@ def _is_made_again(case: Case) -> Found:
 
 
 def _are_chances_true(case: Case) -> Found:
-    """Draws one frozen request again and again; within the same slots above, each item must come by its chance."""
+    """Counts how often all slots took the best one left, and draws one frozen request again and again.
+
+    Within the same slots above, each item must come by its chance.
+    """
+    made = "propensities, explore, num_candidates"
+    slots, even = _count_tops(case.read(DECISIONS, made, where="NOT list_contains(degraded, 'unlogged')"))
     mine = (row for row in case.decisions if row["trial"] == case.trial.id and row["arm"] == "treatment")
     newest = deque((row for row in mine if len(row["items"]) > 1), maxlen=1)
     if not newest:
@@ -93,9 +100,37 @@ def _are_chances_true(case: Case) -> Found:
             groups[chosen.items[:place]].append((item, chance))
     judged = {above: _fit(found) for above, found in groups.items() if len(found) >= _FEWEST_DRAWS}
     least = min(judged, key=lambda above: judged[above])
-    text = f"{_DRAWS:,} draws of one request, {len(judged)} slots, least p {judged[least]:.2g}"
-    failed = judged[least] < _FALSE_ALARM / len(judged)
+    drawn_text = f"{_DRAWS:,} draws of one request, {len(judged)} slots, least p {judged[least]:.2g}"
+    text = f"{slots:,} slots served, p {even:.2g}; {drawn_text}"
+    limit = _FALSE_ALARM / (len(judged) + 1)
+    if even < limit:
+        return Found(text, "all decisions: other shares of them are explored than their propensities say")
+    failed = judged[least] < limit
     return Found(text, f"recommendation {row['recommendation_id']}, slot {len(least) + 1}" if failed else None)
+
+
+def _count_tops(rows: Iterable[Mapping[str, Any]]) -> tuple[int, float]:
+    """Returns how many slots were filled, and the p value of how many took the best one left, at each position.
+
+    Each is drawn by itself with the chance `explore` from all that are left; a told chance that is neither of the two
+    which follow is impossible.
+    """
+    tops: Counter[int] = Counter()
+    slots: Counter[int] = Counter()
+    chances: defaultdict[int, float] = defaultdict(float)
+    for row in rows:
+        # Where all is explored both are the same.
+        for place, told in enumerate(row["propensities"] if row["explore"] < 1 else ()):
+            other = row["explore"] / (row["num_candidates"] - place)
+            top = 1 - row["explore"] + other
+            if min(abs(told - top), abs(told - other)) > 1e-9:
+                return slots.total(), 0.0
+            tops[place] += abs(told - top) <= 1e-9
+            slots[place] += 1
+            chances[place] += top
+    tests = (stats.binomtest(tops[place], many, min(chances[place] / many, 1.0)) for place, many in slots.items())
+    least = min((float(one.pvalue) for one in tests), default=1.0)
+    return slots.total(), min(len(slots) * least, 1.0)
 
 
 def _fit(found: Sequence[tuple[str, float]]) -> float:
@@ -108,10 +143,13 @@ def _fit(found: Sequence[tuple[str, float]]) -> float:
     often = {item: len(found) * chance for item, chance in chances.items() if len(found) * chance >= _FEWEST_EXPECTED}
     seen = [*(counts[item] for item in often), len(found) - sum(counts[item] for item in often)]
     expected = [*often.values(), len(found) - sum(often.values())]
-    if expected[-1] < 0 or (expected[-1] < 1e-9 * len(found) and seen[-1]):
-        return 0.0
+    if expected[-1] < 1e-9 * len(found):
+        # Nothing is left but what rounding leaves; chances of more than all are none.
+        if seen[-1] or expected[-1] < -1e-9 * len(found):
+            return 0.0
+        expected[-1] = 0.0
     surprise = sum((one - wanted) ** 2 / wanted for one, wanted in zip(seen, expected, strict=True) if wanted > 0)
-    return float(stats.chi2.sf(surprise, max(len(often), 1)))
+    return float(stats.chi2.sf(surprise, max(sum(wanted > 0 for wanted in expected) - 1, 1)))
 
 
 def _is_online_as_counted(case: Case) -> Found:
@@ -120,7 +158,10 @@ def _is_online_as_counted(case: Case) -> Found:
     reader, now_us = Reader(project.online, columns), project.clock.now_us()
     reader.prepare(items)
     counted = 0
-    for person in _some_persons(case):
+    persons = _some_persons(case)
+    if not persons:
+        raise LeftOutError(f"nobody has sent a {columns[0].event!r}")
+    for person in persons:
         read = reader.read(person, items, now_us)
         for number, (column, values) in enumerate(zip(columns, read.values, strict=True)):
             for item, found in zip(items.ids, values.tolist(), strict=True):
@@ -131,7 +172,7 @@ def _is_online_as_counted(case: Case) -> Found:
                 if found != wanted:
                     witness = f"{column.name} of person {person} and item {item}: {found!r}, events say {wanted!r}"
                     return Found(f"{counted:,} values", witness)
-    return Found(f"{counted:,} values of {_MOST_PERSONS} persons, each item")
+    return Found(f"{counted:,} values of {len(persons)} persons, each item")
 
 
 def _some_persons(case: Case) -> list[str]:

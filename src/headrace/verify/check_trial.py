@@ -15,13 +15,16 @@ from headrace.experiments.assign import arms_of, assign, buckets
 from headrace.experiments.experiment import ARMS
 from headrace.learn import reproduce
 from headrace.loop import LONGEST_US, find_champion
-from headrace.verify.case import Case, Check, Found, LeftOutError
+from headrace.verify.case import INSTEAD, Case, Check, Found, LeftOutError
+from headrace.verify.worlds import error_of
 
 _FALSE_ALARM = 1e-6
 _SPLITS = 2_000
 _STRANGERS = 20_000
 _SRM = 0.001
-_MOST_ERRORS = 4.0
+# Of fewer chi-square accuses too often.
+_FEW = 50
+_FEWEST_CLICKERS = 20
 # What four standard errors leave out.
 _MISSED = 6.3e-5
 
@@ -44,11 +47,17 @@ def hash_arm(seed: str, visitor: str) -> int:
 
 def _is_assigned_by_hash(case: Case) -> Found:
     trial = case.trial
-    asked = [(page.anonymous_id, page.arm) for page in case.record.pages if page.arm and page.anonymous_id]
+    pages = [(page.anonymous_id, page.arm, page.served_us) for page in case.record.pages if page.anonymous_id]
+    asked = [(visitor, arm) for visitor, arm, at_us in pages if arm and at_us >= trial.started_us]
     for visitor, arm in asked:
         if arm != ARMS[hash_arm(trial.seed, visitor)]:
             return Found(f"{len(asked):,} pages", f"visitor {visitor} is in {arm}, the hash says the other arm")
-    return Found(f"{len(asked):,} pages of {len({visitor for visitor, _ in asked}):,} visitors, each in one arm")
+    # From the first page that knows of the trial until the trial ends nobody is left out.
+    first_us = min((at_us for _, arm, at_us in pages if arm and at_us >= trial.started_us), default=trial.stopped_us)
+    lost = (visitor for visitor, arm, at_us in pages if not arm and first_us < at_us < trial.stopped_us)
+    witness = next((f"visitor {visitor} came to the trial and is in no arm" for visitor in lost), None)
+    num_visitors = len({visitor for visitor, _ in asked})
+    return Found(f"{len(asked):,} pages of {num_visitors:,} visitors, each in one arm", witness)
 
 
 def _is_assignment_even(case: Case) -> Found:
@@ -124,6 +133,10 @@ def _visitors(case: Case) -> Visitors:
 def _are_p_values_even(case: Case) -> Found:
     """Splits the same visitors again and again: where nothing differs, each p value is as likely as any other."""
     trial, visitors = case.trial, _visitors(case)
+    clickers = int((visitors.clicks > 0).sum())
+    if clickers < _FEWEST_CLICKERS:
+        # The p values of so few are a handful of numbers, which are as even as they can be.
+        raise LeftOutError(f"{clickers} visitors have clicked, {_FEWEST_CLICKERS} are needed")
     scope = trial_scope(trial, cutoff_us=case.judged.cutoff_us, positions=case.judged.positions)
     found = []
     for mine in buckets([f"verify/{trial.id}/{number}" for number in range(_SPLITS)], visitors.names):
@@ -140,30 +153,52 @@ def _follows_from_numbers(case: Case) -> Found:
     """Makes the verdict once more by the plain formulas: counts, ratio of sums, its error, Welch."""
     verdict, trial = case.judged, case.trial
     mine = _visitors(case)
+    columns = (np.ones(len(mine.names)), mine.pages, mine.views, mine.clicks)
+    counts = [tuple(int(one[mine.arms == arm].sum()) for one in columns) for arm in (0, 1)]
+    arms = [(one.visitors, one.pages, one.views, one.clicks) for one in (verdict.control, verdict.treatment)]
     sides = [
         (mine.clicks[mine.arms == arm].astype(float), mine.views[mine.arms == arm].astype(float)) for arm in (0, 1)
     ]
-    ratios, errors = [], []
-    for above, below in sides:
-        ratios.append(above.sum() / below.sum())
-        rest = (above - ratios[-1] * below) / below.mean()
-        errors.append(rest.var(ddof=1) / len(rest))
-    sizes = [len(above) for above, _ in sides]
-    df = sum(errors) ** 2 / sum(one**2 / (size - 1) for one, size in zip(errors, sizes, strict=True))
-    p = 2 * float(stats.t.sf(abs(ratios[1] - ratios[0]) / sum(errors) ** 0.5, df))
+    ratios = [float(above.sum() / below.sum()) if below.any() else math.nan for above, below in sides]
+    difference, p, half = ratios[1] - ratios[0], math.nan, math.nan
+    if min(len(above) for above, _ in sides) > 1 and not math.isnan(difference):
+        rests = [(above - one * below) / below.mean() for one, (above, below) in zip(ratios, sides, strict=True)]
+        errors = [(float(one.var(ddof=1)) / len(one), len(one) - 1) for one in rests]
+        p, half = _welch(abs(difference), errors, alpha=verdict.alpha)
     told = f"{ratios[0]:.4%} and {ratios[1]:.4%}, p = {p:.3g}: {verdict.outcome}"
-    found = [one if one is not None else math.nan for one in (verdict.difference, verdict.p)]
-    near = np.allclose([ratios[1] - ratios[0], p], found, rtol=1e-6, atol=1e-12)
-    outcome = _decide(case, sizes, p, ratios[1] - ratios[0])
-    if not near or outcome != verdict.outcome:
+    numbers = [difference, difference / (ratios[0] or math.nan), p, difference - half, difference + half]
+    found = (verdict.difference, verdict.lift, verdict.p, *(verdict.difference_interval or (None, None)))
+    near = np.allclose(
+        numbers, [math.nan if one is None else one for one in found], rtol=1e-6, atol=1e-12, equal_nan=True
+    )
+    outcome = _decide(case, [arm[0] for arm in counts], p, difference)
+    if counts != arms or not near or outcome != verdict.outcome:
         return Found(told, f"trial {trial.id}: p = {verdict.p}, {verdict.outcome}; its numbers say {outcome}")
     return Found(told)
 
 
+def _welch(difference: float, errors: list[tuple[float, int]], *, alpha: float) -> tuple[float, float]:
+    """Returns Welch's p and half the interval; NaN where nobody differs. Each error is a variance and its degrees."""
+    total = sum(variance for variance, _ in errors)
+    if not total:
+        return math.nan, math.nan
+    df = total**2 / sum(variance**2 / own for variance, own in errors)
+    return 2 * float(stats.t.sf(difference / total**0.5, df)), float(stats.t.isf(alpha / 2, df)) * total**0.5
+
+
+def _is_mismatched(sizes: list[int]) -> bool:
+    """Returns whether two even arms differ too much: by chi-square; of few visitors by the binomial tails."""
+    if sum(sizes) < _FEW:
+        return bool(sum(sizes) and stats.binomtest(sizes[1], sum(sizes), 0.5).pvalue < _SRM)
+    return bool(stats.chisquare(sizes).pvalue < _SRM)
+
+
 def _decide(case: Case, sizes: list[int], p: float, difference: float) -> str:
     verdict = case.judged
-    if stats.binomtest(sizes[1], sum(sizes), 0.5).pvalue < _SRM / 2 or verdict.multiple > 0.01 * sum(sizes):
+    if _is_mismatched(sizes) or verdict.multiple > 0.01 * sum(sizes):
         return "unhealthy"
+    if math.isnan(p):
+        return "empty"
     if p < verdict.alpha:
         fallen = any(one.is_worse for one in verdict.guardrails)
         return "better" if difference > 0 and not fallen else "worse"
@@ -178,19 +213,26 @@ def _is_champion_by_verdict(case: Case) -> Found:
     in_full = fewest >= trial.planned or trial.stopped_us - trial.started_us >= LONGEST_US
     wins = verdict.outcome == "better" and in_full
     text = f"{verdict.outcome}: {serves[:8] or 'the fallback'} serves"
-    return Found(text, None if (serves == verdict.treatment_bundle) == wins else f"trial {trial.id}, bundle {serves}")
+    if serves not in ({verdict.treatment_bundle} if wins else {"", verdict.control_bundle}):
+        return Found(text, f"trial {trial.id}, bundle {serves}")
+    fallback = case.project.declared.pages[0].fallback.name
+    usual = serves or case.project.registry.bundles(fallback)[0].hash
+    shown = case.served
+    if shown is not None and shown.bundle != usual and not INSTEAD & set(shown.degraded):
+        return Found(text, f"the page is served by bundle {shown.bundle}")
+    return Found(text)
 
 
 def _is_true(case: Case) -> Found:
     verdict, truth = case.judged, case.truth
-    if verdict.difference is None or verdict.difference_interval is None:
+    error = error_of(verdict)
+    if verdict.difference is None or not error:
         raise LeftOutError(f"the trial is {verdict.outcome}")
-    low, high = verdict.difference_interval
-    # Half of a 95 % interval is about two standard errors.
-    far = abs(verdict.difference - truth.difference) / ((high - low) / 4)
+    far = abs(verdict.difference - truth.difference) / error
+    missed = 2 * float(stats.t.sf(far, verdict.df))
     lift = "" if verdict.lift is None else f"lift {verdict.lift:+.1%}, "
     text = f"{lift}true {truth.lift:+.1%}: {far:.1f} standard errors"
-    return Found(text, f"trial {case.trial.id}" if far > _MOST_ERRORS else None)
+    return Found(text, f"trial {case.trial.id}" if missed < _MISSED else None)
 
 
 def _is_reproduced(case: Case) -> Found:

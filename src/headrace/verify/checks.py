@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from headrace.base.errors import HeadraceError
+from headrace.base.telemetry import get_logger
 from headrace.verify import check_log, check_page, check_trial
 from headrace.verify.case import Case, Check, Found, LeftOutError
 from headrace.verify.report import Line, State
@@ -29,6 +30,9 @@ def _ask(check: Check, case: Case) -> Line:
         found, state = Found(str(reason)), "left out"
     except HeadraceError as error:
         found, state = Found(f"it cannot be asked: {error}", type(error).__name__), "fails"
+    except Exception as error:  # noqa: BLE001 - what breaks on a room's rows is a fault found, and the others are asked
+        get_logger("verify").exception("%s", check.name)
+        found, state = Found(f"it breaks: {error}", type(error).__name__), "fails"
     else:
         state = "fails" if found.witness else "holds"
     return Line(

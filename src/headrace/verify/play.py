@@ -21,7 +21,7 @@ from headrace.base.clock import SteppedClock
 from headrace.base.errors import CallError, DeadlineError, StopError
 from headrace.base.http import Service, answering, listen, run
 from headrace.base.telemetry import Metrics
-from headrace.collect.app import ACK_SECONDS, MAX_PENDING_BYTES
+from headrace.collect.app import MAX_PENDING_BYTES
 from headrace.collect.app import METRICS as COLLECT_METRICS
 from headrace.collect.load import load_members
 from headrace.doors import Behind, open_collector, open_endpoint
@@ -55,8 +55,6 @@ _TAKEN_SECONDS = 10.0
 _CRAWLER = "Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)"
 PROBE = "verify-probe"
 """Who asks only to see what serves; a robot, so that nobody counts it."""
-# Of so many pages one is confirmed too late: its visitor gets it without an id.
-_LATE_EVERY = 97
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,8 @@ class Script:
     """After so many without a verdict it ends."""
     forced_us: int = 0
     """How long a trial lasts that is begun without asking any gate, after half of that; 0 lets promotion decide."""
+    late_every: int = 97
+    """Of so many pages one is confirmed too late: its visitor gets it without an id."""
 
 
 @dataclass
@@ -87,15 +87,28 @@ class Played:
 class LateSender:
     """A log that now and then confirms a decision after its deadline, as one on a busy disk does."""
 
-    def __init__(self, sender: Sender) -> None:
+    def __init__(self, sender: Sender, *, every: int) -> None:
         self._sender = sender
+        self._every = every
         self._numbers = count(1)
+        self._open = 0
 
     async def append(self, name: str, records: Sequence[TopicRecord]) -> None:
         """Returns once the records are durable, or raises DeadlineError though they are."""
-        await self._sender.append(name, records)
-        if name == DECISIONS and not next(self._numbers) % _LATE_EVERY:
+        self._open += 1
+        try:
+            await self._sender.append(name, records)
+        finally:
+            self._open -= 1
+        # What takes a page back is heard at once: it would be said again, when the world is at rest.
+        is_page = name == DECISIONS and not any(b'"unlogged"' in (one.value or b"") for one in records)
+        if is_page and not next(self._numbers) % self._every:
             raise DeadlineError("the log has confirmed too late")
+
+    async def rest(self) -> None:
+        """Returns once nothing is on its way: a page is taken back after it was answered."""
+        while self._open:
+            await asyncio.sleep(0.001)
 
     def stalled_seconds(self) -> float:
         """Returns for how long the topic has not answered."""
@@ -117,26 +130,28 @@ def play(project: OpenProject, world: World, script: Script) -> Played:
 
 async def _run(project: OpenProject, world: World, script: Script, stream: Stream) -> Played:
     async with (
-        _doors(project) as (collector, endpoint),
+        _doors(project, script) as (collector, endpoint, sender),
         Pool(collector, _CONNECTIONS) as sends,
         Pool(endpoint, _CONNECTIONS) as pages,
     ):
-        playing = _Play(project, world, script, (stream, sends, pages))
+        playing = _Play(project, world, script, (stream, sender, sends, pages))
         await playing.run()
         return playing.played
 
 
 @asynccontextmanager
-async def _doors(project: OpenProject) -> AsyncIterator[tuple[str, str]]:
-    """Opens collector and endpoint in this loop; the addresses at which they answer."""
-    sender = project.topics.open_sender(deadline_seconds=ACK_SECONDS, max_pending_bytes=MAX_PENDING_BYTES)
-    behind = Behind(project, LateSender(sender), Metrics((*COLLECT_METRICS, *PAGE_METRICS)))
-    opened = [await open_collector(behind), await open_endpoint(behind)]
-    doors = [Service(app, listen("127.0.0.1", 0), limits) for app, limits in opened]
+async def _doors(project: OpenProject, script: Script) -> AsyncIterator[tuple[str, str, LateSender]]:
+    """Opens collector and endpoint in this loop; the addresses at which they answer, and what they append to."""
+    # No world may depend on how busy the machine is: what comes late does so by number.
+    opened = project.topics.open_sender(deadline_seconds=_DEADLINE_MS / 1000, max_pending_bytes=MAX_PENDING_BYTES)
+    sender = LateSender(opened, every=script.late_every)
+    behind = Behind(project, sender, Metrics((*COLLECT_METRICS, *PAGE_METRICS)))
+    apps = [await open_collector(behind), await open_endpoint(behind)]
+    doors = [Service(app, listen("127.0.0.1", 0), limits) for app, limits in apps]
     collector, endpoint = (f"http://127.0.0.1:{door.listener.getsockname()[1]}" for door in doors)
     try:
         async with answering(doors, drain_seconds=1.0):
-            yield collector, endpoint
+            yield collector, endpoint, sender
     finally:
         await sender.close()
 
@@ -155,10 +170,12 @@ class _Wanted:
 class _Play:
     """One world while it is played."""
 
-    def __init__(self, project: OpenProject, world: World, script: Script, parts: tuple[Stream, Pool, Pool]) -> None:
+    def __init__(
+        self, project: OpenProject, world: World, script: Script, parts: tuple[Stream, LateSender, Pool, Pool]
+    ) -> None:
         self.played = Played()
         self._project, self._world, self._script = project, world, script
-        self._stream, self._sends, self._pages = parts
+        self._stream, self._sender, self._sends, self._pages = parts
         assert isinstance(project.clock, SteppedClock)
         self._clock = project.clock
         self._page = project.declared.pages[0]
@@ -179,7 +196,7 @@ class _Play:
         load_members(self._project.topics, items, members=titles, now_us=now_us)
         for delivery in past_deliveries(self._world, now_us - self._script.past_us, now_us):
             await self._send(delivery)
-        self._stream.rest()
+        await self._rest()
         self._visits = self._world.schedule(now_us, now_us + 366 * DAY)
         self._coming = next(self._visits)
         await self._fit(self._page.fallback.name)
@@ -188,13 +205,18 @@ class _Play:
         self.played.served = await self._probe(lambda _: True)
         # What phones held back comes half a day later.
         await self._deliver_rest()
+        await self._rest()
+
+    async def _rest(self) -> None:
+        """Lets all that has come arrive in the lake."""
+        await self._sender.rest()
         self._stream.rest()
 
     async def _promote(self) -> None:
         """Lives from night to night until one has led to a verdict."""
         for _ in range(self._script.most_nights):
             await self._live((self._clock.now_us() // DAY + 1) * DAY)
-            self._stream.rest()
+            await self._rest()
             for step in self._pipeline.steps:
                 await self._fit(step.name)
             if await self._try():
@@ -203,7 +225,7 @@ class _Play:
     async def _try(self) -> bool:
         """Takes what was fitted as far as it goes; returns whether there is a verdict."""
         while True:
-            self._stream.rest()
+            await self._rest()
             standing = advance(self._project, self._experiment)
             if standing.state == "started":
                 await self._probe(lambda shown: shown.arm is not None)
@@ -217,7 +239,7 @@ class _Play:
     async def _force(self) -> None:
         """Tests what the pipeline fits, whatever the gates say of it."""
         await self._live(self._clock.now_us() + self._script.forced_us // 2)
-        self._stream.rest()
+        await self._rest()
         for step in self._pipeline.steps:
             await self._fit(step.name)
         challenger = self._project.registry.bundles(self._page.ranker.name)[0].hash
@@ -225,7 +247,7 @@ class _Play:
         start(self._project, self._experiment, gate=False, challenger=challenger)
         await self._probe(lambda shown: shown.arm is not None)
         await self._live(self._clock.now_us() + self._script.forced_us)
-        self._stream.rest()
+        await self._rest()
         stop(self._project, self._experiment)
         await self._conclude()
 

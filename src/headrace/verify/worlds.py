@@ -123,10 +123,14 @@ def _centre(judged: Sequence[World]) -> Line:
 
 def _promoted(judged: Sequence[World]) -> Line:
     promoted = [one for one in judged if one.is_promoted]
-    wrong = [one for one in promoted if (one.true_lift or 0.0) <= 0]
+    worse = [one for one in judged if (one.true_lift or 0.0) <= 0]
+    wrong = [one for one in worse if one.is_promoted]
     # Who is worse in truth is found better in half of alpha's share at most.
-    most = binomial_band(len(judged), judged[0].alpha / 2, false_alarm=2 * _FALSE_ALARM)[1]
-    text = f"{len(promoted)} of {len(judged)} promoted, {len(promoted) - len(wrong)} of them with a true lift above 0"
+    most = binomial_band(len(worse), judged[0].alpha / 2, false_alarm=2 * _FALSE_ALARM)[1] if worse else 0
+    text = (
+        f"{len(promoted)} of {len(judged)} promoted, {len(promoted) - len(wrong)} of them with a true lift above 0; "
+        f"of {len(worse)} that are worse {most} may be"
+    )
     return _line("what is promoted is better in truth", text, f"seed {wrong[0].seed}" if len(wrong) > most else None)
 
 
