@@ -165,9 +165,13 @@ def test_a_page_is_walked_back_to_bundle_snapshot_and_clicks(story, page):
     assert tables["events"][1] == story.first.source["tables"]["events"]["version"]
     known = node(page, "features")
     with open_project(story.folder) as project:
-        sql = f"SELECT message_id FROM product_clicked WHERE person = '{PERSON}' AND event_us < {SERVED_US}"
-        behind = {row["message_id"] for row in project.query(sql).table().to_pylist()}
-    assert {link.id for link in known.upstream} == behind != set()
+        sql = (
+            "SELECT message_id, properties ->> '$.product_id' AS item FROM events "
+            f"WHERE event = 'Product Clicked' AND person = '{PERSON}' AND event_us < {SERVED_US}"
+        )
+        behind = {row["message_id"]: ITEMS[row["item"]] for row in project.query(sql).table().to_pylist()}
+    assert {link.id for link in known.upstream} == behind.keys() != set()
+    assert all(f"({behind[link.id]}), clicks " in link.text for link in known.upstream)
     assert places(page, "downstream")[-2][0] == "verdict", "what read this page"
 
 

@@ -290,6 +290,13 @@ def test_small_numbers_are_drawn_as_large_ones_are():
     assert charts.ticks(0, 4e-15) == [0.0, 1e-15, 2e-15, 3e-15, 4e-15]
 
 
+def test_a_scale_around_zero_has_a_number_at_each_side():
+    for hundredths in range(1, 1_000):
+        around = charts.ticks(-hundredths / 100, hundredths / 100)
+        assert 3 <= len(around) <= 7
+        assert around[0] < 0 < around[-1]
+
+
 @pytest.mark.parametrize(
     "values",
     [

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
+import os
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -12,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from headrace.base.errors import CallError, HeadraceError
-from headrace.console.harm import FAULTS
+from headrace.console.harm import FAULTS, Victim
 from headrace.console.init import write_project
 from headrace.console.state import sole
 from headrace.lookout import post_alerts, read_webhook
@@ -183,6 +186,28 @@ def test_a_webhook_hears_each_line_once_where_nothing_can_be_noted(tmp_path):
             stop.set()
             poster.join()
     assert [one["id"] for one in hook.taken] == ["a-1", "a-2"]
+
+
+@pytest.mark.parametrize("is_asked_for", [True, False], ids=["asked for", "written, as on macOS"])
+def test_the_ballast_takes_its_room_and_goes(tmp_path, monkeypatch, is_asked_for):
+    if not is_asked_for:
+        monkeypatch.delattr(os, "posix_fallocate")
+    shop = make_project(tmp_path / "shop")
+    with open_project(shop) as project:
+        # Three and a half megabytes more than may be left: nobody's disk is filled for this.
+        left = int(0.8 * project.profile.settings.watch.free_gb * 1e9)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: argparse.Namespace(free=left + 3_500_000))
+        ballast, stop = project.profile.state / "break.ballast", threading.Event()
+        project.profile.state.mkdir(parents=True, exist_ok=True)
+        harm = threading.Thread(
+            target=FAULTS["disk"].prepare(Victim(project, argparse.Namespace(yes=False))), args=(stop,)
+        )
+        harm.start()
+        wait_until(lambda: ballast.exists() and ballast.stat().st_blocks * 512 >= 3_500_000)
+        assert ballast.stat().st_size == 3_500_000
+        stop.set()
+        harm.join()
+        assert not ballast.exists()
 
 
 def post_as_loops_do(project, stop):

@@ -101,10 +101,7 @@ def forest(rows: Sequence[Range], *, label: str, form: Callable[[float], str]) -
             _line((place(row.low), y + 30, place(row.high), y + 30), "range"),
             _dot(place(row.estimate), y + 30),
         ]
-    scale = [
-        _text(f"{place(value):.2f}%", bottom + 18, form(value), anchor="middle")
-        for value in ticks(-reach, reach, count=3)
-    ]
+    scale = [_text(f"{place(value):.2f}%", bottom + 18, form(value), anchor="middle") for value in ticks(-reach, reach)]
     return _svg(bottom + _FOOT, label, *parts, *scale)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +17,7 @@ from headrace.engines.engine import quote_text
 from headrace.events.event import Event
 from headrace.events.settled import EVENTS
 from headrace.features import Column
+from headrace.features.feature import attribute_names
 from headrace.features.window import tail_of
 from headrace.models.linear import OpenClickModel
 from headrace.models.logistic import chance_of
@@ -101,7 +103,7 @@ def _find_behind(project: OpenProject, asked: Asked, columns: Sequence[Column]) 
     for event, some in _by_event(project, [column for column in columns if "person" in column.by]):
         since = min(tail_of(asked.at_us, column.window_us) for column in some)
         sql = (
-            "SELECT message_id, event, item, event_us, log_partition, src_offset "  # noqa: S608 - quoted, and numbers
+            "SELECT message_id, event, item, known, event_us, log_partition, src_offset "  # noqa: S608 - quoted, and numbers
             f"FROM ({_rows_sql(event)}) WHERE person = $person AND {_condition(asked, since)} "
             f"ORDER BY event_us DESC, log_offset DESC LIMIT {_MOST_EVENTS}"
         )
@@ -114,7 +116,9 @@ def _find_behind(project: OpenProject, asked: Asked, columns: Sequence[Column]) 
 
 def _link(row: Row, asked: Asked, columns: Sequence[Column]) -> Link:
     reads = [column.name for column in columns if row["event_us"] >= tail_of(asked.at_us, column.window_us)]
-    what = " ".join(filter(None, (row["event"], row["item"])))
+    attributes = msgspec.json.decode(row["known"] or "{}")
+    counted = [attributes.get(name) for name in attribute_names(part for column in columns for part in column.by)]
+    what = " ".join(filter(None, (row["event"], row["item"], *(f"({value})" for value in counted if value))))
     place = f"clicks {row['log_partition']}/{row['src_offset']}"
     text = f"{format_time(row['event_us'])[:19]} {what}, {place}, in {', '.join(reads)}"
     return Link("counted", "event", row["message_id"], text)
@@ -130,7 +134,8 @@ def _by_event(project: OpenProject, columns: Sequence[Column]) -> Iterator[tuple
 def _rows_sql(event: Event) -> str:
     """Returns the SELECT of what is counted of an event: a row for each item that it names, else one."""
     if not event.item:
-        return f"SELECT *, NULL::VARCHAR AS item FROM {EVENTS} WHERE event = {quote_text(event.name)}"  # noqa: S608
+        nothing = "NULL::VARCHAR AS item, NULL::VARCHAR AS known"
+        return f"SELECT *, {nothing} FROM {EVENTS} WHERE event = {quote_text(event.name)}"  # noqa: S608 - quoted
     return f"SELECT * FROM ({item_sql(event)}) WHERE item IS NOT NULL AND item != ''"  # noqa: S608 - quoted
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 from uuid import uuid4
 from zlib import crc32
@@ -52,6 +52,7 @@ _REPLY_SECONDS = 5.0
 _LIVES_SECONDS = 1.5
 _SAFE_BYTES = 300e6
 _MUCH_BYTES = 5e9
+_PIECE_BYTES = 1 << 20
 # One person in so many is served a wrong value.
 _PERSONS = 4
 
@@ -336,12 +337,22 @@ def _disk(victim: Victim) -> Harm:
     def harm(stop: threading.Event) -> None:
         try:
             with path.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
+                _fill(file, size, stop)
                 stop.wait()
         finally:
             path.unlink(missing_ok=True)
 
     return harm
+
+
+def _fill(file: BinaryIO, size: int, stop: threading.Event) -> None:
+    """Takes so many bytes of the disk; where they can't be asked for, as on macOS, they are written."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    while size > 0 and not stop.is_set():
+        size -= file.write(bytes(min(size, _PIECE_BYTES)))
+    file.flush()
 
 
 _ENDS = "it ends by itself with the alert, or with Ctrl-C"

@@ -22,11 +22,6 @@ class Check(NamedTuple):
     text: str
     """What was found."""
 
-    @property
-    def title(self) -> str:
-        """The name as a page has it."""
-        return self.name[:1].upper() + self.name[1:]
-
 
 def list_checks(verdict: Verdict) -> Iterator[Check]:
     """Yields the checks of a trial; where one is bad, no number of it can be trusted."""

@@ -7,17 +7,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headrace.engines.engine import quote_text
-from headrace.events.decision import DECISIONS
-from headrace.events.settled import EVENTS
-from headrace.experiments.analyse import Scope, inside_sql
+from headrace.experiments.analyse import Scope, announced_sql, decided_sql, viewed_sql
 from headrace.experiments.experiment import ARMS, Trial
-from headrace.experiments.outcomes import outcomes_sql
 from headrace.experiments.srm import check_ratio
 from headrace.project import OpenProject
 from headrace.stats.compare import compare_ratios
 from headrace.stats.moments import measure_ratio_by_arm
-from headrace.tables.catalog import item_sql
 
 LOOKS = 24
 
@@ -35,39 +30,18 @@ def follow(project: OpenProject, trial: Trial, scope: Scope) -> list[dict[str, A
 def _looks_sql(scope: Scope, span_us: int) -> str:
     """Returns the SELECT of views and clicks by visitor, arm and the number of the look that first sees their page."""
     key = "recommendation_id, visitor, arm, look"
-    outcomes = outcomes_sql(
-        item_sql(scope.below),
-        item_sql(scope.above),
-        within_us=scope.within_us,
-        inside=inside_sql(scope, EVENTS),
-        key=key,
-    )
-    look = f"least((received_us - {scope.since_us:d}) // {span_us:d}, {LOOKS - 1})"
-    counts = f"visitor IS NOT NULL AND received_us >= {scope.since_us:d} AND received_us < {scope.cutoff_us:d}"
-    ours = ", ".join(map(quote_text, scope.viewed))
-    return f"""WITH decided AS (
-  SELECT recommendation_id, visitor, coalesce(arm, '') AS arm, bot, received_us, items,
-    coalesce(len(above), 0) AS num_above, {look} AS look
-  FROM {DECISIONS}
-  WHERE {scope.where} AND {counts} AND {inside_sql(scope, DECISIONS)}
-    AND recommendation_id NOT IN (
-      SELECT recommendation_id FROM {DECISIONS}
-      WHERE list_contains(degraded, 'unlogged') AND {inside_sql(scope, DECISIONS)}
-    )
-),
-{outcomes},
+    look = f", least((received_us - {scope.since_us:d}) // {span_us:d}, {LOOKS - 1}) AS look"
+    return f"""WITH {decided_sql(scope, more=look)},
+{viewed_sql(scope, key=key)},
 counted AS (
   SELECT visitor, arm, look, count(*) AS views, bool_or(bot) AS bot,
     count(*) FILTER (click_us <= view_us + {scope.within_us:d}) AS clicks
   FROM viewed LEFT JOIN clicked USING ({key}, position) GROUP BY ALL
 ),
 exposed AS (
-  SELECT visitor, arm, look, bot FROM decided
+  SELECT visitor, arm, bot, received_us, look FROM decided
   UNION ALL
-  SELECT visitor, json_extract_string(properties, '$.variation_id') AS arm, {look}, bot FROM {EVENTS}
-  WHERE type = 'track' AND event = 'Experiment Viewed' AND {counts} AND {inside_sql(scope, EVENTS)}
-    AND json_extract_string(properties, '$.experiment_id') IN ({ours})
-    AND json_extract_string(properties, '$.variation_id') IN ({", ".join(map(quote_text, ARMS))})
+  {announced_sql(scope, more=look)}
 ),
 people AS (SELECT visitor, arm, look, bool_or(bot) AS bot FROM exposed GROUP BY ALL)
 SELECT dense_rank() OVER (ORDER BY visitor)::BIGINT - 1 AS visitor, arm, look::BIGINT AS look,

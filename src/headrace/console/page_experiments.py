@@ -12,7 +12,7 @@ from headrace.base.errors import DeadlineError, HeadraceError
 from headrace.base.http import Request, Response
 from headrace.console import charts
 from headrace.console.desk import Desk, button, lazily, pending, segment
-from headrace.console.figures import format_chance, format_seconds, format_share, format_tick, format_time
+from headrace.console.figures import capitalise, format_chance, format_seconds, format_share, format_tick, format_time
 from headrace.console.frame import (
     NOTHING,
     Html,
@@ -184,7 +184,7 @@ def _in_words(verdict: Mapping[str, Any]) -> str:
 
 
 def _health(verdict: Verdict) -> Html:
-    rows = [(badge(BADGES[one.mark], one.title), one.text) for one in list_checks(verdict)]
+    rows = [(badge(BADGES[one.mark], capitalise(one.name)), one.text) for one in list_checks(verdict)]
     return panel("Health first", facts(rows), note="Where a check fails, nothing below can be trusted.")
 
 

@@ -50,6 +50,7 @@ _READERS = (
     ("sink", "sink of failed", f'{_SINKS}{{topic="failed"}}', "failed events to the lake"),
     ("updater", "updater", "headrace_update_lag_records", "events to online features"),
 )
+_UNWATCHED = put("Nobody watches: the role watcher does not run. ", tag("code", "headrace up"))
 _SQL = "SELECT reason, message, count(*) AS events FROM failed GROUP BY ALL ORDER BY events DESC LIMIT 50"
 
 
@@ -255,20 +256,18 @@ def _alerts(newest: Sample) -> Html:
     open_ones = [alert for alert in newest.alerts if alert.state == "open"]
     closed = [alert for alert in newest.alerts if alert.state == "closed"][-_CLOSED_SHOWN:]
     if not newest.alerts:
-        return NOTHING if "watcher" in newest.running else _unwatched()
+        return NOTHING if "watcher" in newest.running else panel("Alerts", note=_UNWATCHED)
     rows = [
         (badge("bad" if alert.state == "open" else "", alert.state), alert.kind, alert.subject,
          put(alert.text, tag("p", alert.advice, class_="note")), when(alert.at_us))
         for alert in (*reversed(open_ones), *reversed(closed))
     ]  # fmt: skip
-    note = f"{count_of(len(open_ones), 'alert')} open. Each is told once, while it lasts."
+    note = put(f"{count_of(len(open_ones), 'alert')} open. Each is told once, while it lasts.")
+    if "watcher" not in newest.running:
+        note = put(note, " ", _UNWATCHED)
     return panel(
         "Alerts", table("Alerts", ("state", "kind", "about", "what was found", "since"), rows, wide=3), note=note
     )
-
-
-def _unwatched() -> Html:
-    return panel("Alerts", note=put("Nobody watches: the role watcher does not run. ", tag("code", "headrace up")))
 
 
 def _funnel(newest: Sample) -> Html:

@@ -9,7 +9,7 @@ from typing import Any
 
 from headrace.base.errors import CallError
 from headrace.console.charts import Point, Range, band, bars, forest
-from headrace.console.figures import format_chance, format_seconds, format_share, format_tick, format_time
+from headrace.console.figures import capitalise, format_chance, format_seconds, format_share, format_tick, format_time
 from headrace.console.frame import MARK, Html, badge, code, document, facts, figures, panel, put, table, tag
 from headrace.console.health import BADGES, list_checks
 from headrace.console.lift import follow
@@ -133,7 +133,7 @@ def _list_figures(verdict: Verdict) -> Iterator[tuple[str, object, object]]:
 
 def _health(verdict: Verdict) -> Html:
     checks = list(list_checks(verdict))
-    rows = [(badge(BADGES[one.mark], one.title), one.text) for one in checks]
+    rows = [(badge(BADGES[one.mark], capitalise(one.name)), one.text) for one in checks]
     failed = any(one.mark == "bad" for one in checks)
     note = "Where one of these fails, no number below can be trusted." if failed else "Read first: nothing here fails."
     return panel("Health", facts(rows), note=note)

@@ -100,26 +100,8 @@ def exposures_sql(scope: Scope) -> str:
     after its first view. So neither order nor repeats of events matter. Events count for the visitor only whom the
     page was made for, and a page that was withdrawn as unlogged for nobody.
     """
-    ours = ", ".join(map(quote_text, scope.viewed)) or "NULL"
-    viewed = outcomes_sql(
-        item_sql(scope.below),
-        item_sql(scope.above),
-        within_us=scope.within_us,
-        inside=inside_sql(scope, EVENTS),
-        key="recommendation_id, visitor",
-    )
-    return f"""WITH decided AS (
-  SELECT recommendation_id, visitor, coalesce(arm, '') AS arm, bot, received_us, items,
-    coalesce(len(above), 0) AS num_above
-  FROM {DECISIONS}
-  WHERE {scope.where} AND visitor IS NOT NULL AND received_us >= {scope.since_us:d}
-    AND received_us < {scope.cutoff_us:d} AND {inside_sql(scope, DECISIONS)}
-    AND recommendation_id NOT IN (
-      SELECT recommendation_id FROM {DECISIONS}
-      WHERE list_contains(degraded, 'unlogged') AND {inside_sql(scope, DECISIONS)}
-    )
-),
-{viewed},
+    return f"""WITH {decided_sql(scope)},
+{viewed_sql(scope, key="recommendation_id, visitor")},
 counted AS (
   SELECT visitor, count(*) AS views, count(*) FILTER (click_us <= view_us + {scope.within_us:d}) AS clicks,
     bool_or(bot) AS bot
@@ -128,11 +110,7 @@ counted AS (
 exposed AS (
   SELECT visitor, arm, bot, received_us FROM decided
   UNION ALL
-  SELECT visitor, json_extract_string(properties, '$.variation_id'), bot, received_us FROM {EVENTS}
-  WHERE type = 'track' AND event = 'Experiment Viewed' AND visitor IS NOT NULL AND {inside_sql(scope, EVENTS)}
-    AND json_extract_string(properties, '$.experiment_id') IN ({ours})
-    AND json_extract_string(properties, '$.variation_id') IN ({", ".join(map(quote_text, ARMS))})
-    AND received_us >= {scope.since_us:d} AND received_us < {scope.cutoff_us:d}
+  {announced_sql(scope)}
 ),
 people AS (
   SELECT visitor, min(arm) AS arm, count(DISTINCT arm) AS arms, bool_or(bot) AS bot, min(received_us) AS first_us
@@ -143,6 +121,40 @@ SELECT visitor, arm, arms, people.bot OR coalesce(counted.bot, false) AS bot, fi
   coalesce(pages, 0)::BIGINT AS pages, coalesce(views, 0)::BIGINT AS views, coalesce(clicks, 0)::BIGINT AS clicks
 FROM people LEFT JOIN asked USING (visitor) LEFT JOIN counted USING (visitor)
 ORDER BY visitor"""  # noqa: S608 - every text in it is quoted, and every number one of ours
+
+
+def decided_sql(scope: Scope, *, more: str = "") -> str:
+    """Returns `decided`: the pages of a scope that a visitor has, with further columns."""
+    return f"""decided AS (
+  SELECT recommendation_id, visitor, coalesce(arm, '') AS arm, bot, received_us, items,
+    coalesce(len(above), 0) AS num_above{more}
+  FROM {DECISIONS}
+  WHERE {scope.where} AND {_at_sql(scope)} AND {inside_sql(scope, DECISIONS)}
+    AND recommendation_id NOT IN (
+      SELECT recommendation_id FROM {DECISIONS}
+      WHERE list_contains(degraded, 'unlogged') AND {inside_sql(scope, DECISIONS)}
+    )
+)"""  # noqa: S608 - every text in it is quoted, and every number one of ours
+
+
+def viewed_sql(scope: Scope, *, key: str) -> str:
+    """Returns `viewed` and `clicked`: the outcomes of what was `decided`, by the columns of a key."""
+    below, above = item_sql(scope.below), item_sql(scope.above)
+    return outcomes_sql(below, above, within_us=scope.within_us, inside=inside_sql(scope, EVENTS), key=key)
+
+
+def announced_sql(scope: Scope, *, more: str = "") -> str:
+    """Returns the SELECT of visitor, arm, bot and receipt of who was told to be in an arm elsewhere, and of more."""
+    ours = ", ".join(map(quote_text, scope.viewed)) or "NULL"
+    return f"""SELECT visitor, json_extract_string(properties, '$.variation_id') AS arm, bot, received_us{more}
+  FROM {EVENTS}
+  WHERE type = 'track' AND event = 'Experiment Viewed' AND {_at_sql(scope)} AND {inside_sql(scope, EVENTS)}
+    AND json_extract_string(properties, '$.experiment_id') IN ({ours})
+    AND json_extract_string(properties, '$.variation_id') IN ({", ".join(map(quote_text, ARMS))})"""  # noqa: S608
+
+
+def _at_sql(scope: Scope) -> str:
+    return f"visitor IS NOT NULL AND received_us >= {scope.since_us:d} AND received_us < {scope.cutoff_us:d}"
 
 
 def counts_sql(scope: Scope, event: str, *, until_us: int) -> str:
