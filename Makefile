@@ -9,7 +9,7 @@ demo: $(VENV)/.core
 	$(BIN)/headrace demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not soak"
+	$(BIN)/python -m pytest -m "not soak" -n 2
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check src tests benchmarks

@@ -43,6 +43,8 @@ def pytest_runtest_logreport(report):
 
 
 def pytest_sessionfinish(session):
+    if hasattr(session.config, "workerinput"):
+        return
     if must_hold() and overspent(_spent, _read()) and session.exitstatus == 0:
         session.exitstatus = 1
 

@@ -11,6 +11,7 @@ import pytest
 
 import budget
 import services
+import shares
 from services.hdfs import Hdfs, fetch_hadoop
 from services.kafka import Broker, fetch_jars
 from services.spark import Spark, fetch_spark
@@ -27,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # Hooks that stand here would not hear of the examples in src.
     config.pluginmanager.register(budget, "budget")
+    config.pluginmanager.register(shares, "shares")
     if config.getoption("--require-services"):
         os.environ[services.REQUIRED] = "required"
 
@@ -38,14 +40,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     # What a first run downloads counts against no test's time limit and no room's budget. Where it cannot be had, the
-    # fixture tries again and says so.
+    # fixture tries again and says so. Of two processes one fetches, and the other finds it there.
     wanted = {mark.args[0] for item in session.items for mark in item.iter_markers("service")}
     if session.config.option.collectonly:
         return
-    for service in wanted & _FETCHES.keys():
-        with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):
-            services.need(service)
-            _FETCHES[service]()
+    with services.fetching():
+        for service in wanted & _FETCHES.keys():
+            with contextlib.suppress(pytest.skip.Exception, pytest.fail.Exception):
+                services.need(service)
+                _FETCHES[service]()
 
 
 @pytest.fixture(scope="session")

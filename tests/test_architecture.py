@@ -379,6 +379,6 @@ def test_dependencies_are_declared():
 
 def test_seconds_of_ci_are_shared_out():
     seconds = tomllib.loads((Path(__file__).parent / "budget.toml").read_text(encoding="utf-8"))["seconds"]
-    assert sum(seconds.values()) <= 1440
+    assert sum(seconds.values()) <= 2400
     rooms = {path.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").glob("*/**/test_*.py")}
     assert sorted(rooms - set(seconds)) == []

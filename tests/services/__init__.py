@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,16 @@ def cache_folder(name: str) -> Path:
     """Returns the folder in which fetched parts of a service stay for the next run."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "headrace-tests" / name
+
+
+@contextlib.contextmanager
+def fetching() -> Iterator[None]:
+    """Holds the cache for this process: whoever else would fetch waits."""
+    folder = cache_folder("")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def need(service: str) -> None:
