@@ -258,7 +258,7 @@ import sys
 from headrace.console import cli, demo
 
 right = demo.Case
-demo.Case = lambda project, world, record, verdict: record.acknowledged.add("gone") or right(
+demo.Case = lambda project, world, record, verdict: record.acknowledged.update(gone=0) or right(
     project, world, record, verdict)
 sys.exit(cli.main(sys.argv[1:]))
 """

@@ -21,6 +21,7 @@ from headrace.console.init import write_project
 from headrace.console.verify import BEGIN_US, Asked
 from headrace.endpoints import app as endpoint
 from headrace.endpoints import carousel
+from headrace.endpoints.follower import Seen
 from headrace.events import settle
 from headrace.events.world import DAY, HOUR, MINUTE, World
 from headrace.experiments import analyse
@@ -116,6 +117,27 @@ def drop_acknowledged(patch):
     patch.setattr(SqliteSender, "append", wrong)
 
 
+def change_acknowledged(patch):
+    shows, append = every(50), SqliteSender.append
+
+    async def wrong(self, name, records):
+        if name == "clicks" and shows():
+            records = [structs.replace(one, value=one.value.replace(b'"track"', b'"group"')) for one in records]
+        await append(self, name, records)
+
+    patch.setattr(SqliteSender, "append", wrong)
+
+
+def forget_logins(patch):
+    right = settle.who
+    patch.setattr(settle, "who", lambda envelope: (right(envelope)[0], None))
+
+
+def believe_clocks(patch):
+    right = settle._event_time
+    patch.setattr(settle, "_event_time", lambda *given: right(*given[:-1], DAY))
+
+
 def lose_click(patch):
     shows, right = every(20), settle.settle
 
@@ -187,6 +209,11 @@ def serve_stale(patch):
     patch.setattr(endpoint, "_pick", wrong)
 
 
+def show_again(patch):
+    right = Seen.at
+    patch.setattr(Seen, "at", lambda *given: right(*given)[1:])
+
+
 def assign_unevenly(patch):
     right = endpoint.assign
     patch.setattr(endpoint, "assign", lambda seed, visitor, _: right(seed, visitor, (0.55, 0.45)))
@@ -228,7 +255,10 @@ def take_for_the_other(patch):
 
 PLAYED = [
     Bug("an acknowledged event is dropped", "every acknowledged event stands in clicks", drop_acknowledged),
+    Bug("an acknowledged event is changed", "every acknowledged event stands in clicks", change_acknowledged),
     Bug("a click is settled by nobody", "every click is settled, failed or a repeat, once", lose_click),
+    Bug("a login is forgotten", "every event says what its client sent", forget_logins),
+    Bug("a clock that is off is believed", "every event says what its client sent", believe_clocks),
     Bug("a row is doubled", "every settled event is one row of the lake", double_row),
     Bug("a decision is doubled", "every decision is one row of the lake", double_decision),
     Bug("robots are taken for people", "robots are told from people", miss_robots),
@@ -237,6 +267,7 @@ PLAYED = [
     Bug("a stale model is served", "each arm is served by its own bundle", serve_stale),
     Bug("the hash is biased", "each visitor is in the arm of the hash", assign_unevenly),
     Bug("a page is logged otherwise than answered", "every page is logged as it was answered", answer_otherwise),
+    Bug("what was clicked is shown again", "what was seen is what was clicked within a day", show_again),
     Bug("a decision is made of another seed", "every decision is made again from what was logged", log_other_seed),
     Bug("a refused challenger is promoted", "the champion follows from the verdict", promote_anybody),
     Bug("a verdict takes the arms for each other", "the verdict follows from its numbers", take_for_the_other),
@@ -346,8 +377,14 @@ JUDGED = [
 
 
 TOGETHER = [
-    (drop_acknowledged, double_row, double_decision, miss_robots, merge_twice, serve_stale, answer_otherwise),
-    (lose_click, ignore_late, assign_unevenly, log_other_seed, promote_anybody, take_for_the_other),
+    (
+        *(drop_acknowledged, forget_logins, double_row, double_decision),
+        *(miss_robots, merge_twice, serve_stale, answer_otherwise, show_again),
+    ),
+    (
+        *(change_acknowledged, lose_click, believe_clocks, ignore_late),
+        *(assign_unevenly, log_other_seed, promote_anybody, take_for_the_other),
+    ),
 ]
 """Bugs that don't hide each other, so that one world shows all of them."""
 

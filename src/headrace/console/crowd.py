@@ -167,5 +167,5 @@ class Crowd:
             self.pause = max(self.pause, now - max(self.answered_at, self.killed_at))
         self.answered_at = now
         self.acks.seconds.append(time.perf_counter() - started_at)
-        self.record.acknowledged.update(event.message_id for event in delivery.events)
+        self.record.note_acknowledged(delivery.events)
         self.answered += len(delivery.events)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -36,14 +36,18 @@ _read_page = msgspec.json.Decoder(Shown).decode
 class Record:
     """What clients were told, noted by themselves."""
 
-    acknowledged: set[str] = field(default_factory=set)
-    """The events that a door said are durable."""
+    acknowledged: dict[str, int] = field(default_factory=dict)
+    """The events that a door said are durable: the checksum of each by its id."""
     unanswered: int = 0
     """Requests for pages that nobody answered: such a page may have been made all the same."""
     unlogged: int = 0
     """How many pages came without an id."""
     _answers: list[bytes] = field(default_factory=list)
     """Packed: a demo that lasts has tens of thousands, which as objects are most of what its process grows by."""
+
+    def note_acknowledged(self, events: Iterable[ClientEvent]) -> None:
+        """Notes that a door said of events that they are durable."""
+        self.acknowledged.update((event.message_id, zlib.crc32(msgspec.json.encode(event))) for event in events)
 
     def note_page(self, answer: bytes) -> Shown:
         """Returns the page that an answer is."""

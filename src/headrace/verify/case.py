@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from headrace.base.clock import WorldClock
 from headrace.base.errors import StopError
+from headrace.collect.app import CLICKS
 from headrace.endpoints.endpoint import Shown
 from headrace.endpoints.serving import TRIAL
 from headrace.engines import Source, open_engine
@@ -27,9 +29,12 @@ from headrace.verify.audience import Record
 from headrace.verify.count import count_clicks, read_settled
 from headrace.verify.exposed import Exposed, expose
 from headrace.verify.oracle import Oracle
+from headrace.verify.said import Listener, Sent
 from headrace.verify.truth import Truth, tell_truth
 
 _BATCH = 1_000
+_TOLERANCE_US = 2_000_000
+"""So far a client's clock may be off, in the machine's time, before its events are moved."""
 INSTEAD = frozenset({"bundle", "fallback", "features"})
 """Where one of these is said of a page, another bundle than planned has ranked."""
 
@@ -72,7 +77,7 @@ class Check:
 
 _WITHDRAWN = "SELECT recommendation_id FROM found WHERE list_contains(degraded, 'unlogged')"
 _EVENTS = (
-    "message_id, type, event, event_us, person, visitor, recommendation_id, bot, properties, attributes, "
+    "message_id, type, event, event_us, person, visitor, user_id, recommendation_id, bot, properties, attributes, "
     "log_partition, log_offset, src_offset, seq"
 )
 
@@ -115,6 +120,14 @@ class Case:
     def clicks(self) -> Counter[str]:
         """How often each id stands in `clicks`."""
         return count_clicks(self.project)
+
+    def sent(self) -> Iterator[Sent]:
+        """Yields the clicks of the world's own clients, and what each says."""
+        paths = {event.name: event.item or "" for event in self.project.declared.events if event.of is not None}
+        clock = self.project.clock
+        tolerance_us = int(_TOLERANCE_US * clock.rate) if isinstance(clock, WorldClock) else _TOLERANCE_US
+        listener = Listener(paths, self.attributes, tolerance_us=tolerance_us)
+        return listener.hear(self.project.topic(CLICKS).read_to_ends(), self.record.acknowledged)
 
     @cached_property
     def settled(self) -> list[tuple[str, tuple[int, int]]]:

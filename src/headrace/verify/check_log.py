@@ -8,12 +8,14 @@ from typing import Any
 
 from headrace.verify.audience import FAULTY
 from headrace.verify.case import Case, Check, Found
+from headrace.verify.said import read_row
 
 
 def _is_kept(case: Case) -> Found:
     lost = (one for one in sorted(case.record.acknowledged) if one not in case.clicks)
+    changed = (one.said.message_id for one in case.sent() if one.crc != case.record.acknowledged[one.said.message_id])
     text = f"{len(case.record.acknowledged):,} acknowledged; {case.clicks.total():,} clicks"
-    return Found(text, _first("event", lost))
+    return Found(text, _first("event", lost) or _first("event, changed on its way,", changed))
 
 
 def _is_settled_once(case: Case) -> Found:
@@ -27,6 +29,21 @@ def _is_settled_once(case: Case) -> Found:
     refused = set(failed)
     swapped = (one for one in sorted(case.record.acknowledged) if (one in refused) != one.endswith(FAULTY))
     return Found(text, _first("event", wrong) or _first("event", strange) or _first("event", swapped))
+
+
+def _says_what_was_sent(case: Case) -> Found:
+    # Their hashes, since all that was said is most of a demo's memory.
+    said = {one.place: hash(one.said) for one in case.sent()}
+    ours = (row for row in case.events if row["message_id"] in case.record.acknowledged)
+    judged = 0
+    for judged, row in enumerate(ours, 1):
+        place = (row["log_partition"], row["src_offset"])
+        told = read_row(row)
+        if hash(told) != said.get(place):
+            meant = next((one.said for one in case.sent() if one.place == place), None)
+            why = told.differs_from(meant) if meant else "it stands for another click"
+            return Found(f"{judged:,} events", f"event {told.message_id}, {why}")
+    return Found(f"{judged:,} events: who, what, when, and of which titles")
 
 
 def _is_row_once(case: Case) -> Found:
@@ -64,6 +81,7 @@ def _first(noun: str, found: Iterable[Any]) -> str | None:
 CHECKS = (
     Check("every acknowledged event stands in clicks", "collect", _is_kept),
     Check("every click is settled, failed or a repeat, once", "events", _is_settled_once),
+    Check("every event says what its client sent", "events", _says_what_was_sent),
     Check("robots are told from people", "events", _are_bots_flagged),
     Check("every settled event is one row of the lake", "tables", _is_row_once),
     Check("every decision is one row of the lake", "tables", _is_decision_once),

@@ -22,9 +22,11 @@ from headrace.models import open_bundle
 from headrace.models.linear import ClickModel
 from headrace.models.rows import encode_numbers
 from headrace.verify.case import INSTEAD, Case, Check, Found, LeftOutError
+from headrace.verify.oracle import find_items
 from headrace.verify.truth import read_values
 
 _FALSE_ALARM = 1e-6
+_DAY_US = 86_400_000_000
 _DRAWS = 6_000
 _FEWEST_DRAWS = 600
 _FEWEST_EXPECTED = 8.0
@@ -56,6 +58,30 @@ def _hash_rows(page: Shown) -> dict[str, int]:
         row.title: hash((row.bundle, page.arm, tuple((item.id, item.score, item.propensity) for item in row.items)))
         for row in page.rows
     }
+
+
+def _was_clicked(case: Case) -> Found:
+    """Works out again what each person had clicked within a day, of the events that the page knew."""
+    paths = {event.name: event.item or "" for page in case.project.declared.pages for event in page.events}
+    clicked: dict[str, list[tuple[int, int, int, str]]] = defaultdict(list)
+    for row in case.events:
+        if row["event"] in paths and row["type"] == "track" and not row["bot"] and row["properties"]:
+            for item in find_items(msgspec.json.decode(row["properties"]), paths[row["event"]]):
+                place = (row["event_us"], row["log_partition"], row["log_offset"], item)
+                clicked[row["person"]].append(place)
+    size = items = 0
+    for size, row in enumerate(case.decisions, 1):
+        applied = dict(enumerate(row["applied"]))
+        wanted = {
+            item
+            for event_us, partition, offset, item in clicked.get(row["person"], ())
+            if row["at_us"] - _DAY_US <= event_us < row["at_us"] and offset < applied.get(partition, 0)
+        }
+        items += len(wanted)
+        if set(row["seen"] or ()) != wanted:
+            told = f"seen: {sorted(row['seen'] or ())}, events say {sorted(wanted)}"
+            return Found(f"{size:,} rows", f"recommendation {row['recommendation_id']}, {told}")
+    return Found(f"{size:,} rows, {items:,} titles left out of them")
 
 
 def _is_pinned(case: Case) -> Found:
@@ -259,6 +285,7 @@ CHECKS = (
     Check("features served are those known to the page", "features", _is_served_as_counted),
     Check("training rows know what their page knew", "models", _is_learned_as_counted),
     Check("every page is logged as it was answered", "endpoints", _is_logged_as_answered),
+    Check("what was seen is what was clicked within a day", "endpoints", _was_clicked),
     Check("each arm is served by its own bundle", "endpoints", _is_pinned),
     Check("every decision is made again from what was logged", "endpoints", _is_made_again),
     Check("a propensity is the frequency", "endpoints", _are_chances_true, _FALSE_ALARM),

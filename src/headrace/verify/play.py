@@ -355,7 +355,7 @@ class _Play:
         status, answer = await self._sends.post(b"/v1/batch", encode(delivery), AUTHORIZATION)
         if status != 200:
             raise StopError(f"the collector answers {status} to a batch: {answer.decode('utf-8', 'replace')[:500]}")
-        self.played.record.acknowledged.update(event.message_id for event in delivery.events)
+        self.played.record.note_acknowledged(delivery.events)
 
     async def _deliver_rest(self) -> None:
         """Sends what is still on its way; nobody comes any more."""
