@@ -43,11 +43,15 @@ def test_a_project_is_found_under_any_name(tmp_path):
     assert load_project(path) == Project("shop", events=(Event("Click"),))
 
 
-def test_loading_twice_reads_the_file_anew(tmp_path):
+def test_loading_twice_reads_the_file_anew_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = write(tmp_path, "from headrace import Project\nproject = Project('a')\n")
+    files = sorted(tmp_path.rglob("*"))
     assert load_project(path).name == "a"
-    path.write_text("from headrace import Project\nproject = Project('bc')\n")
-    assert load_project(path).name == "bc"
+    # Within the same second, and as long as before.
+    path.write_text("from headrace import Project\nproject = Project('b')\n")
+    assert load_project(path).name == "b"
+    assert sorted(tmp_path.rglob("*")) == files
 
 
 @pytest.mark.parametrize(

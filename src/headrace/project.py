@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import inspect
 import re
 import socket
@@ -353,12 +352,14 @@ def open_project(folder: Path | str = ".", *, profile: str | None = None) -> Ope
 
 def load_project(path: Path) -> Project:
     """Returns what a project file declares; an error in it names the user's own file and line."""
-    spec = importlib.util.spec_from_file_location("headrace_user_project", path)
-    if spec is None or spec.loader is None or not path.is_file():
+    if not path.is_file():
         raise ProjectError(f"{path}: no such file. Make a project with: headrace init DIR")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType("headrace_user_project")
+    module.__file__ = str(path)
     try:
-        spec.loader.exec_module(module)
+        # Not imported: Python would take its compiled copy for a file that was changed within the same second and is as
+        # long as before, and leave that copy in the folder of whoever only asks.
+        exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), vars(module))  # noqa: S102 - the user's own code
     except (Exception, SystemExit) as error:  # the user's own code may raise anything
         raise ProjectError(f"{_place(path, error)}: {_explain(error, module)}") from error
     return _find_project(path, module)

@@ -113,7 +113,8 @@ def test_a_project_whose_whole_disk_is_full_goes_on_once_there_is_room(disk):
         wait_until(lambda: up.post("/v1/track", {"anonymousId": "ann", "messageId": "after"}).status == 200)
         assert acknowledged | {"after"} <= {one["value"]["messageId"] for one in up.read()}
         assert up.stop() == 0
-        assert up.log.read_text().count("trying on") <= 1, "the log is on the full disk too"
+        # What the dead process held is free for a moment: it was full twice at most, and each time is told once.
+        assert up.log.read_text().count("trying on") <= 2
 
 
 def fill_up(up, disk: Path) -> set[str]:

@@ -10,7 +10,7 @@ from typing import Any
 from headrace.base.errors import DeadlineError, HeadraceError, OutsideError, RequestError, UnknownNameError
 from headrace.base.http import Answer, Request, Response, nothing_answers
 from headrace.console.figures import capitalise
-from headrace.console.frame import NOTHING, Html, Sheet, command, empty, put, respond, tag, waiting
+from headrace.console.frame import NOTHING, Html, Sheet, command, put, respond, tag, waiting
 from headrace.console.guard import FORM_TOKEN, Guarded, caller_of, form_token, needs
 from headrace.console.reader import PATIENCE_SECONDS, Reader
 from headrace.project import OpenProject
@@ -131,5 +131,5 @@ def _explain(request: Request, error: HeadraceError) -> Sheet:
     else:
         status, title = 400, "This cannot be done"
     head, _, rest = capitalise(str(error)).partition("\n")
-    body = put(empty(title, head, ""), tag("section", command(rest), class_="panel") if rest else "")
+    body = tag("section", tag("p", head), command(rest) if rest else "", class_="panel empty")
     return Sheet(place, title, "This page could not be made; the reason stands below.", body, status=status)
