@@ -34,3 +34,13 @@ def test_the_proof_counts_each_event_once_and_nothing_that_is_none(shop):
         assert (proof.clicks, proof.settled, proof.failed, proof.repeats, proof.rows) == (4, 2, 1, 1, 2)
         assert proof.holds
         assert prove(project, {"m1", "m9"}).lost == 1
+
+
+def test_the_proof_knows_events_that_nobody_named(shop):
+    nameless = clicked("m1") | {"messageId": None}
+    shop.click(nameless, nameless, clicked("m1") | {"messageId": 7}, clicked("m2"), 5, [], "Product Clicked")
+    shop.run()
+    with open_project(shop.folder) as project:
+        proof = prove(project, {"m2"})
+        assert (proof.clicks, proof.settled, proof.failed, proof.repeats, proof.rows) == (7, 4, 3, 0, 4)
+        assert proof.holds

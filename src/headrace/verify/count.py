@@ -19,7 +19,7 @@ from headrace.topics import Message
 
 
 class _Click(msgspec.Struct):
-    message_id: str = msgspec.field(name="messageId", default="")
+    message_id: str | int = msgspec.field(name="messageId", default="")
 
 
 class Settled(msgspec.Struct):
@@ -144,8 +144,17 @@ def wait_at_rest(project: OpenProject, seconds: float) -> bool:
 
 def count_clicks(project: OpenProject) -> Counter[str]:
     """Returns how often each id stands in `clicks`."""
-    messages = project.topic(CLICKS).read_to_ends()
-    return Counter(_clicks.decode(one.value or b"{}").message_id for one in messages if is_click(one))
+    return Counter(map(read_id, filter(is_click, project.topic(CLICKS).read_to_ends())))
+
+
+def read_id(message: Message) -> str:
+    """Returns the id of a click; where its client gave it none, the place where it stands."""
+    try:
+        found = _clicks.decode(message.value or b"").message_id
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        # Anybody may send to a door.
+        found = ""
+    return str(found) or f"{message.partition}/{message.offset}"
 
 
 def read_settled(project: OpenProject, name: str) -> Iterator[tuple[int, Settled]]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from headrace.topics import Message
+from headrace.verify.count import read_id
 from headrace.verify.oracle import find_items
 
 Place = tuple[int, int]
@@ -67,10 +68,9 @@ class Listener:
     def hear(self, messages: Iterable[Message], ours: Mapping[str, int]) -> Iterator[Sent]:
         """Yields the clicks that the world's own clients have sent; anybody may send to a door."""
         for message in messages:
-            value, headers = message.value or b"", dict(message.headers)
-            event = _read(value) if value else None
-            if isinstance(event, dict) and event.get("messageId") in ours:
-                said = self._say(message.partition, event, _read(headers["door"]))
+            if read_id(message) in ours:
+                value, headers = message.value or b"", dict(message.headers)
+                said = self._say(message.partition, _read(value), _read(headers["door"]))
                 yield Sent((message.partition, message.offset), zlib.crc32(value), said)
 
     def _say(self, partition: int, event: Mapping[str, Any], door: Mapping[str, Any]) -> Said:
