@@ -355,7 +355,8 @@ class _Play:
                 await live
 
     async def _stay(self) -> None:
-        """Goes on until Ctrl-C."""
+        """Goes on until Ctrl-C; nobody counts any more."""
+        self.crowd.record.close()
         url = read_state(self.project, "console")["url"]
         self.console.print(f"\nThe audience goes on; look at {url} as one of them. Ctrl-C ends it.")
         async with self._visited():

@@ -43,17 +43,27 @@ class Record:
     unlogged: int = 0
     """How many pages came without an id."""
     _answers: list[bytes] = field(default_factory=list)
-    """Packed: a demo that lasts has tens of thousands, which as objects are most of what its process grows by."""
+    """Packed: a demo has tens of thousands, which as objects are most of what its process weighs."""
+    _is_closed: bool = False
+
+    def close(self) -> None:
+        """Forgets everything and notes nothing more: whoever goes on would grow by a gigabyte an hour."""
+        self.acknowledged.clear()
+        self._answers.clear()
+        self._is_closed = True
 
     def note_acknowledged(self, events: Iterable[ClientEvent]) -> None:
         """Notes that a door said of events that they are durable."""
+        if self._is_closed:
+            return
         self.acknowledged.update((event.message_id, zlib.crc32(msgspec.json.encode(event))) for event in events)
 
     def note_page(self, answer: bytes) -> Shown:
         """Returns the page that an answer is."""
         page = _read_page(answer)
-        self.unlogged += page.recommendation_id is None
-        self._answers.append(zlib.compress(answer, 1))
+        if not self._is_closed:
+            self.unlogged += page.recommendation_id is None
+            self._answers.append(zlib.compress(answer, 1))
         return page
 
     @property
