@@ -25,8 +25,9 @@ from headrace.experiments.verdict import Exposure, Verdict
 from headrace.features import Column
 from headrace.loop import find_trial_of, list_exposures
 from headrace.project import OpenProject
+from headrace.topics import Message
 from headrace.verify.audience import Record
-from headrace.verify.count import count_clicks, read_settled
+from headrace.verify.count import count_clicks, read_id, read_settled
 from headrace.verify.exposed import Exposed, expose
 from headrace.verify.oracle import Oracle
 from headrace.verify.said import Listener, Sent
@@ -121,13 +122,18 @@ class Case:
         """How often each id stands in `clicks`."""
         return count_clicks(self.project)
 
+    def ours(self) -> Iterator[Message]:
+        """Yields the clicks of the world's own clients: anybody may send to a door."""
+        messages = self.project.topic(CLICKS).read_to_ends()
+        return (one for one in messages if read_id(one) in self.record.acknowledged)
+
     def sent(self) -> Iterator[Sent]:
-        """Yields the clicks of the world's own clients, and what each says."""
+        """Yields what each of the world's own clicks says."""
         paths = {event.name: event.item or "" for event in self.project.declared.events if event.of is not None}
         clock = self.project.clock
         tolerance_us = int(_TOLERANCE_US * clock.rate) if isinstance(clock, WorldClock) else _TOLERANCE_US
         listener = Listener(paths, self.attributes, tolerance_us=tolerance_us)
-        return listener.hear(self.project.topic(CLICKS).read_to_ends(), self.record.acknowledged)
+        return listener.hear(self.ours())
 
     @cached_property
     def settled(self) -> list[tuple[str, tuple[int, int]]]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 from headrace.verify.audience import FAULTY
 from headrace.verify.case import Case, Check, Found
+from headrace.verify.count import read_id
 from headrace.verify.said import read_row
 
 
 def _is_kept(case: Case) -> Found:
     lost = (one for one in sorted(case.record.acknowledged) if one not in case.clicks)
-    changed = (one.said.message_id for one in case.sent() if one.crc != case.record.acknowledged[one.said.message_id])
+    arrived = ((read_id(one), zlib.crc32(one.value or b"")) for one in case.ours())
+    changed = (one for one, checksum in arrived if checksum != case.record.acknowledged[one])
     text = f"{len(case.record.acknowledged):,} acknowledged; {case.clicks.total():,} clicks"
     return Found(text, _first("event", lost) or _first("event, changed on its way,", changed))
 
